@@ -1,0 +1,1 @@
+//! What a stage does: ranks, models, data, training, checkpoints, evaluation, attacks.

@@ -1,0 +1,252 @@
+//! The one way to write a file: temp + fsync + rename + fsync of the directory.
+//!
+//! A reader sees the old content or the new one, never a part. Journals are append-only lines; a torn
+//! last line is dropped by the reader.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{RecordError, Result};
+
+static NEXT_TEMP: AtomicU64 = AtomicU64::new(0);
+
+/// A name beside `path` that no other writer uses.
+fn temp_beside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let n = NEXT_TEMP.fetch_add(1, Ordering::Relaxed);
+    path.with_file_name(format!(".{name}.{}-{}-{n}.tmp", host_name(), std::process::id()))
+}
+
+/// Name of this host, as the kernel says.
+pub fn host_name() -> String {
+    let mut buffer = [0u8; 256];
+    // SAFETY: the buffer is valid for its whole length and gethostname writes at most that much.
+    let rc = unsafe { libc::gethostname(buffer.as_mut_ptr().cast(), buffer.len()) };
+    let end = buffer.iter().position(|&b| b == 0).unwrap_or(buffer.len());
+    if rc == 0 { String::from_utf8_lossy(&buffer[..end]).into_owned() } else { "unknown".to_owned() }
+}
+
+/// Writes `bytes` to `path`: all of it or nothing, durable when it returns.
+/// Directories above it are made.
+///
+/// # Errors
+/// The disk is full, or the directory cannot be written; what was at `path` is still there.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomic_with(path, |file| file.write_all(bytes))
+}
+
+/// As [`write_atomic`], for content that is produced piece by piece.
+///
+/// # Errors
+/// As [`write_atomic`], or what `write` returns.
+pub fn write_atomic_with(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
+    let parent = parent_of(path);
+    make_dirs(&parent)?;
+    let temp = temp_beside(path);
+    let result = (|| {
+        let mut file = File::create(&temp).map_err(RecordError::io("write", &temp))?;
+        write(&mut file).map_err(RecordError::io("write", path))?;
+        file.sync_all().map_err(RecordError::io("write", path))?;
+        std::fs::rename(&temp, path).map_err(RecordError::io("rename onto", path))?;
+        sync_dir(&parent)
+    })();
+    if result.is_err() {
+        // The temporary file holds nothing that anyone needs; failing to remove it changes nothing.
+        let _ = std::fs::remove_file(&temp);
+    }
+    result
+}
+
+/// Writes `value` as indented JSON with a final newline, atomically.
+///
+/// # Errors
+/// As [`write_atomic`]; [`RecordError::Value`] if it is no JSON.
+pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let mut text =
+        serde_json::to_string_pretty(value).map_err(|e| RecordError::Value(format!("cannot print as JSON: {e}")))?;
+    text.push('\n');
+    write_atomic(path, text.as_bytes())
+}
+
+/// Creates `path` with complete content, or returns `false` if it already exists.
+/// Made with link(2), which is exclusive on network file systems too.
+///
+/// # Errors
+/// The directory cannot be written.
+pub fn create_exclusive(path: &Path, bytes: &[u8]) -> Result<bool> {
+    let parent = parent_of(path);
+    make_dirs(&parent)?;
+    let temp = temp_beside(path);
+    let result = (|| {
+        let mut file = File::create(&temp).map_err(RecordError::io("write", &temp))?;
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(RecordError::io("write", path))?;
+        match std::fs::hard_link(&temp, path) {
+            Ok(()) => sync_dir(&parent).map(|()| true),
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                // A network file system may repeat a request whose reply was lost and report the
+                // second one: the link count of our own file tells whether the first succeeded.
+                use std::os::unix::fs::MetadataExt;
+                Ok(file.metadata().is_ok_and(|m| m.nlink() == 2))
+            }
+            Err(e) => Err(RecordError::Io { action: "create", path: path.to_path_buf(), source: e }),
+        }
+    })();
+    // As in write_atomic_with: only the link matters.
+    let _ = std::fs::remove_file(&temp);
+    result
+}
+
+/// Appends one line and makes it durable. `line` holds no newline.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn append_line(path: &Path, line: &str) -> Result<()> {
+    debug_assert!(!line.contains('\n'), "a journal line is one line");
+    make_dirs(&parent_of(path))?;
+    let torn = last_byte(path)?.is_some_and(|b| b != b'\n');
+    let mut file =
+        OpenOptions::new().create(true).append(true).open(path).map_err(RecordError::io("append to", path))?;
+    // A torn last line of a killed writer is ended first, so that it cannot swallow this one.
+    let text = if torn { format!("\n{line}\n") } else { format!("{line}\n") };
+    file.write_all(text.as_bytes()).map_err(RecordError::io("append to", path))?;
+    file.sync_data().map_err(RecordError::io("append to", path))
+}
+
+fn last_byte(path: &Path) -> Result<Option<u8>> {
+    use std::io::{Seek, SeekFrom};
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(RecordError::Io { action: "read", path: path.to_path_buf(), source: e }),
+    };
+    if file.seek(SeekFrom::End(0)).map_err(RecordError::io("read", path))? == 0 {
+        return Ok(None);
+    }
+    file.seek(SeekFrom::End(-1)).map_err(RecordError::io("read", path))?;
+    let mut byte = [0u8];
+    file.read_exact(&mut byte).map_err(RecordError::io("read", path))?;
+    Ok(Some(byte[0]))
+}
+
+/// Every whole JSON line of a journal, in order. A last line without its newline is dropped; a file
+/// that is not there has no lines.
+///
+/// # Errors
+/// The file cannot be read, or a whole line is not a `T`.
+pub fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(RecordError::Io { action: "read", path: path.to_path_buf(), source: e }),
+    };
+    let whole = bytes.iter().rposition(|&b| b == b'\n').map_or(&[][..], |end| &bytes[..end]);
+    let mut lines = Vec::new();
+    for (i, line) in whole.split(|&b| b == b'\n').enumerate() {
+        match serde_json::from_slice(line) {
+            Ok(value) => lines.push(value),
+            // An empty line, or a torn one that a later writer ended.
+            Err(e) if line.is_empty() || e.is_eof() => {}
+            Err(e) => return Err(RecordError::damaged(path, format!("line {}: {e}", i + 1))),
+        }
+    }
+    Ok(lines)
+}
+
+/// Reads a JSON file.
+///
+/// # Errors
+/// It cannot be read, or is not a `T`.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let bytes = std::fs::read(path).map_err(RecordError::io("read", path))?;
+    serde_json::from_slice(&bytes).map_err(|e| RecordError::damaged(path, e.to_string()))
+}
+
+/// Reads a text file.
+///
+/// # Errors
+/// It cannot be read or is not UTF-8.
+pub fn read_text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(RecordError::io("read", path))
+}
+
+/// Makes `dir` and what is above it; new ones are for their owner only.
+///
+/// # Errors
+/// It cannot be made.
+pub fn make_dirs(dir: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    if dir.is_dir() {
+        return Ok(());
+    }
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(RecordError::io("create", dir))
+}
+
+/// Makes renames and links in `dir` durable.
+///
+/// # Errors
+/// It cannot be opened.
+pub fn sync_dir(dir: &Path) -> Result<()> {
+    File::open(dir).and_then(|d| d.sync_all()).map_err(RecordError::io("sync", dir))
+}
+
+fn parent_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p.to_path_buf(),
+        _ => PathBuf::from("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exclusive_creation_happens_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/1.json");
+        assert!(create_exclusive(&path, b"first").unwrap());
+        assert!(!create_exclusive(&path, b"second").unwrap());
+        assert_eq!(std::fs::read(&path).unwrap(), b"first");
+        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("seal.json");
+        write_atomic(&path, b"old").unwrap();
+        let failed = write_atomic_with(&path, |file| {
+            file.write_all(b"half")?;
+            Err(std::io::Error::from(std::io::ErrorKind::StorageFull))
+        });
+        assert!(failed.unwrap_err().is_disk_full());
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_torn_line_is_dropped_and_does_not_swallow_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal.jsonl");
+        append_line(&path, r#"{"n":1}"#).unwrap();
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(br#"{"n":"#).unwrap();
+        let ns = || -> Vec<serde_json::Value> { read_lines(&path).unwrap() };
+        assert_eq!(ns().len(), 1);
+        append_line(&path, r#"{"n":2}"#).unwrap();
+        assert_eq!(ns(), [serde_json::json!({"n": 1}), serde_json::json!({"n": 2})]);
+    }
+
+    #[test]
+    fn a_wrong_line_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal.jsonl");
+        std::fs::write(&path, "{\"n\":1}\nhello\n").unwrap();
+        let error = read_lines::<serde_json::Value>(&path).unwrap_err().to_string();
+        assert!(error.contains("line 2"), "{error}");
+    }
+}

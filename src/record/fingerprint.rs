@@ -1,0 +1,122 @@
+//! What makes a cell's result what it is: the fingerprint, and the JSON it was made from.
+//!
+//! The source is kept beside the digest in every seal, so that "which key changed" is a diff.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Digest;
+
+/// Digest of a [`FingerprintSource`].
+pub type Fingerprint = Digest;
+
+/// Version of the fingerprint's own format.
+pub const FINGERPRINT_VERSION: u32 = 1;
+
+/// Everything that may change an output byte of a cell. Paths, resources and ranks never enter.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FingerprintSource {
+    /// [`FINGERPRINT_VERSION`].
+    pub version: u32,
+    /// Stage kind (`train`, `command`, ...).
+    pub kind: String,
+    /// Semantic version of the kind.
+    pub kind_version: u32,
+    /// Semantic parameters, fully resolved, without nulls.
+    pub params: Value,
+    /// The cell's seed, if it has one.
+    pub seed: Option<u32>,
+    /// Fingerprints of the needed cells, by [`super::CellKey::local_name`] (or the whole key for another study's).
+    pub needs: BTreeMap<String, Fingerprint>,
+    /// Digests of external inputs by declared name.
+    pub inputs: BTreeMap<String, Digest>,
+}
+
+/// One difference between two sources.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Change {
+    /// Dotted path of the key, e.g. `params.lr` or `needs.setup`.
+    pub key: String,
+    /// Value in the old source; `None` if it was not there.
+    pub old: Option<Value>,
+    /// Value in the new source; `None` if it is gone.
+    pub new: Option<Value>,
+}
+
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let text = |v: &Option<Value>| match v {
+            None => "absent".to_owned(),
+            // Digests are long and their digits tell nobody anything.
+            Some(Value::String(s)) if s.len() == 64 => s[..8].to_owned(),
+            Some(v) => v.to_string(),
+        };
+        write!(f, "{}: {} -> {}", self.key, text(&self.old), text(&self.new))
+    }
+}
+
+impl FingerprintSource {
+    /// The fingerprint.
+    pub fn fingerprint(&self) -> Fingerprint {
+        Digest::of_json(&self.to_json())
+    }
+
+    /// The source as JSON.
+    pub fn to_json(&self) -> Value {
+        // Strings, numbers and maps with string keys always serialize.
+        serde_json::to_value(self).unwrap_or(Value::Null)
+    }
+}
+
+/// The leaves in which two sources differ, sorted by key.
+pub fn changes(old: &FingerprintSource, new: &FingerprintSource) -> Vec<Change> {
+    let mut found = Vec::new();
+    diff("", Some(&old.to_json()), Some(&new.to_json()), &mut found);
+    found.sort_by(|a, b| a.key.cmp(&b.key));
+    found
+}
+
+fn diff(path: &str, old: Option<&Value>, new: Option<&Value>, found: &mut Vec<Change>) {
+    if old == new {
+        return;
+    }
+    if let (Some(Value::Object(a)), Some(Value::Object(b))) = (old, new) {
+        let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+        for key in keys {
+            let sub = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            diff(&sub, a.get(key), b.get(key), found);
+        }
+        return;
+    }
+    found.push(Change { key: path.to_owned(), old: old.cloned(), new: new.cloned() });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_change_names_the_key() {
+        let old = FingerprintSource {
+            version: FINGERPRINT_VERSION,
+            kind: "train".into(),
+            kind_version: 1,
+            params: json!({"lr": 1e-5, "schedule": {"warmup_ratio": 0.1}}),
+            seed: Some(42),
+            needs: BTreeMap::from([("setup".to_owned(), Digest::of_bytes(b"1"))]),
+            inputs: BTreeMap::new(),
+        };
+        let mut new = old.clone();
+        assert!(changes(&old, &new).is_empty());
+        assert_eq!(old.fingerprint(), new.fingerprint());
+        new.params = json!({"lr": 2e-5, "schedule": {"warmup_ratio": 0.1}, "clip": 1.0});
+        new.needs.insert("setup".to_owned(), Digest::of_bytes(b"2"));
+        let keys: Vec<String> = changes(&old, &new).into_iter().map(|c| c.key).collect();
+        assert_eq!(keys, ["needs.setup", "params.clip", "params.lr"]);
+        assert_ne!(old.fingerprint(), new.fingerprint());
+    }
+}

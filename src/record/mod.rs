@@ -1,0 +1,22 @@
+//! Ground floor: what every wing shares and nothing else.
+//!
+//! Cells and their keys, what lies in a run directory (attempts, progress, seal, `run.h5`), exit codes,
+//! digests and the one way to write a file. Nothing here knows Slurm, tensors or tables.
+
+pub mod cell;
+pub mod digest;
+pub mod exit;
+pub mod files;
+pub mod fingerprint;
+pub mod key;
+
+mod error;
+
+pub use cell::{Cell, ExternalInput, Need, Resources};
+pub use digest::Digest;
+pub use error::RecordError;
+pub use fingerprint::{Change, Fingerprint, FingerprintSource};
+pub use key::{CellKey, Name};
+
+/// Result of everything on the ground floor.
+pub type Result<T> = std::result::Result<T, RecordError>;

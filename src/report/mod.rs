@@ -1,0 +1,1 @@
+//! From results to the paper: queries, statistics, tables and their renderers.

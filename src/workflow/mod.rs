@@ -1,0 +1,1 @@
+//! From a study file to jobs: study, plan, submission, journal, and what happens inside a job.
