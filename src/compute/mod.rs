@@ -1,1 +1,8 @@
 //! What a stage does: ranks, models, data, training, checkpoints, evaluation, attacks.
+
+pub mod data;
+pub mod rng;
+
+mod error;
+
+pub use error::{ComputeError, Result};
