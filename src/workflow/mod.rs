@@ -1,1 +1,3 @@
 //! From a study file to jobs: study, plan, submission, journal, and what happens inside a job.
+
+pub mod study;
