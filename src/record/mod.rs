@@ -9,6 +9,9 @@ pub mod exit;
 pub mod files;
 pub mod fingerprint;
 pub mod key;
+pub mod run;
+pub mod run_h5;
+pub mod tree;
 
 mod error;
 
@@ -17,6 +20,7 @@ pub use digest::Digest;
 pub use error::RecordError;
 pub use fingerprint::{Change, Fingerprint, FingerprintSource};
 pub use key::{CellKey, Name};
+pub use run::{Column, Items, RunRecord, SeriesPoint};
 
 /// Result of everything on the ground floor.
 pub type Result<T> = std::result::Result<T, RecordError>;
