@@ -1,0 +1,230 @@
+//! `attempts/<n>.json`: one start of a cell. The file's creation is the claim: it is made by link(2), so
+//! that of two starters one wins, on network file systems too. `<n>.end.json` says how it ended and
+//! `<n>.beat` holds a counter that moves while it lives.
+
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::{CellKey, Fingerprint, RecordError, Result, files};
+
+/// Format version of the attempt's files.
+pub const ATTEMPT_VERSION: u32 = 1;
+
+/// The Slurm job of an attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobRef {
+    /// `SLURM_ARRAY_JOB_ID_SLURM_ARRAY_TASK_ID`, or the job id of a single job: what scontrol takes.
+    pub id: String,
+    /// `SLURM_RESTART_COUNT`.
+    pub restart: u32,
+}
+
+/// What an attempt says when it starts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttemptStart {
+    /// [`ATTEMPT_VERSION`].
+    pub version: u32,
+    /// Number, from 1.
+    pub attempt: u32,
+    /// The cell.
+    pub key: CellKey,
+    /// The cell's fingerprint.
+    pub fingerprint: Fingerprint,
+    /// Name of the submission.
+    pub submission: String,
+    /// The Slurm job; absent for a local attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobRef>,
+    /// Host it runs on.
+    pub host: String,
+    /// Process id there.
+    pub pid: u32,
+    /// Boot id of the host: a process id means nothing after a reboot.
+    pub boot_id: String,
+    /// User name.
+    pub user: String,
+    /// When it began.
+    pub started_at: DateTime<Utc>,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttemptEnd {
+    /// [`ATTEMPT_VERSION`].
+    pub version: u32,
+    /// Exit code of the attempt, as documented.
+    pub exit_code: i32,
+    /// Why, in words.
+    pub cause: String,
+    /// Last step that a checkpoint or the progress file knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<u64>,
+    /// When it ended.
+    pub ended_at: DateTime<Utc>,
+    /// Wall time, seconds.
+    pub wall_s: f64,
+}
+
+fn dir(run_dir: &Path) -> PathBuf {
+    run_dir.join("attempts")
+}
+
+/// The file that claims attempt `n`.
+pub fn start_path(run_dir: &Path, n: u32) -> PathBuf {
+    dir(run_dir).join(format!("{n}.json"))
+}
+
+fn end_path(run_dir: &Path, n: u32) -> PathBuf {
+    dir(run_dir).join(format!("{n}.end.json"))
+}
+
+fn beat_path(run_dir: &Path, n: u32) -> PathBuf {
+    dir(run_dir).join(format!("{n}.beat"))
+}
+
+/// Number of the last attempt; 0 if there was none.
+///
+/// # Errors
+/// The directory cannot be listed.
+pub fn last(run_dir: &Path) -> Result<u32> {
+    let dir = dir(run_dir);
+    let entries = match std::fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        Err(e) => return Err(RecordError::Io { action: "list", path: dir, source: e }),
+    };
+    let mut last = 0;
+    for entry in entries {
+        let name = entry.map_err(RecordError::io("list", &dir))?.file_name();
+        let number = name.to_str().and_then(|n| n.strip_suffix(".json")).and_then(|n| n.parse::<u32>().ok());
+        last = last.max(number.unwrap_or(0));
+    }
+    Ok(last)
+}
+
+/// Claims the attempt that `start` names. `false`: another one was faster.
+///
+/// # Errors
+/// The directory cannot be written.
+pub fn claim(run_dir: &Path, start: &AttemptStart) -> Result<bool> {
+    let text = serde_json::to_string_pretty(start).map_err(|e| RecordError::Value(e.to_string()))?;
+    files::create_exclusive(&start_path(run_dir, start.attempt), format!("{text}\n").as_bytes())
+}
+
+/// Reads attempt `n`.
+///
+/// # Errors
+/// It is not there or damaged.
+pub fn read_start(run_dir: &Path, n: u32) -> Result<AttemptStart> {
+    files::read_json(&start_path(run_dir, n))
+}
+
+/// Says how attempt `n` ended.
+///
+/// # Errors
+/// It cannot be written.
+pub fn write_end(run_dir: &Path, n: u32, end: &AttemptEnd) -> Result<()> {
+    files::write_json(&end_path(run_dir, n), end)
+}
+
+/// How attempt `n` ended; `None` if it has not said so.
+///
+/// # Errors
+/// The file is damaged.
+pub fn read_end(run_dir: &Path, n: u32) -> Result<Option<AttemptEnd>> {
+    match files::read_json(&end_path(run_dir, n)) {
+        Ok(end) => Ok(Some(end)),
+        Err(e) if e.is_not_found() => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Moves the heartbeat of attempt `n`.
+///
+/// # Errors
+/// It cannot be written.
+pub fn beat(run_dir: &Path, n: u32, counter: u64) -> Result<()> {
+    files::write_atomic(&beat_path(run_dir, n), counter.to_string().as_bytes())
+}
+
+/// The heartbeat's counter; `None` before the first.
+pub fn read_beat(run_dir: &Path, n: u32) -> Option<u64> {
+    std::fs::read_to_string(beat_path(run_dir, n)).ok()?.trim().parse().ok()
+}
+
+/// True if a newer attempt than `n` has claimed the cell. Asked before each commit of a checkpoint and
+/// before publishing: a program that finds one exits with [`super::exit::SUPERSEDED`].
+pub fn is_superseded(run_dir: &Path, n: u32) -> bool {
+    start_path(run_dir, n + 1).exists()
+}
+
+/// Boot id of this host, or an empty text where the kernel does not tell.
+pub fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|s| s.trim().to_owned()).unwrap_or_default()
+}
+
+/// True if process `pid` of this host lives.
+pub fn process_lives(pid: u32) -> bool {
+    let Ok(pid) = i32::try_from(pid) else { return false };
+    // SAFETY: signal 0 sends nothing; it only asks.
+    let rc = unsafe { libc::kill(pid, 0) };
+    rc == 0 || std::io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
+}
+
+/// Name of the user who runs this, by `USER`, `LOGNAME` or the user id.
+pub fn user_name() -> String {
+    let named = ["USER", "LOGNAME"].iter().find_map(|v| std::env::var(v).ok().filter(|u| !u.is_empty()));
+    // SAFETY: getuid cannot fail.
+    named.unwrap_or_else(|| format!("uid-{}", unsafe { libc::getuid() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Digest, Name};
+
+    #[test]
+    fn one_of_many_claims_wins() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path();
+        assert_eq!(last(run).unwrap(), 0);
+        let start = |pid| {
+            let name = |s| Name::new(s).unwrap();
+            AttemptStart {
+                version: ATTEMPT_VERSION,
+                attempt: 1,
+                key: CellKey { study: name("s"), profile: name("p"), stage: name("t"), arm: None, seed: None },
+                fingerprint: Digest::of_bytes(b""),
+                submission: "x".into(),
+                job: None,
+                host: "h".into(),
+                pid,
+                boot_id: String::new(),
+                user: "u".into(),
+                started_at: DateTime::UNIX_EPOCH,
+            }
+        };
+        let wins: Vec<bool> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|i| scope.spawn(move || claim(run, &start(i)).unwrap())).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        assert_eq!(wins.iter().filter(|w| **w).count(), 1);
+        assert_eq!(last(run).unwrap(), 1);
+        assert_eq!(read_start(run, 1).unwrap().pid as usize, wins.iter().position(|w| *w).unwrap());
+        assert!(!is_superseded(run, 1));
+        assert!(is_superseded(run, 0));
+    }
+
+    #[test]
+    fn processes() {
+        assert!(process_lives(std::process::id()));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        assert!(!process_lives(child.id()));
+    }
+}
