@@ -42,3 +42,16 @@ pub fn meaning(code: i32) -> &'static str {
         _ => "failed",
     }
 }
+
+/// Prints an error and its causes to stderr, each once: `program: error: ...`, then `  because ...`.
+pub fn report(program: &str, error: &dyn std::error::Error) {
+    use std::io::Write;
+    let mut text = format!("{program}: error: {error}\n");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!("  because {error}\n"));
+        cause = error.source();
+    }
+    // Nobody is there to tell if stderr is gone.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
