@@ -1,1 +1,6 @@
 //! From results to the paper: queries, statistics, tables and their renderers.
+//!
+//! Data flows one way: value trees -> [`query`] -> numbers -> [`stats`] -> cells -> [`table`] -> grid ->
+//! [`render`] -> text. `stats`, `table` and `render` are pure.
+
+pub mod stats;

@@ -1,0 +1,70 @@
+//! Statistics of runs and of matched examples.
+//!
+//! Pure: numbers in, numbers out; randomness comes from a seed that the caller gives. A case without an
+//! answer (one run, no variance, no items) is a [`Degenerate`], never a NaN. Definitions and sources are
+//! with each function; `docs/tables.md` says which of them a table uses.
+
+mod agreement;
+mod bootstrap;
+mod describe;
+mod interval;
+mod multiple;
+mod paired;
+
+pub use agreement::{Kappa, Mcnemar, cohens_h, kappa, mcnemar, weighted_kappa};
+pub use bootstrap::{Bootstrap, Resamples, Rng, bootstrap_mean, bootstrap_mean_difference, seed_of};
+pub use describe::{iqm, mean, median, sample_sd};
+pub use interval::{Interval, t_interval, wilson};
+pub use multiple::{bonferroni, fdr, holm};
+pub use paired::{PairedT, SignFlip, cohens_d_paired, paired_t, sign_flip};
+
+/// Why a statistic has no value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Degenerate {
+    /// Fewer values than the definition needs.
+    #[error("{have} of at least {need} values")]
+    TooFew {
+        /// Values given.
+        have: usize,
+        /// Values needed.
+        need: usize,
+    },
+    /// All values, or all differences, are equal: a ratio to their spread says nothing.
+    #[error("degenerate: no variance")]
+    NoVariance,
+    /// An input is NaN or infinite.
+    #[error("a value is not finite")]
+    NotFinite,
+    /// The two samples that should be matched have different lengths.
+    #[error("{left} values against {right}")]
+    Unmatched {
+        /// Values on the left.
+        left: usize,
+        /// Values on the right.
+        right: usize,
+    },
+    /// A count, proportion or level outside its range.
+    #[error("outside the range of its definition")]
+    OutOfRange,
+    /// Chance agreement is complete: kappa is 0/0.
+    #[error("degenerate: chance agreement is complete")]
+    FullChanceAgreement,
+}
+
+/// A statistic, or why there is none.
+pub type Answer<T> = Result<T, Degenerate>;
+
+/// Checks that there are at least `need` values, all finite.
+fn check(values: &[f64], need: usize) -> Answer<()> {
+    if values.len() < need {
+        return Err(Degenerate::TooFew { have: values.len(), need });
+    }
+    if values.iter().all(|x| x.is_finite()) { Ok(()) } else { Err(Degenerate::NotFinite) }
+}
+
+#[cfg(test)]
+#[track_caller]
+fn assert_close(got: f64, expected: f64, relative: f64) {
+    let off = (got - expected).abs();
+    assert!(off <= relative * expected.abs().max(f64::MIN_POSITIVE), "{got:?} is not {expected:?} (off by {off:e})");
+}
