@@ -1,3 +1,4 @@
 //! From a study file to jobs: study, plan, submission, journal, and what happens inside a job.
 
+pub mod slurm;
 pub mod study;

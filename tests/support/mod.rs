@@ -1,0 +1,3 @@
+//! What tests share: a fake Slurm that really runs job scripts.
+
+pub mod fake_slurm;
