@@ -1,4 +1,6 @@
 //! The one integration test binary.
 
+mod real_slurm;
+mod scripts;
 mod slurm_script;
 mod support;

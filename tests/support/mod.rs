@@ -1,3 +1,11 @@
-//! What tests share: a fake Slurm that really runs job scripts.
+//! What tests share: a fake Slurm that really runs job scripts, and the real one of `scripts/slurm-sandbox`.
 
 pub mod fake_slurm;
+pub mod sandbox;
+
+use std::path::PathBuf;
+
+/// The root of the repository.
+pub fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}

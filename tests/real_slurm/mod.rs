@@ -1,0 +1,3 @@
+//! Tests on a real Slurm (`scripts/slurm-sandbox`). `scripts/test` counts those of this module when it skips them.
+
+mod nodes;

@@ -1,0 +1,73 @@
+//! The real Slurm that `scripts/test` brings up with `scripts/slurm-sandbox`: for tests that need a controller and
+//! four nodes and not a fake. Without `SEEDBED_TEST_SLURM=1` there is none, and the test says so and ends.
+//! Promises that no call outlives its time limit.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+/// A sandbox that is up.
+pub struct Sandbox {
+    script: PathBuf,
+}
+
+/// The sandbox, or `None` after a line that says that this test was skipped.
+pub fn sandbox() -> Option<Sandbox> {
+    if std::env::var_os("SEEDBED_TEST_SLURM").is_none_or(|v| v != "1") {
+        eprintln!("skipped: needs a real Slurm; ./scripts/test brings one up");
+        return None;
+    }
+    let script = super::repository().join("scripts/slurm-sandbox");
+    let status = Command::new(&script).arg("status").output().expect("slurm-sandbox starts");
+    assert!(
+        status.status.success(),
+        "SEEDBED_TEST_SLURM is set but the sandbox is not up: {}",
+        String::from_utf8_lossy(&status.stderr)
+    );
+    Some(Sandbox { script })
+}
+
+impl Sandbox {
+    /// A command on a node (`head`, `n1` to `n4`), to be completed with its words; killed after `limit_s` seconds.
+    pub fn on(&self, node: &str, limit_s: u32) -> Command {
+        let mut command = Command::new("timeout");
+        command.arg("--kill-after=5").arg(limit_s.to_string()).arg(&self.script).args(["exec", node]);
+        command
+    }
+
+    /// The standard output of a command on the head, which must succeed within a minute.
+    pub fn head(&self, words: &[&str]) -> String {
+        let output = self.on("head", 60).args(words).output().expect("slurm-sandbox starts");
+        assert_ok(&output, words);
+        String::from_utf8(output.stdout).expect("UTF-8").trim_end().to_owned()
+    }
+
+    /// `squeue` of one job, one line a task: state and reason. Empty when it has ended.
+    pub fn queue(&self, job: &str) -> String {
+        self.head(&["squeue", "--noheader", "--array", "--states=PD,R,CG,S,CF", "--format=%i %T %r", "--name", job])
+    }
+
+    /// Waits until no job of that name is pending or running; panics with the queue after `limit_s` seconds.
+    pub fn wait_until_ended(&self, name: &str, limit_s: u64) {
+        let began = Instant::now();
+        loop {
+            let queue = self.queue(name);
+            if queue.is_empty() {
+                return;
+            }
+            assert!(began.elapsed() < Duration::from_secs(limit_s), "still queued after {limit_s} s:\n{queue}");
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    }
+}
+
+/// Panics with both outputs unless the command succeeded.
+pub fn assert_ok(output: &Output, what: &[&str]) {
+    assert!(
+        output.status.success(),
+        "{what:?} ended with {}\n{}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
