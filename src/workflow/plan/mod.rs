@@ -1,0 +1,66 @@
+//! The plan: what a study asks for, joined with what is sealed and what is queued. Pure: no file, clock,
+//! environment or process.
+//!
+//! [`expand`] makes the cells with their fingerprints, [`Plan::new`] judges each one, and [`jobs`] cuts
+//! what is left into arrays with the edges that contracts allow.
+
+mod cells;
+mod jobs;
+mod state;
+
+pub use cells::{CellDef, Expansion, PlanError, expand};
+pub use jobs::{Chain, Edge, EdgeKind, JobShape, PlannedJob, Target, jobs};
+pub use state::{CellState, LiveJob, PlannedCell, SealView, code, reads};
+
+use std::collections::BTreeMap;
+
+use super::study::Study;
+use crate::record::CellKey;
+
+/// Every cell of a study with its state.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Cells in an order in which they can run.
+    pub cells: Vec<PlannedCell>,
+}
+
+impl Plan {
+    /// Judges every cell: `seals` holds what was found in the run directories, `live` what the journal and
+    /// Slurm say is queued or running, by [`CellKey::local_name`].
+    pub fn new(
+        study: &Study,
+        expansion: &Expansion,
+        seals: &BTreeMap<String, SealView>,
+        live: &BTreeMap<String, LiveJob>,
+        policy: Policy,
+    ) -> Self {
+        Self { cells: state::judge(study, expansion, seals, live, policy) }
+    }
+
+    /// The cell of that key.
+    pub fn cell(&self, key: &CellKey) -> Option<&PlannedCell> {
+        self.cells.iter().find(|c| c.def.key == *key)
+    }
+
+    /// Cells that must run.
+    pub fn to_run(&self) -> impl Iterator<Item = &PlannedCell> {
+        self.cells.iter().filter(|c| c.state.must_run())
+    }
+
+    /// Number of cells whose state satisfies `pick`.
+    pub fn count(&self, pick: impl Fn(&CellState) -> bool) -> usize {
+        self.cells.iter().filter(|c| pick(&c.state)).count()
+    }
+}
+
+/// Choices of the person who asks for the plan.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Try cells again that a gate or kill criterion stopped.
+    pub retry_stopped: bool,
+    /// Submit a cell anew although one with another fingerprint is queued.
+    pub replace: bool,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,236 @@
+//! Judging cells: done, stopped, stale (which key changed), missing, queued.
+
+use std::collections::BTreeMap;
+
+use super::cells::{CellDef, Expansion};
+use super::Policy;
+use crate::record::seal::{OutputProblem, Seal};
+use crate::record::{Change, Fingerprint, Outcome, fingerprint};
+use crate::workflow::study::{On, Study};
+
+/// What was found in a run directory.
+#[derive(Debug, Clone)]
+pub enum SealView {
+    /// A seal that is whole.
+    Sealed {
+        /// The seal.
+        seal: Box<Seal>,
+        /// What is wrong with its outputs.
+        problem: Option<OutputProblem>,
+    },
+    /// A seal that cannot be trusted, and why.
+    Damaged(String),
+}
+
+/// A job that is queued or running for a cell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveJob {
+    /// Job id, of the array or single job.
+    pub id: String,
+    /// Its unique name.
+    pub name: String,
+    /// Array index; `None` for a single job.
+    pub slot: Option<u32>,
+    /// Fingerprint it was submitted with.
+    pub fingerprint: Fingerprint,
+    /// What Slurm says, e.g. `PENDING`, or `unknown`.
+    pub state: String,
+}
+
+impl LiveJob {
+    /// What scontrol and scancel take.
+    pub fn element(&self) -> String {
+        match self.slot {
+            Some(slot) => format!("{}_{slot}", self.id),
+            None => self.id.clone(),
+        }
+    }
+}
+
+/// Where a cell stands.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CellState {
+    /// Sealed and fresh. `code` is set when other code than this program's sealed it.
+    Done {
+        /// The other code's version and revision.
+        code: Option<String>,
+    },
+    /// A gate or kill criterion said stop, here or upstream.
+    Stopped(String),
+    /// Sealed, but under another fingerprint or with other parents.
+    Stale(Vec<Change>),
+    /// Sealed, but an output is gone or changed.
+    MissingOutputs(String),
+    /// Sealed, but the seal cannot be trusted.
+    Damaged(String),
+    /// Never sealed.
+    Missing,
+    /// A job for it is queued or running.
+    Queued(LiveJob),
+    /// A job for it is queued or running under another fingerprint.
+    QueuedStale(LiveJob),
+}
+
+impl CellState {
+    /// True if the cell must be submitted.
+    pub fn must_run(&self) -> bool {
+        matches!(self, Self::Stale(_) | Self::MissingOutputs(_) | Self::Damaged(_) | Self::Missing | Self::QueuedStale(_))
+    }
+
+    /// True if the cell is sealed and fresh.
+    pub fn is_done(&self) -> bool {
+        matches!(self, Self::Done { .. })
+    }
+
+    /// One word for people and for JSON.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Done { .. } => "done",
+            Self::Stopped(_) => "stopped",
+            Self::Stale(_) => "stale",
+            Self::MissingOutputs(_) => "missing-outputs",
+            Self::Damaged(_) => "damaged",
+            Self::Missing => "missing",
+            Self::Queued(_) => "queued",
+            Self::QueuedStale(_) => "queued-stale",
+        }
+    }
+
+    /// The reason, for people; empty where the word says all.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Done { code: Some(code) } => format!("by other code {code}"),
+            Self::Done { code: None } | Self::Missing => String::new(),
+            Self::Stopped(why) | Self::MissingOutputs(why) | Self::Damaged(why) => why.clone(),
+            Self::Stale(changes) => {
+                let mut parts: Vec<String> = changes.iter().take(3).map(ToString::to_string).collect();
+                if changes.len() > 3 {
+                    parts.push(format!("and {} more", changes.len() - 3));
+                }
+                parts.join("; ")
+            }
+            Self::Queued(job) => format!("job {} {}", job.element(), job.state),
+            Self::QueuedStale(job) => format!("job {} {} with other parameters", job.element(), job.state),
+        }
+    }
+}
+
+/// A cell with its state.
+#[derive(Debug, Clone)]
+pub struct PlannedCell {
+    /// What the study defines.
+    pub def: CellDef,
+    /// Where it runs.
+    pub on: On,
+    /// Where it stands.
+    pub state: CellState,
+}
+
+/// Version and revision of this program, as seals record it.
+pub fn code() -> String {
+    match option_env!("SEEDBED_REVISION") {
+        Some(revision) => format!("{} {revision}", env!("CARGO_PKG_VERSION")),
+        None => env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+pub(super) fn judge(
+    study: &Study,
+    expansion: &Expansion,
+    seals: &BTreeMap<String, SealView>,
+    live: &BTreeMap<String, LiveJob>,
+    policy: Policy,
+) -> Vec<PlannedCell> {
+    let mut cells: Vec<PlannedCell> = Vec::new();
+    for def in &expansion.cells {
+        let name = def.key.local_name();
+        let mut state = match seals.get(&name) {
+            None => CellState::Missing,
+            Some(SealView::Damaged(why)) => CellState::Damaged(why.clone()),
+            Some(SealView::Sealed { seal, problem }) => sealed(def, seal, problem.as_ref(), &cells, seals, policy),
+        };
+        // What stopped upstream stops here, unless it is to be tried again.
+        if state.must_run() {
+            let stopped = def.needs.iter().find_map(|&i| match &cells[i].state {
+                CellState::Stopped(why) => Some(format!("{}: {why}", cells[i].def.key.local_name())),
+                _ => None,
+            });
+            if let Some(why) = stopped {
+                state = CellState::Stopped(why);
+            }
+        }
+        if state.must_run()
+            && let Some(job) = live.get(&name)
+        {
+            state = if job.fingerprint == def.fingerprint {
+                CellState::Queued(job.clone())
+            } else {
+                CellState::QueuedStale(job.clone())
+            };
+        }
+        cells.push(PlannedCell { def: def.clone(), on: study.stages[def.stage].on, state });
+    }
+    cells
+}
+
+fn sealed(
+    def: &CellDef,
+    seal: &Seal,
+    problem: Option<&OutputProblem>,
+    before: &[PlannedCell],
+    seals: &BTreeMap<String, SealView>,
+    policy: Policy,
+) -> CellState {
+    if seal.fingerprint != def.fingerprint {
+        return CellState::Stale(fingerprint::changes(&seal.source, &def.source));
+    }
+    if seal.outcome == Outcome::Stopped {
+        if policy.retry_stopped {
+            return CellState::Missing;
+        }
+        let evidence = seal.evidence.as_ref().map(ToString::to_string).unwrap_or_default();
+        return CellState::Stopped(evidence);
+    }
+    if let Some(problem) = problem {
+        return CellState::MissingOutputs(problem.to_string());
+    }
+    // Equal fingerprints, but a parent was run again and gave other bytes; or it will be run again.
+    let mut changed: Vec<Change> = Vec::new();
+    for &i in &def.needs {
+        let parent = before[i].def.key.local_name();
+        if before[i].state.must_run() || matches!(before[i].state, CellState::Queued(_)) {
+            let why = serde_json::Value::from(before[i].state.word());
+            changed.push(Change { key: format!("needs.{parent}"), old: Some("done".into()), new: Some(why) });
+            continue;
+        }
+        if let Some(SealView::Sealed { seal: now, .. }) = seals.get(&parent) {
+            changed.extend(reads(now, &parent).into_iter().filter_map(|(path, digest)| {
+                let old = seal.read.iter().find(|f| f.path == path)?;
+                (old.digest != digest).then(|| Change {
+                    key: path,
+                    old: Some(old.digest.as_str().into()),
+                    new: Some(digest.as_str().into()),
+                })
+            }));
+        }
+    }
+    if changed.is_empty() {
+        let here = code();
+        CellState::Done { code: (seal.code != here).then(|| seal.code.clone()) }
+    } else {
+        CellState::Stale(changed)
+    }
+}
+
+/// What a child reads of a sealed parent, by path below the profile's directory. For `run.h5` it is the
+/// content digest: a parent that ran again to the same content leaves its children fresh. A built-in
+/// stage's JSON, CSV and text files are printed from `run.h5` and do not count.
+pub fn reads(seal: &Seal, parent: &str) -> Vec<(String, crate::record::Digest)> {
+    let derived = |path: &str| {
+        let printed = [".h5", ".json", ".csv", ".txt"].iter().any(|end| path.ends_with(end));
+        path == "run.h5" || (seal.source.kind != "command" && printed && !path.contains('/'))
+    };
+    let run = seal.content.iter().map(|content| (format!("{parent}/run.h5"), content.clone()));
+    let files = seal.outputs.iter().filter(|f| !derived(&f.path));
+    run.chain(files.map(|f| (format!("{parent}/{}", f.path), f.digest.clone()))).collect()
+}

@@ -1,0 +1,360 @@
+//! Plans of small studies, written as tables.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use chrono::DateTime;
+use serde_json::json;
+
+use super::*;
+use crate::record::seal::{SEAL_VERSION, Seal};
+use crate::record::{Digest, Name, Origin, Outcome, Resources};
+use crate::workflow::study::{Arm, Axes, Command, On, Retry, Run, Stage};
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+/// A stage as `name: needs` with its axes.
+fn stage(number: u32, stage: &str, needs: &[&str], axes: &str) -> Stage {
+    let argv = vec!["true".to_owned(), stage.to_owned()];
+    Stage {
+        name: name(stage),
+        number,
+        run: Run::Command(Command { written: argv.clone(), argv, inputs: vec![], outputs: vec![], resumable: false }),
+        needs: needs.iter().map(|n| name(n)).collect(),
+        axes: Axes { arm: axes.contains('a'), seed: axes.contains('s') },
+        on: On::Compute,
+        activity: None,
+        resources: Resources {
+            nodes: 1,
+            tasks_per_node: 1,
+            cpus_per_task: 1,
+            gpus_per_node: 0,
+            mem_bytes: None,
+            time_s: 60,
+        },
+        storage_bytes: None,
+        params: json!({"lr": 0.1}),
+        arms: if axes.contains('a') {
+            ["x", "y"]
+                .iter()
+                .map(|a| Arm { name: name(a), labels: BTreeMap::new(), params: json!({"lr": 0.1, "arm": a}) })
+                .collect()
+        } else {
+            vec![]
+        },
+    }
+}
+
+/// The monotone study's shape.
+fn eight_stages() -> Study {
+    let stages = vec![
+        stage(0, "setup", &[], ""),
+        stage(1, "apply", &["setup"], "s"),
+        stage(2, "baseline", &["setup"], "s"),
+        stage(3, "monotonic", &["setup", "apply"], "s"),
+        stage(4, "evaluate", &["setup", "baseline", "monotonic"], "s"),
+        stage(5, "uat", &["setup", "baseline", "monotonic"], "s"),
+        stage(6, "hotflip", &["setup", "baseline", "monotonic"], "s"),
+        stage(7, "aggregate", &["evaluate", "uat", "hotflip"], ""),
+    ];
+    study_of(stages)
+}
+
+fn study_of(stages: Vec<Stage>) -> Study {
+    Study {
+        name: name("m"),
+        profile: name("quick"),
+        profiles: vec![],
+        seeds: vec![42, 1337],
+        stages,
+        tables: vec![],
+        budget: None,
+        retry: Retry::default(),
+        file: PathBuf::from("m.toml"),
+        text: String::new(),
+    }
+}
+
+const SEEDS: [u32; 5] = [42, 1337, 2024, 8888, 12345];
+
+fn cells(study: &Study) -> Expansion {
+    expand(study, &SEEDS, &BTreeMap::new()).unwrap()
+}
+
+/// Slots as they are given in practice: in the order in which seeds were first asked for.
+fn slots() -> BTreeMap<u32, u32> {
+    SEEDS.iter().enumerate().map(|(i, &s)| (s, i as u32)).collect()
+}
+
+fn sealed(expansion: &Expansion, def: &CellDef) -> SealView {
+    let read = def.needs.iter().flat_map(|&i| {
+        let name = expansion.cells[i].key.local_name();
+        reads(&seal_of(&expansion.cells[i], vec![]), &name)
+    });
+    let read = read.map(|(path, digest)| crate::record::seal::SealedFile { path, size_bytes: 0, digest }).collect();
+    SealView::Sealed { seal: Box::new(seal_of(def, read)), problem: None }
+}
+
+fn seal_of(def: &CellDef, read: Vec<crate::record::seal::SealedFile>) -> Seal {
+    Seal {
+        version: SEAL_VERSION,
+        key: def.key.clone(),
+        fingerprint: def.fingerprint.clone(),
+        source: def.source.clone(),
+        outcome: Outcome::Done,
+        origin: Origin::Run,
+        evidence: None,
+        content: Some(Digest::of_bytes(def.key.local_name().as_bytes())),
+        outputs: vec![],
+        read,
+        jobs: vec![],
+        attempt: 1,
+        host: String::new(),
+        started_at: DateTime::UNIX_EPOCH,
+        sealed_at: DateTime::UNIX_EPOCH,
+        wall_s: 0.0,
+        code: code(),
+        digest: Digest::of_bytes(b""),
+    }
+}
+
+/// Seals of every cell whose local name satisfies `pick`.
+fn seals(expansion: &Expansion, pick: impl Fn(&str) -> bool) -> BTreeMap<String, SealView> {
+    let picked = expansion.cells.iter().filter(|c| pick(&c.key.local_name()));
+    picked.map(|def| (def.key.local_name(), sealed(expansion, def))).collect()
+}
+
+fn plan_with(study: &Study, seals: &BTreeMap<String, SealView>) -> Plan {
+    Plan::new(study, &cells(study), seals, &BTreeMap::new(), Policy::default())
+}
+
+const ARRAYS: JobShape = JobShape { chain: Chain::Arrays, max_array_size: 1001 };
+
+/// A job as one line: `stage[.arm] [slots] <- edges`.
+fn print(jobs: &[PlannedJob]) -> String {
+    let mut text = String::new();
+    for (i, job) in jobs.iter().enumerate() {
+        let arm = job.arm.as_ref().map(|a| format!(".{a}")).unwrap_or_default();
+        let slots: Vec<String> =
+            job.cells.iter().map(|(s, _)| s.map_or("-".to_owned(), |s| s.to_string())).collect();
+        let edges: Vec<String> = job
+            .edges
+            .iter()
+            .map(|e| match &e.target {
+                Target::Planned(j) => format!("{:?}:{j}", e.kind),
+                Target::Live(id) => format!("{:?}:live {id}", e.kind),
+            })
+            .collect();
+        text.push_str(&format!("{i} {}{arm} [{}] <- {}\n", job.stage, slots.join(","), edges.join(" ")));
+    }
+    text
+}
+
+#[test]
+fn eight_stages_are_eight_jobs() {
+    let study = eight_stages();
+    let jobs = jobs(&study, &plan_with(&study, &BTreeMap::new()), &slots(), ARRAYS);
+    insta::assert_snapshot!(print(&jobs), @r"
+    0 setup [-] <- 
+    1 apply [0,1,2,3,4] <- AfterOk:0
+    2 baseline [0,1,2,3,4] <- AfterOk:0
+    3 monotonic [0,1,2,3,4] <- AfterCorr:1 AfterOk:0
+    4 evaluate [0,1,2,3,4] <- AfterCorr:2 AfterCorr:3 AfterOk:0
+    5 uat [0,1,2,3,4] <- AfterCorr:2 AfterCorr:3 AfterOk:0
+    6 hotflip [0,1,2,3,4] <- AfterCorr:2 AfterCorr:3 AfterOk:0
+    7 aggregate [-] <- AfterAny:4 AfterAny:5 AfterAny:6
+    ");
+}
+
+#[test]
+fn sites_without_arrays_get_one_job_for_each_cell() {
+    let study = eight_stages();
+    let shape = JobShape { chain: Chain::Singles, max_array_size: 1001 };
+    let jobs = jobs(&study, &plan_with(&study, &BTreeMap::new()), &slots(), shape);
+    assert_eq!(jobs.len(), 2 + 6 * 5);
+    assert!(jobs.iter().all(|j| j.cells.len() == 1 && j.cells[0].0.is_none()));
+    assert!(jobs.iter().flat_map(|j| &j.edges).all(|e| e.kind == EdgeKind::AfterAny));
+    assert_eq!(jobs.last().unwrap().edges.len(), 15);
+}
+
+#[test]
+fn a_rerun_waits_only_for_what_runs_again() {
+    let study = eight_stages();
+    let expansion = cells(&study);
+    // Seeds 1337 and 8888 (slots 1 and 3) lost stage 3; all of stage 4 is missing.
+    let lost = ["monotonic/seed-1337", "monotonic/seed-8888"];
+    let seals = seals(&expansion, |n| !n.starts_with("evaluate") && n != "aggregate" && !lost.contains(&n));
+    let jobs = jobs(&study, &plan_with(&study, &seals), &slots(), ARRAYS);
+    insta::assert_snapshot!(print(&jobs), @r"
+    0 monotonic [1,3] <- 
+    1 evaluate [0,2,4] <- 
+    2 evaluate [1,3] <- AfterCorr:0
+    3 uat [1,3] <- AfterCorr:0
+    4 hotflip [1,3] <- AfterCorr:0
+    5 aggregate [-] <- AfterAny:1 AfterAny:2 AfterAny:3 AfterAny:4
+    ");
+}
+
+#[test]
+fn queued_parents_are_waited_for_by_id() {
+    let study = eight_stages();
+    let expansion = cells(&study);
+    let seals = seals(&expansion, |n| ["setup", "apply/"].iter().any(|p| n.starts_with(p)));
+    let live = |stage: &str, id: &str| {
+        let picked = expansion.cells.iter().filter(|c| c.key.stage.as_str() == stage);
+        let of = |c: &CellDef| LiveJob {
+            id: id.to_owned(),
+            name: String::new(),
+            slot: Some(slots()[&c.key.seed.unwrap()]),
+            fingerprint: c.fingerprint.clone(),
+            state: "PENDING".to_owned(),
+        };
+        picked.map(|c| (c.key.local_name(), of(c))).collect::<Vec<_>>()
+    };
+    let live: BTreeMap<String, LiveJob> = [live("baseline", "17"), live("monotonic", "18")].concat().into_iter().collect();
+    let plan = Plan::new(&study, &expansion, &seals, &live, Policy::default());
+    let jobs = jobs(&study, &plan, &slots(), ARRAYS);
+    assert!(print(&jobs).starts_with("0 evaluate [0,1,2,3,4] <- AfterCorr:live 17 AfterCorr:live 18\n"), "{}", print(&jobs));
+}
+
+#[test]
+fn slots_beyond_the_array_limit_go_to_further_arrays() {
+    let study = eight_stages();
+    let shape = JobShape { chain: Chain::Arrays, max_array_size: 2 };
+    let jobs = jobs(&study, &plan_with(&study, &BTreeMap::new()), &slots(), shape);
+    let apply: Vec<Vec<u32>> = jobs
+        .iter()
+        .filter(|j| j.stage.as_str() == "apply")
+        .map(|j| j.cells.iter().map(|(s, _)| s.unwrap()).collect())
+        .collect();
+    assert_eq!(apply, [vec![0, 1], vec![0, 1], vec![0]]);
+    // Chunk k of stage 3 waits for chunk k of stage 1.
+    let monotonic: Vec<&PlannedJob> = jobs.iter().filter(|j| j.stage.as_str() == "monotonic").collect();
+    let first_apply = jobs.iter().position(|j| j.stage.as_str() == "apply").unwrap();
+    for (k, job) in monotonic.iter().enumerate() {
+        assert!(job.edges.contains(&Edge { kind: EdgeKind::AfterCorr, target: Target::Planned(first_apply + k) }));
+    }
+}
+
+#[test]
+fn arms_are_arrays_of_their_own() {
+    let study = study_of(vec![
+        stage(0, "data", &[], ""),
+        stage(1, "train", &["data"], "as"),
+        stage(2, "eval", &["train"], "as"),
+        stage(3, "compare", &["eval"], "s"),
+        stage(4, "report", &["compare", "eval"], ""),
+    ]);
+    let jobs = jobs(&study, &plan_with(&study, &BTreeMap::new()), &slots(), ARRAYS);
+    insta::assert_snapshot!(print(&jobs), @r"
+    0 data [-] <- 
+    1 train.x [0,1,2,3,4] <- AfterOk:0
+    2 train.y [0,1,2,3,4] <- AfterOk:0
+    3 eval.x [0,1,2,3,4] <- AfterCorr:1
+    4 eval.y [0,1,2,3,4] <- AfterCorr:2
+    5 compare [0,1,2,3,4] <- AfterCorr:3 AfterCorr:4
+    6 report [-] <- AfterAny:3 AfterAny:4 AfterAny:5
+    ");
+}
+
+/// The words of all stages, one character for each cell.
+fn words(plan: &Plan) -> BTreeMap<String, String> {
+    let mut words: BTreeMap<String, String> = BTreeMap::new();
+    for cell in &plan.cells {
+        let word = words.entry(cell.def.key.stage.to_string()).or_default();
+        word.push_str(&cell.state.word()[..1]);
+    }
+    words
+}
+
+#[test]
+fn a_changed_parameter_makes_descendants_stale_and_names_the_key() {
+    let mut study = eight_stages();
+    let all = seals(&cells(&study), |_| true);
+    assert!(plan_with(&study, &all).cells.iter().all(|c| c.state.is_done()));
+    study.stages[1].params = json!({"lr": 0.2});
+    let plan = plan_with(&study, &all);
+    let words = words(&plan);
+    for (stage, expected) in [
+        ("setup", "d"),
+        ("apply", "sssss"),
+        ("baseline", "ddddd"),
+        ("monotonic", "sssss"),
+        ("evaluate", "sssss"),
+        ("uat", "sssss"),
+        ("hotflip", "sssss"),
+        ("aggregate", "s"),
+    ] {
+        assert_eq!(words[stage], expected, "{stage}");
+    }
+    let reason = |stage: &str| plan.cells.iter().find(|c| c.def.key.stage.as_str() == stage).unwrap().state.reason();
+    assert_eq!(reason("apply"), "params.lr: 0.1 -> 0.2");
+    assert!(reason("monotonic").starts_with("needs.apply/seed-42: "), "{}", reason("monotonic"));
+}
+
+#[test]
+fn resources_are_outside_the_fingerprint() {
+    let mut study = eight_stages();
+    let all = seals(&cells(&study), |_| true);
+    study.stages[3].resources.nodes = 7;
+    study.stages[3].resources.time_s = 1;
+    assert!(plan_with(&study, &all).cells.iter().all(|c| c.state.is_done()));
+}
+
+#[test]
+fn a_parent_that_gave_other_bytes_makes_its_children_stale() {
+    let study = eight_stages();
+    let expansion = cells(&study);
+    let mut all = seals(&expansion, |_| true);
+    let Some(SealView::Sealed { seal, .. }) = all.get_mut("baseline/seed-42") else { panic!() };
+    seal.content = Some(Digest::of_bytes(b"other bytes"));
+    let words = words(&plan_with(&study, &all));
+    assert_eq!(words["evaluate"], "sdddd");
+    assert_eq!(words["monotonic"], "ddddd");
+    assert_eq!(words["aggregate"], "s");
+}
+
+#[test]
+fn a_stopped_cell_stops_its_descendants_until_it_is_tried_again() {
+    let study = eight_stages();
+    let expansion = cells(&study);
+    let mut found = seals(&expansion, |n| ["setup", "apply/", "baseline/"].iter().any(|p| n.starts_with(p)));
+    let def = expansion.cells.iter().find(|c| c.key.local_name() == "monotonic/seed-42").unwrap();
+    let mut seal = seal_of(def, vec![]);
+    seal.outcome = Outcome::Stopped;
+    seal.evidence = Some("loss diverged".into());
+    found.insert("monotonic/seed-42".to_owned(), SealView::Sealed { seal: Box::new(seal), problem: None });
+    let plan = plan_with(&study, &found);
+    let state = |name: &str| plan.cells.iter().find(|c| c.def.key.local_name() == name).unwrap().state.clone();
+    assert_eq!(state("evaluate/seed-42").word(), "stopped");
+    assert!(state("evaluate/seed-42").reason().contains("monotonic/seed-42"));
+    assert_eq!(state("evaluate/seed-1337"), CellState::Missing);
+    let again = Plan::new(&study, &expansion, &found, &BTreeMap::new(), Policy { retry_stopped: true, replace: false });
+    assert_eq!(again.count(|s| *s == CellState::Missing), again.to_run().count());
+    assert_eq!(again.count(|s| s.word() == "stopped"), 0);
+}
+
+#[test]
+fn a_job_counts_as_queued_only_under_the_same_fingerprint() {
+    let study = eight_stages();
+    let expansion = cells(&study);
+    let def = &expansion.cells[0];
+    let job = |fingerprint: &Digest| LiveJob {
+        id: "5".into(),
+        name: String::new(),
+        slot: None,
+        fingerprint: fingerprint.clone(),
+        state: "RUNNING".into(),
+    };
+    let plan = |fingerprint: &Digest| {
+        let live = BTreeMap::from([("setup".to_owned(), job(fingerprint))]);
+        Plan::new(&study, &expansion, &BTreeMap::new(), &live, Policy::default())
+    };
+    assert_eq!(plan(&def.fingerprint).cells[0].state.word(), "queued");
+    let other = plan(&Digest::of_bytes(b"other"));
+    assert_eq!(other.cells[0].state.word(), "queued-stale");
+    let jobs = jobs(&study, &other, &slots(), ARRAYS);
+    assert_eq!(jobs[0].replaces.len(), 1);
+}
