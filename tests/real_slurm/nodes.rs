@@ -97,7 +97,15 @@ fn a_sick_array_element_stops_its_own_children_only() {
     let submit = |words: &[&str]| {
         let output = slurm
             .on("head", 60)
-            .args(["sbatch", "--parsable", "--job-name", &name, "--output=/dev/null", "--requeue", "--kill-on-invalid-dep=yes"])
+            .args([
+                "sbatch",
+                "--parsable",
+                "--job-name",
+                &name,
+                "--output=/dev/null",
+                "--requeue",
+                "--kill-on-invalid-dep=yes",
+            ])
             .args(words)
             .current_dir(dir.path())
             .output()

@@ -144,7 +144,8 @@ pub fn jobs(study: &Study, plan: &Plan, slots: &BTreeMap<u32, u32>, shape: JobSh
 }
 
 fn edge_kind(parent: &CellKey, child: &CellKey, chain: Chain, single_parent: bool) -> EdgeKind {
-    let fan_in = (parent.seed.is_some() && child.seed.is_none()) || (parent.arm.is_some() && child.arm.is_none() && child.seed.is_none());
+    let fan_in = (parent.seed.is_some() && child.seed.is_none())
+        || (parent.arm.is_some() && child.arm.is_none() && child.seed.is_none());
     if chain == Chain::Singles || fan_in {
         EdgeKind::AfterAny
     } else if single_parent {

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::cells::{CellDef, Expansion};
 use super::Policy;
+use super::cells::{CellDef, Expansion};
 use crate::record::seal::{OutputProblem, Seal};
 use crate::record::{Change, Fingerprint, Outcome, fingerprint};
 use crate::workflow::study::{On, Study};
@@ -74,7 +74,10 @@ pub enum CellState {
 impl CellState {
     /// True if the cell must be submitted.
     pub fn must_run(&self) -> bool {
-        matches!(self, Self::Stale(_) | Self::MissingOutputs(_) | Self::Damaged(_) | Self::Missing | Self::QueuedStale(_))
+        matches!(
+            self,
+            Self::Stale(_) | Self::MissingOutputs(_) | Self::Damaged(_) | Self::Missing | Self::QueuedStale(_)
+        )
     }
 
     /// True if the cell is sealed and fresh.

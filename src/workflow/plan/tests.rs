@@ -137,8 +137,7 @@ fn print(jobs: &[PlannedJob]) -> String {
     let mut text = String::new();
     for (i, job) in jobs.iter().enumerate() {
         let arm = job.arm.as_ref().map(|a| format!(".{a}")).unwrap_or_default();
-        let slots: Vec<String> =
-            job.cells.iter().map(|(s, _)| s.map_or("-".to_owned(), |s| s.to_string())).collect();
+        let slots: Vec<String> = job.cells.iter().map(|(s, _)| s.map_or("-".to_owned(), |s| s.to_string())).collect();
         let edges: Vec<String> = job
             .edges
             .iter()
@@ -213,10 +212,15 @@ fn queued_parents_are_waited_for_by_id() {
         };
         picked.map(|c| (c.key.local_name(), of(c))).collect::<Vec<_>>()
     };
-    let live: BTreeMap<String, LiveJob> = [live("baseline", "17"), live("monotonic", "18")].concat().into_iter().collect();
+    let live: BTreeMap<String, LiveJob> =
+        [live("baseline", "17"), live("monotonic", "18")].concat().into_iter().collect();
     let plan = Plan::new(&study, &expansion, &seals, &live, Policy::default());
     let jobs = jobs(&study, &plan, &slots(), ARRAYS);
-    assert!(print(&jobs).starts_with("0 evaluate [0,1,2,3,4] <- AfterCorr:live 17 AfterCorr:live 18\n"), "{}", print(&jobs));
+    assert!(
+        print(&jobs).starts_with("0 evaluate [0,1,2,3,4] <- AfterCorr:live 17 AfterCorr:live 18\n"),
+        "{}",
+        print(&jobs)
+    );
 }
 
 #[test]
