@@ -1,0 +1,400 @@
+//! `tokens.bin`, `docs.idx` and `tokens.json`: a tokenised split on disk, memory-mapped.
+//!
+//! `tokens.bin` holds ids as u16 or u32, little-endian, document after document, each ended by the
+//! end-of-text id. `docs.idx` holds the u64 offsets, in tokens, at which documents start, and one more for
+//! the end. `tokens.json` is written last and says everything else; what it does not promise is never read.
+//! Opening checks version, sizes, offsets and both digests, so a damaged file is refused by name.
+
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::compute::{ComputeError, Result};
+use crate::record::{Digest, RecordError, files};
+
+/// Format version of `tokens.json`.
+pub const TOKENS_VERSION: u32 = 1;
+
+/// Ids with a meaning of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SpecialIds {
+    /// Ends every document.
+    pub eos: u32,
+    /// Starts a text, where the tokenizer has such an id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bos: Option<u32>,
+    /// Fills rows that are too short, where the tokenizer has such an id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pad: Option<u32>,
+}
+
+impl SpecialIds {
+    /// The id that fills short rows: padding if there is one, else end of text.
+    pub fn filler(&self) -> u32 {
+        self.pad.unwrap_or(self.eos)
+    }
+
+    /// All of them, sorted, each once.
+    pub fn all(&self) -> Vec<u32> {
+        let mut ids: Vec<u32> = [Some(self.eos), self.bos, self.pad].into_iter().flatten().collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+}
+
+/// Where the text came from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceDigest {
+    /// `generated`, `handbook`, or a file name relative to the source directory.
+    pub name: String,
+    /// Bytes of text.
+    pub bytes: u64,
+    /// SHA-256 of the text.
+    pub digest: Digest,
+}
+
+/// `tokens.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokensInfo {
+    /// [`TOKENS_VERSION`].
+    pub version: u32,
+    /// `train`, `val` or `test`.
+    pub split: String,
+    /// `u16` or `u32`.
+    pub dtype: String,
+    /// Ids in `tokens.bin`.
+    pub tokens: u64,
+    /// Documents.
+    pub documents: u64,
+    /// Ids are below this number.
+    pub vocab_size: u32,
+    /// SHA-256 of `tokenizer.json`.
+    pub tokenizer: Digest,
+    /// Ids with a meaning of their own.
+    pub special: SpecialIds,
+    /// The text that went in.
+    pub sources: Vec<SourceDigest>,
+    /// SHA-256 of `tokens.bin`.
+    pub tokens_digest: Digest,
+    /// SHA-256 of `docs.idx`.
+    pub docs_digest: Digest,
+}
+
+/// What a writer must be told.
+#[derive(Debug, Clone)]
+pub struct TokensHeader {
+    /// `train`, `val` or `test`.
+    pub split: String,
+    /// Ids are below this number.
+    pub vocab_size: u32,
+    /// SHA-256 of `tokenizer.json`.
+    pub tokenizer: Digest,
+    /// Ids with a meaning of their own.
+    pub special: SpecialIds,
+    /// The text that goes in.
+    pub sources: Vec<SourceDigest>,
+}
+
+/// Writes documents of ids (without their end-of-text id, which is added here) into `dir`.
+///
+/// # Errors
+/// An id does not fit the vocabulary, there is no document, `documents` yields an error, or the disk is full.
+/// `tokens.json` is there only when everything is.
+pub fn write(
+    dir: &Path,
+    header: &TokensHeader,
+    documents: impl IntoIterator<Item = Result<Vec<u32>>>,
+) -> Result<TokensInfo> {
+    let wide = header.vocab_size > 1 << 16;
+    let mut offsets: Vec<u64> = vec![0];
+    let mut hasher = Sha256::new();
+    let mut failure: Option<ComputeError> = None;
+    let mut total = 0u64;
+    let bin = dir.join("tokens.bin");
+    let written = files::write_atomic_with(&bin, |file| {
+        let mut out = BufWriter::new(file);
+        let mut bytes = Vec::new();
+        for document in documents {
+            let ids = match document {
+                Ok(ids) => ids,
+                Err(e) => {
+                    failure = Some(e);
+                    return Err(std::io::Error::other("a document could not be read"));
+                }
+            };
+            bytes.clear();
+            for id in ids.iter().copied().chain([header.special.eos]) {
+                if id >= header.vocab_size {
+                    failure = Some(ComputeError::Config(format!(
+                        "the tokenizer gives id {id}, but the model has {} embeddings: use the tokenizer that belongs to the model",
+                        header.vocab_size
+                    )));
+                    return Err(std::io::Error::other("an id is out of range"));
+                }
+                if wide {
+                    bytes.extend_from_slice(&id.to_le_bytes());
+                } else {
+                    // Below 2^16, as checked above.
+                    bytes.extend_from_slice(&(id as u16).to_le_bytes());
+                }
+            }
+            total += ids.len() as u64 + 1;
+            offsets.push(total);
+            hasher.update(&bytes);
+            out.write_all(&bytes)?;
+        }
+        out.flush()
+    });
+    if let Some(e) = failure {
+        return Err(e);
+    }
+    written?;
+    if offsets.len() == 1 {
+        return Err(ComputeError::missing(dir, "would hold no document: give the study a corpus with text in it"));
+    }
+    let index: Vec<u8> = offsets.iter().flat_map(|o| o.to_le_bytes()).collect();
+    files::write_atomic(&dir.join("docs.idx"), &index)?;
+    let info = TokensInfo {
+        version: TOKENS_VERSION,
+        split: header.split.clone(),
+        dtype: if wide { "u32" } else { "u16" }.to_owned(),
+        tokens: total,
+        documents: offsets.len() as u64 - 1,
+        vocab_size: header.vocab_size,
+        tokenizer: header.tokenizer.clone(),
+        special: header.special,
+        sources: header.sources.clone(),
+        tokens_digest: Digest::finish(hasher),
+        docs_digest: Digest::of_bytes(&index),
+    };
+    files::write_json(&dir.join("tokens.json"), &info)?;
+    Ok(info)
+}
+
+/// A tokenised split, open for reading.
+#[derive(Debug)]
+pub struct Tokens {
+    dir: PathBuf,
+    info: TokensInfo,
+    offsets: Vec<u64>,
+    map: Mmap,
+    wide: bool,
+}
+
+impl Tokens {
+    /// Opens `dir` and checks everything: version, type, sizes, offsets, digests.
+    ///
+    /// # Errors
+    /// A file is not there, is newer, or is not what `tokens.json` says.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let path = dir.join("tokens.json");
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let found: Versioned = files::read_json(&path)?;
+        if found.version > TOKENS_VERSION {
+            return Err(RecordError::Newer { path, found: found.version, known: TOKENS_VERSION }.into());
+        }
+        let info: TokensInfo = files::read_json(&path)?;
+        let wide = match info.dtype.as_str() {
+            "u16" => false,
+            "u32" => true,
+            other => return Err(damaged(&path, format!("type {other:?} is neither u16 nor u32"))),
+        };
+        let docs = dir.join("docs.idx");
+        let index = std::fs::read(&docs).map_err(RecordError::io("read", &docs))?;
+        let expected = info.documents.checked_add(1).and_then(|n| n.checked_mul(8));
+        if expected != Some(index.len() as u64) {
+            return Err(damaged(&docs, format!("{} bytes do not hold {} documents", index.len(), info.documents)));
+        }
+        if Digest::of_bytes(&index) != info.docs_digest {
+            return Err(damaged(&docs, "its digest is not the one in tokens.json".to_owned()));
+        }
+        let offsets: Vec<u64> = index
+            .chunks_exact(8)
+            .map(|b| u64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]))
+            .collect();
+        let ordered = offsets.first() == Some(&0)
+            && offsets.last() == Some(&info.tokens)
+            && offsets.windows(2).all(|w| w[0] < w[1]);
+        if !ordered {
+            return Err(damaged(&docs, "its offsets are not increasing from 0 to the number of tokens".to_owned()));
+        }
+        let bin = dir.join("tokens.bin");
+        let file = std::fs::File::open(&bin).map_err(RecordError::io("read", &bin))?;
+        // SAFETY: the file is written once by rename and never changed in place by this program.
+        let map = unsafe { Mmap::map(&file) }.map_err(RecordError::io("map", &bin))?;
+        let width = if wide { 4 } else { 2 };
+        if info.tokens.checked_mul(width) != Some(map.len() as u64) {
+            return Err(damaged(&bin, format!("{} bytes do not hold {} ids of {width} bytes", map.len(), info.tokens)));
+        }
+        if Digest::of_bytes(&map) != info.tokens_digest {
+            return Err(damaged(&bin, "its digest is not the one in tokens.json".to_owned()));
+        }
+        Ok(Self { dir: dir.to_path_buf(), info, offsets, map, wide })
+    }
+
+    /// What `tokens.json` says.
+    pub fn info(&self) -> &TokensInfo {
+        &self.info
+    }
+
+    /// Number of ids.
+    pub fn len(&self) -> u64 {
+        self.info.tokens
+    }
+
+    /// True if there is no id; a file that opens has at least one.
+    pub fn is_empty(&self) -> bool {
+        self.info.tokens == 0
+    }
+
+    /// Number of documents.
+    pub fn documents(&self) -> usize {
+        self.offsets.len() - 1
+    }
+
+    /// Range of document `i` in tokens, its end-of-text id included; empty beyond the last.
+    pub fn document(&self, i: usize) -> std::ops::Range<u64> {
+        match (self.offsets.get(i), self.offsets.get(i + 1)) {
+            (Some(&start), Some(&end)) => start..end,
+            _ => self.info.tokens..self.info.tokens,
+        }
+    }
+
+    /// The document that holds token `at`.
+    pub fn document_of(&self, at: u64) -> usize {
+        self.offsets.partition_point(|&o| o <= at).saturating_sub(1).min(self.documents() - 1)
+    }
+
+    /// Ids of `range`, cut at the end of the file.
+    pub fn ids(&self, range: std::ops::Range<u64>) -> Vec<u32> {
+        let end = range.end.min(self.info.tokens) as usize;
+        let start = (range.start as usize).min(end);
+        if self.wide {
+            let bytes = self.map[start * 4..end * 4].chunks_exact(4);
+            bytes.map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+        } else {
+            let bytes = self.map[start * 2..end * 2].chunks_exact(2);
+            bytes.map(|b| u32::from(u16::from_le_bytes([b[0], b[1]]))).collect()
+        }
+    }
+
+    /// How often each id occurs; the length is the vocabulary.
+    pub fn counts(&self) -> Vec<u64> {
+        let mut counts = vec![0u64; self.info.vocab_size as usize];
+        for id in self.ids(0..self.info.tokens) {
+            if let Some(n) = counts.get_mut(id as usize) {
+                *n += 1;
+            }
+        }
+        counts
+    }
+
+    /// Refuses a model with fewer embeddings than the tokens need.
+    ///
+    /// # Errors
+    /// The vocabulary of the tokens is larger than `model_vocab`.
+    pub fn check_model(&self, model_vocab: i64) -> Result<()> {
+        if i64::from(self.info.vocab_size) > model_vocab {
+            return Err(ComputeError::input(
+                &self.dir,
+                format!(
+                    "was made with {} ids, but the model has {model_vocab} embeddings: run the setup stage again with the model's own tokenizer",
+                    self.info.vocab_size
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn damaged(path: &Path, reason: String) -> ComputeError {
+    RecordError::damaged(path, format!("{reason}; run the setup stage again with `run_all --stages setup`")).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(vocab_size: u32) -> TokensHeader {
+        TokensHeader {
+            split: "train".into(),
+            vocab_size,
+            tokenizer: Digest::of_bytes(b"t"),
+            special: SpecialIds { eos: 0, bos: None, pad: Some(1) },
+            sources: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for vocab_size in [512, 70_000] {
+            let dir = tempfile::tempdir().unwrap();
+            let last = vocab_size - 1;
+            let documents = vec![Ok(vec![5, last]), Ok(vec![]), Ok(vec![7])];
+            let info = write(dir.path(), &header(vocab_size), documents).unwrap();
+            assert_eq!(info.dtype, if vocab_size == 512 { "u16" } else { "u32" });
+            let tokens = Tokens::open(dir.path()).unwrap();
+            assert_eq!((tokens.len(), tokens.documents()), (6, 3));
+            assert_eq!(tokens.ids(0..6), [5, last, 0, 0, 7, 0]);
+            assert_eq!(tokens.ids(4..99), [7, 0]);
+            assert_eq!(tokens.document(1), 3..4);
+            let owners: Vec<usize> = (0..6).map(|i| tokens.document_of(i)).collect();
+            assert_eq!(owners, [0, 0, 0, 1, 2, 2]);
+            assert_eq!(tokens.counts()[0], 3);
+            assert!(tokens.check_model(i64::from(vocab_size)).is_ok());
+            assert!(tokens.check_model(i64::from(vocab_size) - 1).is_err());
+        }
+    }
+
+    #[test]
+    fn an_id_outside_the_vocabulary_writes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = write(dir.path(), &header(512), vec![Ok(vec![512])]).unwrap_err();
+        assert!(error.to_string().contains("id 512"), "{error}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert!(write(dir.path(), &header(512), Vec::new()).is_err(), "no document");
+    }
+
+    #[test]
+    fn every_kind_of_damage_is_refused_by_name() {
+        let damage: [(&str, &dyn Fn(&Path)); 4] = [
+            ("tokens.bin", &|d| {
+                let path = d.join("tokens.bin");
+                let mut bytes = std::fs::read(&path).unwrap();
+                bytes[0] ^= 1;
+                std::fs::write(path, bytes).unwrap();
+            }),
+            ("tokens.bin", &|d| {
+                let path = d.join("tokens.bin");
+                let bytes = std::fs::read(&path).unwrap();
+                std::fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+            }),
+            ("docs.idx", &|d| std::fs::write(d.join("docs.idx"), [0u8; 8]).unwrap()),
+            ("tokens.json", &|d| std::fs::write(d.join("tokens.json"), b"{\"version\": 1").unwrap()),
+        ];
+        for (name, spoil) in damage {
+            let dir = tempfile::tempdir().unwrap();
+            write(dir.path(), &header(512), vec![Ok(vec![5, 6, 7])]).unwrap();
+            spoil(dir.path());
+            let error = Tokens::open(dir.path()).unwrap_err().to_string();
+            assert!(error.contains(name), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_newer_version_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("tokens.json"), b"{\"version\": 2}").unwrap();
+        assert!(Tokens::open(dir.path()).unwrap_err().to_string().contains("format version 2"));
+    }
+}
