@@ -3,4 +3,5 @@
 mod real_slurm;
 mod scripts;
 mod slurm_script;
+mod study;
 mod support;

@@ -13,9 +13,19 @@ use serde_json::Value;
 use crate::record::{Name, Resources};
 use crate::stages::{FieldType, Role, Spec};
 
+mod graph;
+mod load;
+mod params;
 mod problem;
+mod quantity;
+mod section;
+mod siblings;
+mod stage;
+mod tree;
 
+pub use load::load;
 pub use problem::{Problem, StudyError};
+pub use siblings::claimed_elsewhere;
 
 /// The newest `schema` of study and cluster files that this program reads.
 pub const SCHEMA: i64 = 1;
@@ -42,7 +52,7 @@ pub struct Study {
     pub budget: Option<Budget>,
     /// When a cell is given up.
     pub retry: Retry,
-    /// The file, as it was named to `load`.
+    /// The file, as it was named to [`load`].
     pub file: PathBuf,
     /// The file's text, byte for byte: a submission keeps a copy.
     pub text: String,

@@ -1,0 +1,441 @@
+//! From the text of a study file to a [`Study`], or to everything that is wrong with it.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::problem::{Problem, Sink, Span, StudyError, collect, suggestion};
+use super::section::Section;
+use super::stage::{self, Surroundings};
+use super::tree::{self, Entry, Node, Table, Tree};
+use super::{Budget, DEFAULT_PROFILE, Retry, SCHEMA, Study, graph, quantity};
+use crate::record::Name;
+use crate::stages::Spec;
+
+/// Keys of the file.
+const ROOT_KEYS: &[&str] = &["schema", "study", "budget", "retry", "stage", "table", "profile"];
+
+/// Keys of `[study]`.
+const STUDY_KEYS: &[&str] = &["name", "seeds", "default_profile"];
+
+/// Keys of `[profile.NAME]`.
+const PROFILE_KEYS: &[&str] = &["seeds", "stage", "table", "budget", "retry"];
+
+/// Largest file that is read, in bytes.
+const LARGEST: u64 = 4 << 20;
+
+/// Most seeds a study may name.
+const MOST_SEEDS: usize = 100_000;
+
+/// Reads and checks a study file, all profiles of it, and returns it under one.
+///
+/// Without `profile` it is `default_profile` of the file, or [`DEFAULT_PROFILE`] if the file has no profiles.
+/// `known` are the stage kinds that exist. Relative paths in the file start from its directory.
+///
+/// # Errors
+/// The file cannot be read, or it is not sound: then every problem of every profile.
+pub fn load(path: &Path, profile: Option<&str>, known: &[&'static Spec]) -> Result<Study, StudyError> {
+    let text = read_text(path)?;
+    let absolute = std::path::absolute(path).map_err(|source| StudyError::Io { path: path.to_path_buf(), source })?;
+    let dir = absolute.parent().unwrap_or(Path::new("/")).to_path_buf();
+    let exists = |path: &Path| path.exists();
+    let study = parse(path, &dir, text, profile, known, Some(&exists))?;
+    match super::siblings::claimed_elsewhere(path, study.name.as_str()) {
+        Some(other) => {
+            let message = format!("study `{}` is also the name of `{}`", study.name, other.display());
+            let at = name_place(&study.text);
+            let mut sink = Sink::default();
+            sink.push(&at, message, "rename one of them: their results would lie in one directory");
+            Err(StudyError::Problems(collect(path, &study.text, vec![(None, sink)])))
+        }
+        None => Ok(study),
+    }
+}
+
+/// The file's text.
+///
+/// # Errors
+/// It cannot be read, is no plain file, too large, or not UTF-8.
+pub(super) fn read_text(path: &Path) -> Result<String, StudyError> {
+    let io = |source| StudyError::Io { path: path.to_path_buf(), source };
+    let one = |message: &str, help: &str| {
+        Err(StudyError::Problems(vec![Problem {
+            file: path.to_path_buf(),
+            line: 1,
+            column: 1,
+            message: message.to_owned(),
+            help: help.to_owned(),
+        }]))
+    };
+    let meta = std::fs::metadata(path).map_err(io)?;
+    if !meta.is_file() {
+        return one("this is no plain file", "name the `.toml` file itself");
+    }
+    if meta.len() > LARGEST {
+        return one("this file is larger than 4 MiB", "is it a study file?");
+    }
+    let bytes = std::fs::read(path).map_err(io)?;
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(text),
+        Err(error) => {
+            let good = error.utf8_error().valid_up_to();
+            let text = String::from_utf8_lossy(&error.as_bytes()[..good]).into_owned();
+            let mut sink = Sink::default();
+            sink.push(&(good..good), "a byte here is not UTF-8", "save the file as UTF-8");
+            Err(StudyError::Problems(collect(path, &text, vec![(None, sink)])))
+        }
+    }
+}
+
+/// [`load`] without the file system: `dir` is the absolute directory of the file, and `exists` tells whether a path
+/// is there (`None`: do not ask).
+///
+/// # Errors
+/// Every problem of every profile.
+pub(super) fn parse(
+    file: &Path,
+    dir: &Path,
+    text: String,
+    profile: Option<&str>,
+    known: &[&'static Spec],
+    exists: Option<&dyn Fn(&Path) -> bool>,
+) -> Result<Study, StudyError> {
+    let mut syntax = Sink::default();
+    let root = tree::parse(&text, &mut syntax);
+    if !syntax.found.is_empty() {
+        return Err(StudyError::Problems(collect(file, &text, vec![(None, syntax)])));
+    }
+    let mut outer = Sink::default();
+    let profiles = profiles(&root, &mut outer);
+    let chosen = choose(&root, &profiles, profile, &mut outer);
+
+    // Every profile is read, so that a file is sound or not whichever one is asked for.
+    let mut readings = Vec::new();
+    let mut study = None;
+    let overlays: Vec<Option<&(Name, &Table)>> =
+        if profiles.is_empty() { vec![None] } else { profiles.iter().map(Some).collect() };
+    for overlay in overlays {
+        let mut sink = Sink::default();
+        let mut merged = root.clone();
+        let name = overlay.map(|(name, _)| name.clone());
+        if let Some((name, over)) = overlay {
+            lay_over(&mut merged, name, over, &mut sink);
+        }
+        let mine = overlay.is_none() || chosen.is_some() && chosen == name;
+        let around = Surroundings { known, dir, exists: exists.filter(|_| mine) };
+        let read = read_study(&merged, &around, &mut sink);
+        if mine {
+            study = read;
+        }
+        readings.push((name.map(|n| n.to_string()), sink));
+    }
+    let mut problems = collect(file, &text, readings);
+    problems.extend(collect(file, &text, vec![(None, outer)]));
+    problems.sort_by(|a, b| (a.line, a.column, &a.message).cmp(&(b.line, b.column, &b.message)));
+    match (study, chosen) {
+        (Some(read), Some(chosen)) if problems.is_empty() => Ok(Study {
+            name: read.name,
+            profile: chosen,
+            profiles: profiles.into_iter().map(|(name, _)| name).collect(),
+            seeds: read.seeds,
+            stages: read.stages,
+            tables: read.tables,
+            budget: read.budget,
+            retry: read.retry,
+            file: file.to_path_buf(),
+            text,
+        }),
+        _ => {
+            if problems.is_empty() {
+                // Whatever withheld the study has noted why; this line keeps the promise that the list is not empty.
+                let mut sink = Sink::default();
+                sink.push(&(0..0), "this is no study file", "start from `seedbed new NAME`");
+                problems = collect(file, &text, vec![(None, sink)]);
+            }
+            Err(StudyError::Problems(problems))
+        }
+    }
+}
+
+/// Profiles by name, in file order.
+fn profiles<'t>(root: &'t Table, sink: &mut Sink) -> Vec<(Name, &'t Table)> {
+    let Some(entry) = root.get("profile") else { return Vec::new() };
+    let Tree::Table(table) = &entry.node.value else {
+        sink.push(&entry.key_span, "`profile` must be a table of profiles", "write `[profile.quick]`");
+        return Vec::new();
+    };
+    let mut profiles = Vec::new();
+    for Entry { key, key_span, node } in &table.entries {
+        match (Name::new(key), &node.value) {
+            (Ok(name), Tree::Table(over)) => profiles.push((name, over)),
+            (Ok(_), other) => {
+                sink.push(key_span, format!("profile `{key}` must be a table, not {}", other.noun()), "");
+            }
+            (Err(problem), _) => sink.push(key_span, format!("profile: {problem}"), ""),
+        }
+    }
+    profiles
+}
+
+/// The profile to return.
+fn choose(root: &Table, profiles: &[(Name, &Table)], asked: Option<&str>, sink: &mut Sink) -> Option<Name> {
+    let names: Vec<&str> = profiles.iter().map(|(name, _)| name.as_str()).collect();
+    let find = |word: &str| profiles.iter().map(|(name, _)| name).find(|name| name.as_str() == word).cloned();
+    let study = root.get("study").and_then(|e| match &e.node.value {
+        Tree::Table(table) => Some((table, e.key_span.clone())),
+        _ => None,
+    });
+    let preset = study.as_ref().and_then(|(table, _)| table.get("default_profile"));
+    if let Some(Entry { node: Node { span, value: Tree::Text(word) }, .. }) = preset {
+        if find(word).is_none() {
+            let message = format!("`default_profile` is `{word}`, and there is no such profile");
+            sink.push(span, message, suggestion(word, &names));
+        }
+    }
+    let at: Span = root.get("profile").map_or(0..0, |e| e.key_span.clone());
+    match asked {
+        Some(word) if profiles.is_empty() => {
+            if word != DEFAULT_PROFILE {
+                sink.push(
+                    &(0..0),
+                    format!("there is no profile `{word}`: this study has none"),
+                    "leave `--profile` out",
+                );
+            }
+            Name::new(DEFAULT_PROFILE).ok()
+        }
+        Some(word) => {
+            let found = find(word);
+            if found.is_none() {
+                sink.push(&at, format!("there is no profile `{word}`"), suggestion(word, &names));
+            }
+            found
+        }
+        None if profiles.is_empty() => Name::new(DEFAULT_PROFILE).ok(),
+        None => {
+            if preset.is_none() {
+                let help =
+                    format!("say `--profile {}`, or set `default_profile` in [study]", names.join("` or `--profile "));
+                sink.push(&at, "this study has profiles, and none was chosen", help);
+            }
+            preset.and_then(|e| match &e.node.value {
+                Tree::Text(word) => find(word),
+                _ => None,
+            })
+        }
+    }
+}
+
+/// Lays a profile over the file's tree.
+fn lay_over(root: &mut Table, name: &Name, over: &Table, sink: &mut Sink) {
+    let what = format!("profile {name}");
+    Section::new(over, 0..0, &what, PROFILE_KEYS, sink);
+    for entry in &over.entries {
+        match (entry.key.as_str(), &entry.node.value) {
+            ("seeds", _) => {
+                if let Some(Entry { node: Node { value: Tree::Table(study), .. }, .. }) =
+                    root.entries.iter_mut().find(|e| e.key == "study")
+                {
+                    study.put(entry);
+                }
+            }
+            ("budget" | "retry", _) => root.put(entry),
+            (key @ ("stage" | "table"), Tree::Table(named)) => by_name(root, key, named, &what, sink),
+            (key @ ("stage" | "table"), _) => {
+                let message = format!("`{key}` in {what} must be a table by name");
+                sink.push(&entry.key_span, message, format!("write `{key}.NAME.KEY = ...`"));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Lays tables over the elements of an array of tables that have their names.
+fn by_name(root: &mut Table, key: &str, named: &Table, what: &str, sink: &mut Sink) {
+    let mut none = Vec::new();
+    let elements = match root.entries.iter_mut().find(|e| e.key == key).map(|e| &mut e.node.value) {
+        Some(Tree::Array(elements)) => elements,
+        _ => &mut none,
+    };
+    let names: Vec<String> = elements
+        .iter()
+        .filter_map(|n| match &n.value {
+            Tree::Table(table) => table.text("name").map(str::to_owned),
+            _ => None,
+        })
+        .collect();
+    for entry in &named.entries {
+        let Tree::Table(over) = &entry.node.value else {
+            let message = format!("`{key}.{}` in {what} must be a table, not {}", entry.key, entry.node.value.noun());
+            sink.push(&entry.key_span, message, "");
+            continue;
+        };
+        if let Some(renamed) = over.get("name") {
+            let message = format!("{what} renames {key} {}", entry.key);
+            sink.push(&renamed.key_span, message, "remove `name`: a profile cannot rename");
+            continue;
+        }
+        let mut found = false;
+        for element in elements.iter_mut() {
+            if let Tree::Table(table) = &mut element.value
+                && table.text("name") == Some(entry.key.as_str())
+            {
+                table.overlay(over);
+                found = true;
+            }
+        }
+        if !found {
+            let message = format!("unknown {key} `{}` in {what}", entry.key);
+            sink.unknown(&entry.key_span, message, &entry.key, names.iter().map(String::as_str));
+        }
+    }
+}
+
+/// What one reading of the merged tree gives.
+struct ReadStudy {
+    name: Name,
+    seeds: Vec<u32>,
+    stages: Vec<super::Stage>,
+    tables: Vec<Value>,
+    budget: Option<Budget>,
+    retry: Retry,
+}
+
+fn read_study(root: &Table, around: &Surroundings<'_>, sink: &mut Sink) -> Option<ReadStudy> {
+    let top = Section::new(root, 0..0, "the study file", ROOT_KEYS, sink);
+    schema(&top, sink);
+    let empty = Table::default();
+    if top.entry("study").is_none() {
+        top.missing("study", "say `[study]` and `name = \"...\"` below it", sink);
+    }
+    let (table, at) = top.table("study", sink).unwrap_or((&empty, 0..0));
+    let own = Section::new(table, at, "[study]", STUDY_KEYS, sink);
+    if top.entry("study").is_some() && own.entry("name").is_none() {
+        own.missing("name", "say `name = \"...\"`", sink);
+    }
+    let name = own.name("name", sink);
+    own.text("default_profile", sink);
+    let seeds = seeds(&own, sink);
+    let budget = budget(&top, sink);
+    let retry = retry(&top, sink);
+
+    let tables = top.tables("stage", sink);
+    if tables.is_empty() && top.entry("stage").is_none() {
+        top.missing("stage", "add a `[[stage]]`", sink);
+    }
+    let all: BTreeSet<&str> = tables.iter().filter_map(|(t, _)| t.text("name")).collect();
+    let reads: Vec<stage::Read> = tables
+        .iter()
+        .enumerate()
+        .filter_map(|(index, (table, at))| stage::read(index, table, at.clone(), around, sink))
+        .collect();
+    graph::check(&reads, &all, seeds.as_ref().is_none_or(|s| !s.is_empty()), sink);
+    let stages = reads.into_iter().map(|r| r.stage).collect();
+    let tables = result_tables(&top, sink);
+    Some(ReadStudy { name: name?, seeds: seeds?, stages, tables, budget, retry })
+}
+
+/// The `schema` of a study or cluster file.
+pub(super) fn schema(top: &Section<'_>, sink: &mut Sink) {
+    if top.entry("schema").is_none() {
+        top.missing("schema", format!("say `schema = {SCHEMA}` in the first line"), sink);
+    }
+    if let Some(found) = top.integer("schema", 1..=i64::MAX, sink)
+        && found > SCHEMA
+    {
+        let message = format!("this file has schema {found}, and this program reads up to {SCHEMA}");
+        sink.push(&top.place("schema"), message, "use the newer Seedbed that it was written for");
+    }
+}
+
+/// The seeds, or nothing if they were not right.
+fn seeds(own: &Section<'_>, sink: &mut Sink) -> Option<Vec<u32>> {
+    if own.entry("seeds").is_none() {
+        return Some(Vec::new());
+    }
+    let items = own.array("seeds", sink)?;
+    if items.len() > MOST_SEEDS {
+        sink.push(&own.place("seeds"), format!("there are more than {MOST_SEEDS} seeds"), "remove some");
+        return None;
+    }
+    let mut seeds = Vec::with_capacity(items.len());
+    let mut seen = BTreeSet::new();
+    for item in items {
+        let seed = match item.value {
+            Tree::Integer(value) => u32::try_from(value).map_err(|_| value.to_string()),
+            ref other => Err(other.noun().to_owned()),
+        };
+        match seed {
+            Ok(seed) if !seen.insert(seed) => {
+                sink.push(&item.span, format!("seed {seed} is given twice"), "remove one");
+            }
+            Ok(seed) => seeds.push(seed),
+            Err(found) => {
+                sink.push(&item.span, format!("a seed is an integer from 0 to 4294967295, not {found}"), "");
+            }
+        }
+    }
+    (seeds.len() == items.len()).then_some(seeds)
+}
+
+fn budget(top: &Section<'_>, sink: &mut Sink) -> Option<Budget> {
+    let (table, at) = top.table("budget", sink)?;
+    let own = Section::new(table, at, "[budget]", &["gpu_hours", "cpu_hours", "storage", "cost"], sink);
+    Some(Budget {
+        gpu_hours: own.amount("gpu_hours", sink),
+        cpu_hours: own.amount("cpu_hours", sink),
+        storage_bytes: own.parsed("storage", quantity::bytes, sink),
+        cost: own.amount("cost", sink),
+    })
+}
+
+fn retry(top: &Section<'_>, sink: &mut Sink) -> Retry {
+    let mut retry = Retry::default();
+    if let Some((table, at)) = top.table("retry", sink) {
+        let own = Section::new(table, at, "[retry]", &["without_progress"], sink);
+        if let Some(count) = own.integer("without_progress", 1..=1000, sink) {
+            retry.without_progress = count as u32;
+        }
+    }
+    retry
+}
+
+/// `[[table]]` sections: named, each name once. What else they hold is the report wing's.
+fn result_tables(top: &Section<'_>, sink: &mut Sink) -> Vec<Value> {
+    let mut names = BTreeSet::new();
+    let mut tables = Vec::new();
+    for (table, at) in top.tables("table", sink) {
+        let keys: Vec<&str> = table.entries.iter().map(|e| e.key.as_str()).collect();
+        let own = Section { table, at, what: format!("table {}", table.text("name").unwrap_or("without a name")) };
+        if !keys.contains(&"name") {
+            own.missing("name", "say `name = \"...\"`", sink);
+        }
+        if let Some(name) = own.name("name", sink)
+            && !names.insert(name.clone())
+        {
+            sink.push(&own.place("name"), format!("two tables are named `{name}`"), "rename one");
+        }
+        tables.push(table.to_json());
+    }
+    tables
+}
+
+/// Where the study's name stands.
+fn name_place(text: &str) -> Span {
+    let root = tree::parse(text, &mut Sink::default());
+    match root.get("study").map(|e| &e.node.value) {
+        Some(Tree::Table(study)) => study.get("name").map_or(0..0, |e| e.node.span.clone()),
+        _ => 0..0,
+    }
+}
+
+/// The name that a file claims for its study, if it has one.
+pub(super) fn claimed_name(path: &Path) -> Option<String> {
+    let text = read_text(path).ok()?;
+    let root = tree::parse(&text, &mut Sink::default());
+    match &root.get("study")?.node.value {
+        Tree::Table(study) => study.text("name").map(str::to_owned),
+        _ => None,
+    }
+}

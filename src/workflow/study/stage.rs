@@ -1,0 +1,415 @@
+//! One `[[stage]]`: its keys, resources, parameters, arms.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::params::{self, Rules};
+use super::problem::{Sink, Span, suggestion};
+use super::quantity;
+use super::section::Section;
+use super::tree::{Table, Tree};
+use super::{Arm, Axes, Command, Input, On, Run, Stage};
+use crate::record::{Name, Resources};
+use crate::stages::Spec;
+
+/// Keys of a stage.
+pub(super) const KEYS: &[&str] = &[
+    "name",
+    "number",
+    "run",
+    "command",
+    "inputs",
+    "outputs",
+    "resumable",
+    "needs",
+    "per",
+    "on",
+    "activity",
+    "resources",
+    "storage",
+    "params",
+    "arms",
+];
+
+/// Keys of `resources`.
+const RESOURCE_KEYS: &[&str] = &["nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "mem", "time"];
+
+/// Keys of an arm.
+const ARM_KEYS: &[&str] = &["name", "labels", "params"];
+
+/// Names that other things in a study's results have.
+const RESERVED: &[&str] = &["flags", "logs", "tables"];
+
+/// What a run directory holds besides declared outputs.
+const RUN_DIR: &[&str] =
+    &["cell.toml", "log.txt", "progress.jsonl", "attempts", "run.h5", "seal.json", "invalid.json", "checkpoints"];
+
+/// What a stage is read with.
+pub(super) struct Surroundings<'s> {
+    /// Kinds that exist.
+    pub(super) known: &'s [&'static Spec],
+    /// The study file's directory, absolute.
+    pub(super) dir: &'s Path,
+    /// Whether a path is there; `None` if nobody asks.
+    pub(super) exists: Option<&'s dyn Fn(&Path) -> bool>,
+}
+
+/// A stage with the places that checks across stages point at.
+pub(super) struct Read {
+    pub(super) stage: Stage,
+    pub(super) at: Span,
+    pub(super) number_at: Span,
+    pub(super) needs: Vec<(Name, Span)>,
+    pub(super) needs_at: Span,
+    pub(super) arms_at: Span,
+}
+
+/// Reads one stage; `None` if it has no usable name.
+pub(super) fn read(index: usize, table: &Table, at: Span, around: &Surroundings<'_>, sink: &mut Sink) -> Option<Read> {
+    let what = match table.text("name") {
+        Some(name) => format!("stage {name}"),
+        None => format!("stage number {index}"),
+    };
+    let section = Section::new(table, at, what, KEYS, sink);
+    let name = section.name("name", sink);
+    if section.entry("name").is_none() {
+        section.missing("name", "say `name = \"...\"`", sink);
+    }
+    if let Some(name) = name.as_ref().filter(|n| RESERVED.contains(&n.as_str())) {
+        sink.push(
+            &section.place("name"),
+            format!("a stage cannot be named `{name}`"),
+            "results keep other things there",
+        );
+    }
+    let number = section.integer("number", 0..=9999, sink).unwrap_or(index as i64) as u32;
+    let axes = axes(&section, sink);
+    let run = run(&section, around, sink);
+    let resources = resources(&section, sink);
+    let (params, arms) = params_and_arms(&section, run.as_ref(), axes, around, sink);
+    if let (Some(Run::Builtin(spec)), Some(resources)) = (&run, &resources) {
+        let every: Vec<&Value> = if arms.is_empty() { vec![&params] } else { arms.iter().map(|a| &a.params).collect() };
+        layout(&section, spec, resources, &every, sink);
+    }
+    let on = match section.one_of("on", &["compute", "login"], sink) {
+        Some("login") => On::Login,
+        _ => On::Compute,
+    };
+    let activity = section.name("activity", sink).map(|n| n.to_string());
+    let storage_bytes = section.parsed("storage", quantity::bytes, sink);
+    let needs = needs(&section, sink);
+    Some(Read {
+        stage: Stage {
+            name: name?,
+            number,
+            run: run?,
+            needs: needs.iter().map(|(n, _)| n.clone()).collect(),
+            axes,
+            on,
+            activity,
+            resources: resources?,
+            storage_bytes,
+            params,
+            arms,
+        },
+        number_at: section.place("number"),
+        needs,
+        needs_at: section.place("needs"),
+        arms_at: section.place("arms"),
+        at: section.at,
+    })
+}
+
+fn axes(section: &Section<'_>, sink: &mut Sink) -> Axes {
+    let mut axes = Axes { arm: false, seed: section.entry("per").is_none() };
+    for (word, span) in section.texts("per", sink) {
+        let axis = match word {
+            "arm" => &mut axes.arm,
+            "seed" => &mut axes.seed,
+            _ => {
+                let message = format!("`per` in {} cannot hold `{word}`", section.what);
+                sink.unknown(&span, message, word, ["arm", "seed"]);
+                continue;
+            }
+        };
+        if std::mem::replace(axis, true) {
+            sink.push(&span, format!("`per` in {} names `{word}` twice", section.what), "remove one");
+        }
+    }
+    axes
+}
+
+fn run(section: &Section<'_>, around: &Surroundings<'_>, sink: &mut Sink) -> Option<Run> {
+    if section.entry("command").is_some() {
+        if section.entry("run").is_some() {
+            let message = format!("{} has both `run` and `command`", section.what);
+            sink.push(&section.place("command"), message, "keep one");
+        }
+        return command(section, around, sink).map(Run::Command);
+    }
+    for key in ["inputs", "outputs", "resumable"] {
+        if section.entry(key).is_some() {
+            let message = format!("{} has `{key}`, which only a stage with `command` takes", section.what);
+            sink.push(&section.place(key), message, "remove it");
+        }
+    }
+    if section.entry("run").is_none() {
+        section.missing("run", "say `run = \"KIND\"`, or `command = [...]` for a program of yours", sink);
+        return None;
+    }
+    let (kind, span) = section.text("run", sink)?;
+    let spec = around.known.iter().find(|s| s.kind == kind);
+    if spec.is_none() {
+        let message = format!("unknown kind `{kind}` in {}", section.what);
+        sink.unknown(&span, message, kind, around.known.iter().map(|s| s.kind));
+    }
+    spec.map(|s| Run::Builtin(s))
+}
+
+fn command(section: &Section<'_>, around: &Surroundings<'_>, sink: &mut Sink) -> Option<Command> {
+    let words = section.texts("command", sink);
+    let mut inputs: Vec<Input> = Vec::new();
+    for (text, span) in section.texts("inputs", sink) {
+        let path = match params::absolute(around.dir, text) {
+            Ok(path) => PathBuf::from(path),
+            Err(problem) => {
+                sink.push(&span, format!("an input of {} {problem}", section.what), "");
+                continue;
+            }
+        };
+        if around.exists.is_some_and(|exists| !exists(&path)) {
+            let message = format!("input `{text}` of {} is not there: `{}`", section.what, path.display());
+            sink.push(&span, message, "create it, or correct the path");
+        }
+        if inputs.iter().any(|i| i.name == text) {
+            sink.push(&span, format!("{} names input `{text}` twice", section.what), "remove one");
+            continue;
+        }
+        inputs.push(Input { name: text.to_owned(), path });
+    }
+    let mut outputs: Vec<String> = Vec::new();
+    for (text, span) in section.texts("outputs", sink) {
+        if let Some(problem) = bad_output(text) {
+            sink.push(&span, format!("output `{text}` of {} {problem}", section.what), "");
+        } else if outputs.iter().any(|o| o == text) {
+            sink.push(&span, format!("{} names output `{text}` twice", section.what), "remove one");
+        } else {
+            outputs.push(text.to_owned());
+        }
+    }
+    if words.first().is_none_or(|(program, _)| program.is_empty()) {
+        let message = format!("`command` in {} names no program", section.what);
+        sink.push(&section.place("command"), message, "write the program and each argument as its own text");
+        return None;
+    }
+    let argv = words
+        .iter()
+        .map(|(word, _)| match inputs.iter().find(|i| i.name == *word) {
+            Some(input) => input.path.to_string_lossy().into_owned(),
+            None => (*word).to_owned(),
+        })
+        .collect();
+    // A script that nobody declared would change without making its results stale.
+    for (word, span) in &words {
+        let beside = around.dir.join(word);
+        let undeclared = !word.is_empty() && !inputs.iter().any(|i| i.name == *word);
+        if undeclared && Path::new(word).file_name().is_some() && around.exists.is_some_and(|exists| exists(&beside)) {
+            let message = format!("`{word}` in the command of {} is a file, and no declared input", section.what);
+            sink.push(span, message, format!("say `inputs = [\"{word}\"]`"));
+        }
+    }
+    Some(Command {
+        written: words.iter().map(|(word, _)| (*word).to_owned()).collect(),
+        argv,
+        inputs,
+        outputs,
+        resumable: section.bool("resumable", sink).unwrap_or(false),
+    })
+}
+
+/// Why a declared output cannot be one.
+fn bad_output(text: &str) -> Option<&'static str> {
+    let mut parts = text.split('/');
+    let first = parts.clone().next().unwrap_or_default();
+    if text.starts_with('/') {
+        Some("is an absolute path: write it relative to the run directory")
+    } else if parts.any(|p| p.is_empty() || p == "." || p == "..") {
+        Some("must be a plain path inside the run directory: no `..`, no `.`, no empty part")
+    } else if first.starts_with('.') || RUN_DIR.contains(&first) {
+        Some("is a name that Seedbed keeps for itself: choose another")
+    } else {
+        None
+    }
+}
+
+fn needs(section: &Section<'_>, sink: &mut Sink) -> Vec<(Name, Span)> {
+    let mut needs: Vec<(Name, Span)> = Vec::new();
+    for (text, span) in section.texts("needs", sink) {
+        if text.contains([':', '/']) {
+            let message = format!("{} needs `{text}` of another study, which this version cannot do", section.what);
+            sink.push(&span, message, "name a stage of this study");
+            continue;
+        }
+        match Name::new(text) {
+            Ok(name) if needs.iter().any(|(n, _)| *n == name) => {
+                sink.push(&span, format!("{} needs `{name}` twice", section.what), "remove one");
+            }
+            Ok(name) => needs.push((name, span)),
+            Err(problem) => sink.push(&span, format!("`needs` in {}: {problem}", section.what), ""),
+        }
+    }
+    needs
+}
+
+fn resources(section: &Section<'_>, sink: &mut Sink) -> Option<Resources> {
+    if section.entry("resources").is_none() {
+        section.missing("resources", "say at least `resources = {time = \"1:00:00\"}`", sink);
+        return None;
+    }
+    let (table, at) = section.table("resources", sink)?;
+    let what = format!("resources of {}", section.what);
+    let own = Section::new(table, at, what, RESOURCE_KEYS, sink);
+    let mut count = |key: &str, preset: u32, least: i64, most: i64| match own.entry(key) {
+        None => Some(preset),
+        Some(_) => own.integer(key, least..=most, sink).map(|n| n as u32),
+    };
+    let nodes = count("nodes", 1, 1, 10_000);
+    let tasks_per_node = count("tasks_per_node", 1, 1, 1024);
+    let cpus_per_task = count("cpus_per_task", 1, 1, 4096);
+    let gpus_per_node = count("gpus_per_node", 0, 0, 64);
+    let mem_bytes = own.parsed("mem", quantity::bytes, sink);
+    let time_s = match own.entry("time").map(|e| &e.node.value) {
+        None => {
+            own.missing("time", "say for example `time = \"1:00:00\"`", sink);
+            None
+        }
+        Some(Tree::Integer(minutes)) => {
+            let text = minutes.to_string();
+            quantity::time_s(&text)
+                .map_err(|problem| sink.push(&own.place("time"), format!("`time` in {}: {problem}", own.what), ""))
+                .ok()
+        }
+        Some(_) => own.parsed("time", quantity::time_s, sink),
+    };
+    Some(Resources {
+        nodes: nodes?,
+        tasks_per_node: tasks_per_node?,
+        cpus_per_task: cpus_per_task?,
+        gpus_per_node: gpus_per_node?,
+        mem_bytes,
+        time_s: time_s?,
+    })
+}
+
+/// Notes resources that no layout of the kind's ranks fits.
+fn layout(section: &Section<'_>, spec: &Spec, resources: &Resources, params: &[&Value], sink: &mut Sink) {
+    let at = section.place("resources");
+    let ranks = resources.ranks();
+    let what = &section.what;
+    if ranks > 1 && !spec.parallel {
+        let message = format!("resources of {what} start {ranks} ranks, and kind `{}` runs on one", spec.kind);
+        sink.push(&at, message, "set nodes = 1 and tasks_per_node = 1");
+        return;
+    }
+    let gpus = resources.gpus_per_node;
+    if gpus > 0 && gpus != resources.tasks_per_node {
+        let message = format!("resources of {what} give {gpus} GPUs to {} ranks a node", resources.tasks_per_node);
+        sink.push(&at, message, "a rank has one GPU: set tasks_per_node = gpus_per_node");
+    }
+    for params in params {
+        let Some(lanes) = lanes(params) else { continue };
+        if params.get("exact").and_then(Value::as_bool) == Some(false) || lanes % u64::from(ranks) == 0 {
+            continue;
+        }
+        let allowed: Vec<String> = (0..=lanes.ilog2()).map(|i| (1u64 << i).to_string()).collect();
+        let message = format!("resources of {what} start {ranks} ranks, which do not divide its {lanes} lanes");
+        sink.push(&at, message, format!("start {} ranks", allowed.join(", ")));
+        break;
+    }
+}
+
+/// Lanes of a data-parallel kind: `lanes`, or the largest power of two up to 8 that divides the grains of a batch.
+fn lanes(params: &Value) -> Option<u64> {
+    let get = |key: &str| params.get(key).and_then(Value::as_u64);
+    if let Some(lanes) = get("lanes").filter(|l| l.is_power_of_two()) {
+        return Some(lanes);
+    }
+    let (batch, grain) = (get("global_batch")?, get("grain_samples")?);
+    if grain == 0 || batch == 0 || batch % grain != 0 {
+        return None;
+    }
+    [8, 4, 2, 1].into_iter().find(|lanes| (batch / grain) % lanes == 0)
+}
+
+fn params_and_arms(
+    section: &Section<'_>,
+    run: Option<&Run>,
+    axes: Axes,
+    around: &Surroundings<'_>,
+    sink: &mut Sink,
+) -> (Value, Vec<Arm>) {
+    let empty = Table::default();
+    let (base, at) = section.table("params", sink).unwrap_or((&empty, section.place("params")));
+    let resolve = |table: &Table, at: &Span, what: &str, sink: &mut Sink| match run {
+        Some(Run::Builtin(spec)) => {
+            let rules = Rules { spec, dir: around.dir, exists: around.exists };
+            params::resolve(&rules, table, at, what, sink)
+        }
+        Some(Run::Command(_)) => {
+            if let Some(entry) = table.entries.iter().find(|e| e.key == "command" || e.key == "outputs") {
+                sink.push(&entry.key_span, format!("{what} cannot have a parameter `{}`", entry.key), "rename it");
+            }
+            table.to_json()
+        }
+        None => Value::Object(Map::new()),
+    };
+    let tables = section.tables("arms", sink);
+    if axes.arm && tables.is_empty() {
+        let message = format!("{} has the axis `arm` and no arms", section.what);
+        sink.push(&section.place("per"), message, "say `arms = [{name = \"...\"}, ...]`");
+    }
+    if !axes.arm && !tables.is_empty() {
+        let message = format!("{} has arms and not the axis `arm`", section.what);
+        sink.push(&section.place("arms"), message, "say `per = [\"arm\", \"seed\"]`");
+    }
+    if tables.is_empty() {
+        return (resolve(base, &at, &section.what, sink), Vec::new());
+    }
+    let mut arms: Vec<Arm> = Vec::new();
+    for (table, span) in tables {
+        let what = format!("arm {} of {}", table.text("name").unwrap_or("without a name"), section.what);
+        let own = Section::new(table, span, what, ARM_KEYS, sink);
+        if own.entry("name").is_none() {
+            own.missing("name", "say `name = \"...\"`", sink);
+        }
+        let mut merged = base.clone();
+        let mut place = at.clone();
+        if let Some((over, span)) = own.table("params", sink) {
+            merged.overlay(over);
+            place = span;
+        }
+        let params = resolve(&merged, &place, &own.what, sink);
+        let labels = own.text_map("labels", sink);
+        let Some(name) = own.name("name", sink) else { continue };
+        if name.as_str().starts_with("seed-") {
+            sink.push(&own.place("name"), format!("arm `{name}` starts with `seed-`"), "choose another name");
+        }
+        if arms.iter().any(|a| a.name == name) {
+            sink.push(&own.place("name"), format!("{} has two arms `{name}`", section.what), "rename one");
+            continue;
+        }
+        arms.push(Arm { name, labels, params });
+    }
+    // The stage's own parameters: what the arms start from. A field that every arm says may be missing here.
+    let params = match run {
+        Some(Run::Builtin(_)) => resolve(base, &at, &section.what, &mut Sink::default()),
+        _ => base.to_json(),
+    };
+    (params, arms)
+}
+
+/// The nearest stage for a need that is none.
+pub(super) fn nearest(word: &str, stages: &[Read]) -> String {
+    suggestion(word, &stages.iter().map(|s| s.stage.name.as_str()).collect::<Vec<_>>())
+}
