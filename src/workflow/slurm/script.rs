@@ -300,7 +300,7 @@ pub fn index_list(indices: &[u32]) -> String {
     let mut text = String::new();
     let mut rest = indices;
     while let Some(&first) = rest.first() {
-        let run = rest.iter().zip(first..).take_while(|(have, want)| **have == *want).count();
+        let run = rest.iter().zip(u64::from(first)..).take_while(|(have, want)| u64::from(**have) == *want).count();
         if !text.is_empty() {
             text.push(',');
         }
