@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use seedbed::record::{Name, Resources};
-use seedbed::workflow::slurm::script::{
-    EdgeKind, JobSpec, Launcher, NamedEdge, ScriptError, Site, Slots, TEMPLATE, render,
-};
+use seedbed::workflow::plan::EdgeKind;
+use seedbed::workflow::slurm::script::{JobSpec, Launcher, NamedEdge, ScriptError, Site, Slots, TEMPLATE, render};
 
 fn name(text: &str) -> Name {
     Name::new(text).unwrap()

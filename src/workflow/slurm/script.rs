@@ -12,6 +12,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, context};
 
 use crate::record::{Name, Resources};
+use crate::workflow::plan::EdgeKind;
 
 /// The template as shipped; a file of this name in a study's `slurm/` directory takes its place.
 pub const TEMPLATE: &str = include_str!("../../../slurm/stage.sbatch.j2");
@@ -151,26 +152,12 @@ impl Launcher {
     }
 }
 
-/// Kinds of dependency that Seedbed uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EdgeKind {
-    /// Element i waits for element i of the parent array to succeed.
-    AfterCorr,
-    /// Waits for the whole parent to succeed.
-    AfterOk,
-    /// Waits for the whole parent to end; the gate in the job decides.
-    AfterAny,
-}
-
-impl EdgeKind {
-    /// The word in a `--dependency`.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::AfterCorr => "aftercorr",
-            Self::AfterOk => "afterok",
-            Self::AfterAny => "afterany",
-        }
+/// The word of an edge in a `--dependency`.
+pub fn dependency_word(kind: EdgeKind) -> &'static str {
+    match kind {
+        EdgeKind::AfterCorr => "aftercorr",
+        EdgeKind::AfterOk => "afterok",
+        EdgeKind::AfterAny => "afterany",
     }
 }
 
@@ -242,7 +229,7 @@ pub fn render(job: &JobSpec, template: &str) -> Result<String, ScriptError> {
     let resources = &job.resources;
     let context = context! {
         title => title(job),
-        waits_for => job.waits_for.iter().map(|e| format!("{}:{}", e.kind.word(), e.parent)).collect::<Vec<_>>(),
+        waits_for => job.waits_for.iter().map(|e| format!("{}:{}", dependency_word(e.kind), e.parent)).collect::<Vec<_>>(),
         job_name => &job.name,
         output => log_pattern(job)?,
         requeue => job.resumable && site.requeue,

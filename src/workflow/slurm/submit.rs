@@ -8,8 +8,9 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::script::EdgeKind;
+use super::script::dependency_word;
 use super::{Client, Element, JobId, SlurmError};
+use crate::workflow::plan::EdgeKind;
 
 /// A dependency on a job that has an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +45,7 @@ pub enum Found {
 
 /// The value of `--dependency` for `edges`, none if there are no edges. All of them must be met.
 pub fn dependency(edges: &[Edge]) -> Option<String> {
-    let words: Vec<_> = edges.iter().map(|edge| format!("{}:{}", edge.kind.word(), edge.parent)).collect();
+    let words: Vec<_> = edges.iter().map(|edge| format!("{}:{}", dependency_word(edge.kind), edge.parent)).collect();
     (!words.is_empty()).then(|| words.join(","))
 }
 
