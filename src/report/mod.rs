@@ -3,4 +3,5 @@
 //! Data flows one way: value trees -> [`query`] -> numbers -> [`stats`] -> cells -> [`table`] -> grid ->
 //! [`render`] -> text. `stats`, `table` and `render` are pure.
 
+pub mod query;
 pub mod stats;

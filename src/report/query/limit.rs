@@ -1,0 +1,263 @@
+//! Filters of a study, run where they can do no harm: in a child process with limits on time and memory.
+//!
+//! jq is a whole language: a gate or a table metric may loop for ever or build a list of 1e12 numbers. Here
+//! all filters of one table or gate go to one forked child, which answers a line for each; a child that
+//! exceeds a limit, or faults, is killed, and the filter it was working on is named.
+
+use std::io::Read;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::filter::{Filter, FilterError, Scope, to_val};
+use super::print;
+
+/// Stack of a thread that compiles or runs filters, bytes: jq's parser and its values recurse.
+const STACK_BYTES: usize = 64 << 20;
+
+/// What the filters of one call may take together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Time on the wall; processor time has the same limit.
+    pub time: Duration,
+    /// Memory beyond what the process has already, bytes.
+    pub mem_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { time: Duration::from_secs(20), mem_bytes: 1 << 30 }
+    }
+}
+
+/// One closed filter on one value, with `$row` bound.
+#[derive(Debug, Clone, Copy)]
+pub struct Job<'a> {
+    /// The filter.
+    pub code: &'a str,
+    /// Its input.
+    pub input: &'a Value,
+    /// The value of `$row`.
+    pub row: &'a Value,
+}
+
+/// Outputs of one filter, or what to tell about it.
+pub type Outputs = Result<Vec<Value>, String>;
+
+/// Checks that a filter compiles, and shows the place if it does not.
+///
+/// # Errors
+/// [`FilterError::Compile`].
+pub fn check(code: &str, variables: &[&'static str], scope: Scope) -> Result<(), FilterError> {
+    deep(|| Filter::compile(code, variables, scope).map(|_| ())).unwrap_or_else(|e| Err(FilterError::Run(e)))
+}
+
+/// Runs closed filters in a child process. The answers are in the order of the jobs; after a job that
+/// exceeded a limit, the rest says so too.
+pub fn evaluate(jobs: &[Job<'_>], limits: Limits) -> Vec<Outputs> {
+    if jobs.is_empty() {
+        return Vec::new();
+    }
+    let bytes = match deep(|| in_child(jobs, limits)).and_then(|r| r) {
+        Ok(bytes) => bytes,
+        Err(what) => return vec![Err(what); jobs.len()],
+    };
+    let mut answers: Vec<Outputs> = bytes
+        .split_inclusive(|b| *b == b'\n')
+        .filter(|line| line.ends_with(b"\n"))
+        .map_while(|line| serde_json::from_slice::<Result<Vec<Value>, String>>(line).ok())
+        .take(jobs.len())
+        .collect();
+    if let Some(job) = jobs.get(answers.len()) {
+        let seconds = limits.time.as_secs_f64();
+        let mib = limits.mem_bytes >> 20;
+        let culprit: String = job.code.chars().take(80).collect();
+        answers.push(Err(format!(
+            "the filter `{}` was stopped: it needs more than {seconds} s or {mib} MiB: make it simpler",
+            culprit.escape_debug()
+        )));
+        answers.resize(jobs.len(), Err(format!("not tried after `{}` was stopped", culprit.escape_debug())));
+    }
+    answers
+}
+
+/// Runs `work` on a stack that any filter of admitted length fits in.
+pub(super) fn deep<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, work)
+            .map_err(|e| format!("cannot start a thread for the filter: {e}"))?;
+        thread.join().map_err(|_| "the filter engine failed on this filter".to_owned())
+    })
+}
+
+/// Forks, lets the child answer, and returns what it wrote before it ended or was killed.
+fn in_child(jobs: &[Job<'_>], limits: Limits) -> Result<Vec<u8>, String> {
+    let mut ends = [0; 2];
+    let os_error = |what: &str| format!("cannot {what} for the filter: {}", std::io::Error::last_os_error());
+    // SAFETY: `ends` has room for the two descriptors that pipe2 writes.
+    if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } != 0 {
+        return Err(os_error("open a pipe"));
+    }
+    // SAFETY: pipe2 succeeded, so both are open descriptors that nobody else owns.
+    let (reader, writer) = unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) };
+    // SAFETY: the child calls nothing that another thread's lock could hold: it computes on memory it has
+    // (the allocator resets its locks on fork), writes to the pipe by write(2) and leaves by _exit(2). Should
+    // it hang all the same, the deadline below ends it.
+    let pid = unsafe { libc::fork() };
+    if pid < 0 {
+        return Err(os_error("start a process"));
+    }
+    if pid == 0 {
+        drop(reader);
+        child(jobs, limits, &writer);
+    }
+    drop(writer);
+    let bytes = read_until(reader, Instant::now() + limits.time);
+    // SAFETY: `pid` is our own child, not yet waited for.
+    unsafe {
+        libc::kill(pid, libc::SIGKILL);
+        let mut status = 0;
+        while libc::waitpid(pid, &mut status, 0) < 0
+            && std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted
+        {}
+    }
+    bytes
+}
+
+/// Everything from the pipe until its end or the deadline.
+fn read_until(reader: OwnedFd, deadline: Instant) -> Result<Vec<u8>, String> {
+    use std::os::fd::AsRawFd;
+    let mut file = std::fs::File::from(reader);
+    let mut bytes = Vec::new();
+    let mut buffer = [0u8; 1 << 16];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(bytes);
+        }
+        let mut poll = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let millis = i32::try_from(left.as_millis().max(1)).unwrap_or(i32::MAX);
+        // SAFETY: one valid pollfd.
+        match unsafe { libc::poll(&mut poll, 1, millis) } {
+            1.. => {}
+            _ => continue,
+        }
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(bytes),
+            Ok(n) => bytes.extend_from_slice(&buffer[..n]),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(format!("cannot read from the filter's process: {e}")),
+        }
+    }
+}
+
+/// The child's whole life.
+fn child(jobs: &[Job<'_>], limits: Limits, writer: &OwnedFd) -> ! {
+    use std::os::fd::AsRawFd;
+    let fd = writer.as_raw_fd();
+    set_limits(limits);
+    for job in jobs {
+        let answer: Outputs = run(job).map_err(|e| e.to_string());
+        // Texts, numbers, arrays and objects with text keys always print.
+        let mut line = serde_json::to_vec(&answer).unwrap_or_default();
+        line.push(b'\n');
+        let mut rest = &line[..];
+        while !rest.is_empty() {
+            // SAFETY: the pointer and length are those of a live slice.
+            let n = unsafe { libc::write(fd, rest.as_ptr().cast(), rest.len()) };
+            match usize::try_from(n) {
+                Ok(n) if n > 0 => rest = &rest[n..],
+                // The parent is gone, or a signal came: nothing is lost that the parent does not name.
+                _ => break,
+            }
+        }
+    }
+    // SAFETY: ends this process without running destructors or handlers of the parent.
+    unsafe { libc::_exit(0) }
+}
+
+fn set_limits(limits: Limits) {
+    let set = |resource, value: u64| {
+        let limit = libc::rlimit { rlim_cur: value, rlim_max: value };
+        // SAFETY: a valid rlimit. A limit that cannot be set is not fatal: the deadline still holds.
+        unsafe { libc::setrlimit(resource, &limit) };
+    };
+    let pages = std::fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|text| text.split(' ').next().and_then(|n| n.parse::<u64>().ok()))
+        .unwrap_or(0);
+    set(libc::RLIMIT_AS, pages * 4096 + limits.mem_bytes);
+    set(libc::RLIMIT_CPU, limits.time.as_secs().max(1));
+    set(libc::RLIMIT_CORE, 0);
+    // SAFETY: a failed allocation or a fault would print to the parent's terminal; the parent names the
+    // filter instead.
+    unsafe {
+        let null = libc::open(c"/dev/null".as_ptr(), libc::O_WRONLY);
+        if null >= 0 {
+            libc::dup2(null, 2);
+        }
+        // The parent's handlers print, too.
+        for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGABRT] {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+    }
+}
+
+fn run(job: &Job<'_>) -> Result<Vec<Value>, FilterError> {
+    let filter = Filter::compile(job.code, &["$row"], Scope::Closed)?;
+    let outputs = filter.run(to_val(job.input), vec![to_val(job.row)])?;
+    outputs
+        .iter()
+        .map(|value| {
+            serde_json::from_str(&print::compact(value)).map_err(|e| FilterError::Run(format!("no JSON came out: {e}")))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn answers(codes: &[&str], limits: Limits) -> Vec<Outputs> {
+        let (input, row) = (json!({"a": [1, 2.5]}), json!({"model": "b"}));
+        let jobs: Vec<Job> = codes.iter().map(|code| Job { code, input: &input, row: &row }).collect();
+        evaluate(&jobs, limits)
+    }
+
+    #[test]
+    fn answers_come_in_order() {
+        let got = answers(&[".a[1]", ".a | mean", "$row.model", ".a[]", "error(\"x\")", "env"], Limits::default());
+        assert_eq!(
+            got[..4],
+            [Ok(vec![json!(2.5)]), Ok(vec![json!(1.75)]), Ok(vec![json!("b")]), Ok(vec![json!(1), json!(2.5)])]
+        );
+        assert!(got[4].as_ref().unwrap_err().contains('x'));
+        assert!(got[5].as_ref().unwrap_err().contains("not allowed"));
+    }
+
+    #[test]
+    fn a_filter_that_does_not_end_is_stopped_and_named() {
+        let limits = Limits { time: Duration::from_millis(300), mem_bytes: 64 << 20 };
+        for endless in ["def f: f; f", "last(repeat(1))", "[range(1e12)]", "[repeat(\"x\" * 1000)]", "def f: 1 + f; f"]
+        {
+            let started = Instant::now();
+            let got = answers(&[".a[0]", endless, ".a[0]"], limits);
+            assert!(started.elapsed() < Duration::from_secs(5), "{endless}");
+            assert_eq!(got[0], Ok(vec![json!(1)]), "{endless}");
+            let problem = got[1].as_ref().unwrap_err();
+            assert!(problem.contains("0.3 s or 64 MiB") && problem.contains(&endless[..5]), "{problem}");
+            assert!(got[2].as_ref().unwrap_err().contains("not tried"), "{endless}");
+        }
+    }
+
+    #[test]
+    fn checking_shows_the_place() {
+        assert_eq!(check(".a | mean", &[], Scope::Closed), Ok(()));
+        let error = check(".a | meen", &[], Scope::Closed).unwrap_err().to_string();
+        assert!(error.ends_with("line 1, column 6\n  .a | meen\n       ^"), "{error}");
+    }
+}
