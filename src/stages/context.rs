@@ -236,6 +236,9 @@ pub fn main(spec: &'static Spec, run: Run) -> ExitCode {
     command = command.name(spec.binary).about(spec.help).version(env!("CARGO_PKG_VERSION")).after_help(
         "`seedbed attempt` starts this program inside a job; by hand, name a cell.toml of a submission.\nExit codes: docs/exit-codes.md",
     );
+    if std::env::args().nth(1).as_deref() == Some("--describe") {
+        return describe(spec);
+    }
     let args = match command.try_get_matches().and_then(|m| Args::from_arg_matches(&m)) {
         Ok(args) => args,
         Err(e) => {
@@ -250,6 +253,23 @@ pub fn main(spec: &'static Spec, run: Run) -> ExitCode {
             exit::report(spec.binary, &error);
             ExitCode::from(error.exit_code())
         }
+    }
+}
+
+/// Prints what the planner checks before it submits this binary.
+fn describe(spec: &Spec) -> ExitCode {
+    use std::io::Write;
+    let mut features = Vec::new();
+    if cfg!(feature = "compute") {
+        features.push("compute");
+    }
+    if cfg!(feature = "mpi") {
+        features.push("mpi");
+    }
+    let text = serde_json::json!({"kind": spec.kind, "version": spec.version, "features": features});
+    match writeln!(std::io::stdout(), "{text}") {
+        Ok(()) => ExitCode::from(exit::DONE),
+        Err(_) => ExitCode::from(exit::CANNOT_WRITE),
     }
 }
 

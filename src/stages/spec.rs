@@ -87,6 +87,9 @@ pub struct Spec {
     pub resumable: bool,
     /// Whether it runs on more than one rank.
     pub parallel: bool,
+    /// Whether it runs although needed cells are not sealed, and judges by itself what that means. What it
+    /// writes before it exits with 66 is published, but not sealed.
+    pub partial_inputs: bool,
     /// Kinds among the needed cells that must be there.
     pub needs: &'static [&'static str],
     /// Files or directories that a finished cell has, besides `run.h5`.

@@ -1,5 +1,14 @@
 //! From a study file to jobs: study, plan, submission, journal, and what happens inside a job.
 
+pub mod journal;
+pub mod lock;
+pub mod place;
 pub mod plan;
+pub mod programs;
 pub mod slurm;
 pub mod study;
+pub mod submission;
+
+mod error;
+
+pub use error::{Result, WorkflowError};

@@ -1,0 +1,296 @@
+//! `journal.jsonl`: what was asked for and submitted, in order. Intent stands there before `sbatch` is
+//! called, so that a lost reply is known as such and never repeated blindly.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::error::Result;
+use crate::record::{Fingerprint, Name, RecordError, attempt, files};
+
+/// Format version of a journal line.
+pub const JOURNAL_VERSION: u32 = 1;
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// [`JOURNAL_VERSION`].
+    pub version: u32,
+    /// When it was written.
+    pub time: DateTime<Utc>,
+    /// Who wrote it.
+    pub user: String,
+    /// Name of the cluster, or `local`.
+    pub cluster: String,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// `run_all` was asked for these seeds: they are expected from now on.
+    Asked {
+        /// The seeds.
+        seeds: Vec<u32>,
+    },
+    /// A job is about to be submitted.
+    Intent {
+        /// Name of the submission.
+        submission: String,
+        /// Unique job name.
+        job: String,
+        /// The stage.
+        stage: Name,
+        /// Cells by local name, with array index and fingerprint.
+        cells: BTreeMap<String, IntendedCell>,
+    },
+    /// Slurm took the job.
+    Submitted {
+        /// Unique job name.
+        job: String,
+        /// Its id.
+        id: String,
+    },
+    /// Slurm refused the job.
+    Refused {
+        /// Unique job name.
+        job: String,
+        /// What it said.
+        message: String,
+    },
+    /// Nobody knows whether Slurm took the job.
+    Uncertain {
+        /// Unique job name.
+        job: String,
+        /// Why.
+        reason: String,
+    },
+    /// The job was cancelled, or is known never to have been.
+    Gone {
+        /// Unique job name.
+        job: String,
+        /// Elements of it that were cancelled; all if empty.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        slots: Vec<u32>,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A cell of an intended job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IntendedCell {
+    /// Array index; absent for a single job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u32>,
+    /// Fingerprint it is submitted with.
+    pub fingerprint: Fingerprint,
+}
+
+/// A job as the journal knows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JournalJob {
+    /// Unique name.
+    pub name: String,
+    /// Submission it belongs to.
+    pub submission: String,
+    /// The stage.
+    pub stage: Name,
+    /// Its cells.
+    pub cells: BTreeMap<String, IntendedCell>,
+    /// Who submitted it.
+    pub user: String,
+    /// On which cluster.
+    pub cluster: String,
+    /// When.
+    pub time: DateTime<Utc>,
+    /// What is known of it.
+    pub fate: Fate,
+}
+
+/// What the journal knows of a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    /// Intended; no reply is recorded. Like [`Fate::Uncertain`].
+    Intended,
+    /// Taken under this id.
+    Submitted(String),
+    /// Nobody knows.
+    Uncertain(String),
+    /// Refused or cancelled.
+    Gone(String),
+}
+
+/// The journal of one study and profile.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    cluster: String,
+}
+
+impl Journal {
+    /// The journal below `own` (a study's `.seedbed`), for writing as `cluster`.
+    pub fn open(own: &Path, cluster: &str) -> Self {
+        Self { path: own.join("journal.jsonl"), cluster: cluster.to_owned() }
+    }
+
+    /// Appends an event; durable when it returns.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, event: Event) -> Result<()> {
+        let entry = Entry {
+            version: JOURNAL_VERSION,
+            time: Utc::now(),
+            user: attempt::user_name(),
+            cluster: self.cluster.clone(),
+            event,
+        };
+        let line = serde_json::to_string(&entry).map_err(|e| RecordError::Value(e.to_string()))?;
+        files::append_line(&self.path, &line)?;
+        Ok(())
+    }
+
+    /// All entries.
+    ///
+    /// # Errors
+    /// A whole line is damaged, or was written by a newer program.
+    pub fn read(&self) -> Result<Vec<Entry>> {
+        let entries: Vec<Entry> = files::read_lines(&self.path)?;
+        if let Some(newer) = entries.iter().find(|e| e.version > JOURNAL_VERSION) {
+            let path = self.path.clone();
+            return Err(RecordError::Newer { path, found: newer.version, known: JOURNAL_VERSION }.into());
+        }
+        Ok(entries)
+    }
+}
+
+/// Seeds that were ever asked for.
+pub fn asked(entries: &[Entry]) -> BTreeSet<u32> {
+    let seeds = |entry: &Entry| match &entry.event {
+        Event::Asked { seeds } => seeds.clone(),
+        _ => Vec::new(),
+    };
+    entries.iter().flat_map(seeds).collect()
+}
+
+/// Every job that was intended, oldest first, with its fate.
+pub fn jobs(entries: &[Entry]) -> Vec<JournalJob> {
+    let mut jobs: Vec<JournalJob> = Vec::new();
+    for entry in entries {
+        let (name, fate) = match &entry.event {
+            Event::Asked { .. } => continue,
+            Event::Intent { submission, job, stage, cells } => {
+                jobs.push(JournalJob {
+                    name: job.clone(),
+                    submission: submission.clone(),
+                    stage: stage.clone(),
+                    cells: cells.clone(),
+                    user: entry.user.clone(),
+                    cluster: entry.cluster.clone(),
+                    time: entry.time,
+                    fate: Fate::Intended,
+                });
+                continue;
+            }
+            Event::Submitted { job, id } => (job, Fate::Submitted(id.clone())),
+            Event::Refused { job, message } => (job, Fate::Gone(message.clone())),
+            Event::Uncertain { job, reason } => (job, Fate::Uncertain(reason.clone())),
+            Event::Gone { job, slots, reason } => {
+                if let Some(known) = jobs.iter_mut().find(|j| j.name == *job) {
+                    if slots.is_empty() {
+                        known.fate = Fate::Gone(reason.clone());
+                    } else {
+                        known.cells.retain(|_, c| c.slot.is_none_or(|s| !slots.contains(&s)));
+                    }
+                }
+                continue;
+            }
+        };
+        if let Some(job) = jobs.iter_mut().find(|j| j.name == *name) {
+            job.fate = fate;
+        }
+    }
+    jobs
+}
+
+/// Gives every seed of `wanted` its slot: those in `slots.json` keep theirs, new ones get the next, in the
+/// order of `wanted`. A slot is never renumbered.
+///
+/// # Errors
+/// The file is damaged or cannot be written.
+pub fn slots(own: &Path, wanted: &[u32]) -> Result<BTreeMap<u32, u32>> {
+    #[derive(Serialize, Deserialize)]
+    struct Slots {
+        version: u32,
+        seeds: Vec<u32>,
+    }
+    let path = own.join("slots.json");
+    let mut seeds = match files::read_json::<Slots>(&path) {
+        Ok(slots) if slots.version > 1 => {
+            return Err(RecordError::Newer { path, found: slots.version, known: 1 }.into());
+        }
+        Ok(slots) => slots.seeds,
+        Err(e) if e.is_not_found() => Vec::new(),
+        Err(e) => return Err(e.into()),
+    };
+    let known = seeds.len();
+    for seed in wanted {
+        if !seeds.contains(seed) {
+            seeds.push(*seed);
+        }
+    }
+    if seeds.len() > known {
+        files::write_json(&path, &Slots { version: 1, seeds: seeds.clone() })?;
+    }
+    Ok(seeds.into_iter().enumerate().map(|(slot, seed)| (seed, slot as u32)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Digest;
+
+    #[test]
+    fn a_job_without_a_reply_stays_uncertain() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path(), "c1");
+        let intent = |job: &str| Event::Intent {
+            submission: "s1".into(),
+            job: job.into(),
+            stage: Name::new("train").unwrap(),
+            cells: [0, 1]
+                .map(|s| {
+                    (format!("train/seed-{s}"), IntendedCell { slot: Some(s), fingerprint: Digest::of_bytes(b"") })
+                })
+                .into(),
+        };
+        journal.write(Event::Asked { seeds: vec![42, 7] }).unwrap();
+        for job in ["a", "b", "c"] {
+            journal.write(intent(job)).unwrap();
+        }
+        journal.write(Event::Submitted { job: "a".into(), id: "17".into() }).unwrap();
+        journal.write(Event::Uncertain { job: "b".into(), reason: "timed out".into() }).unwrap();
+        journal.write(Event::Asked { seeds: vec![7, 9] }).unwrap();
+        journal.write(Event::Gone { job: "a".into(), slots: vec![1], reason: "cancelled".into() }).unwrap();
+        let entries = journal.read().unwrap();
+        assert_eq!(asked(&entries), BTreeSet::from([7, 9, 42]));
+        let jobs = jobs(&entries);
+        let fates: Vec<&Fate> = jobs.iter().map(|j| &j.fate).collect();
+        assert_eq!(fates, [&Fate::Submitted("17".into()), &Fate::Uncertain("timed out".into()), &Fate::Intended]);
+        assert_eq!(jobs[0].cells.keys().collect::<Vec<_>>(), ["train/seed-0"]);
+        assert_eq!(jobs[0].cluster, "c1");
+    }
+
+    #[test]
+    fn slots_are_given_once() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(slots(dir.path(), &[42, 1337]).unwrap(), BTreeMap::from([(42, 0), (1337, 1)]));
+        assert_eq!(slots(dir.path(), &[7, 1337]).unwrap(), BTreeMap::from([(42, 0), (1337, 1), (7, 2)]));
+    }
+}

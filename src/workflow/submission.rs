@@ -1,0 +1,267 @@
+//! A submission: everything its jobs read, written before they are submitted and never changed.
+//!
+//! `<.seedbed>/submissions/<time>-<hex>/` holds the study's text, `plan.json` (which job and slot is which
+//! cell), a `cell.toml` for each cell, and the job scripts. Editing the study or rebuilding the program
+//! never reaches a queued job.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::error::{Result, WorkflowError};
+use super::place::Place;
+use super::plan::{CellDef, Expansion, Plan, PlannedJob};
+use super::study::{Run, Study};
+use crate::record::cell::{CELL_VERSION, Cell, ExternalInput, Need};
+use crate::record::{CellKey, Digest, Fingerprint, Name, RecordError, files};
+
+/// Format version of `plan.json`.
+pub const SUBMISSION_VERSION: u32 = 1;
+
+/// `plan.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Submission {
+    /// [`SUBMISSION_VERSION`].
+    pub version: u32,
+    /// Its own name.
+    pub name: String,
+    /// The study.
+    pub study: Name,
+    /// The profile.
+    pub profile: Name,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// `<root>/results/<study>/<profile>`.
+    pub base: PathBuf,
+    /// Directory of the programs its jobs run.
+    pub programs: PathBuf,
+    /// How an attempt behaves.
+    pub rules: Rules,
+    /// Its jobs.
+    pub jobs: Vec<SubmittedJob>,
+    /// Every stage of the study with all expected cells, for flags.
+    pub stages: Vec<ExpectedStage>,
+}
+
+/// How an attempt behaves on this site.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rules {
+    /// How long a missing or old input is looked for again, seconds.
+    pub settle_s: u64,
+    /// How long a silent earlier attempt is waited for, seconds.
+    pub lease_s: u64,
+    /// Between two heartbeats, seconds.
+    pub beat_s: u64,
+    /// Attempts in a row without progress after which a cell stops.
+    pub without_progress: u32,
+    /// Whether a job that checkpointed requeues itself.
+    pub requeue: bool,
+}
+
+/// A job of a submission.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SubmittedJob {
+    /// Unique name.
+    pub name: String,
+    /// Cells by slot; a job without an array has slot 0.
+    pub cells: BTreeMap<u32, String>,
+}
+
+/// A stage with its expected cells.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpectedStage {
+    /// Its name.
+    pub name: Name,
+    /// Its number.
+    pub number: u32,
+    /// Its cells with their fingerprints.
+    pub cells: Vec<(CellKey, Fingerprint)>,
+}
+
+impl Submission {
+    /// A new submission of `jobs`; nothing is written yet.
+    pub fn new(
+        study: &Study,
+        place: &Place,
+        expansion: &Expansion,
+        jobs: &[PlannedJob],
+        programs: PathBuf,
+        rules: Rules,
+    ) -> Self {
+        let created_at = Utc::now();
+        let name = unique_name(created_at);
+        let named = jobs.iter().map(|job| {
+            let cells = job.cells.iter().map(|(slot, key)| (slot.unwrap_or(0), key.local_name()));
+            (job_name(study, job, &name), cells.collect())
+        });
+        let mut submitted: Vec<SubmittedJob> = Vec::new();
+        for (job, cells) in named {
+            // Arrays of one stage that were split, and single jobs of several seeds, differ by a number.
+            let same = submitted.iter().filter(|j| j.name == job || j.name.starts_with(&format!("{job}-"))).count();
+            let job = if same == 0 { job } else { format!("{job}-{same}") };
+            submitted.push(SubmittedJob { name: job, cells });
+        }
+        Self {
+            version: SUBMISSION_VERSION,
+            study: study.name.clone(),
+            profile: study.profile.clone(),
+            created_at,
+            base: place.base.clone(),
+            programs,
+            rules,
+            jobs: submitted,
+            stages: expected_stages(study, expansion),
+            name,
+        }
+    }
+
+    /// Writes the submission: `cells` that its jobs run, the study's text and `plan.json`, which is last.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&self, study: &Study, place: &Place, plan: &Plan, scratch: Option<&Path>) -> Result<PathBuf> {
+        let dir = self.dir(place);
+        files::write_atomic(&dir.join("study.toml"), study.text.as_bytes())?;
+        for local in self.jobs.iter().flat_map(|j| j.cells.values()) {
+            let cell = plan.cells.iter().find(|c| c.def.key.local_name() == *local);
+            let def = &cell.ok_or_else(|| WorkflowError::Usage(format!("cell {local} is not in the plan")))?.def;
+            let cell = cell_of(study, place, plan, def, scratch);
+            files::write_atomic(&cell_path(&dir, local), cell.to_toml()?.as_bytes())?;
+        }
+        files::write_json(&dir.join("plan.json"), self)?;
+        Ok(dir)
+    }
+
+    /// Its directory.
+    pub fn dir(&self, place: &Place) -> PathBuf {
+        place.submissions().join(&self.name)
+    }
+
+    /// Reads `plan.json` of a submission.
+    ///
+    /// # Errors
+    /// It is not there, damaged or newer.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join("plan.json");
+        let submission: Self = files::read_json(&path)?;
+        if submission.version > SUBMISSION_VERSION {
+            return Err(RecordError::Newer { path, found: submission.version, known: SUBMISSION_VERSION }.into());
+        }
+        Ok(submission)
+    }
+
+    /// The cell that runs in `slot` of `job`.
+    ///
+    /// # Errors
+    /// The submission has no such job or slot, or the cell's file is damaged.
+    pub fn cell(&self, dir: &Path, job: &str, slot: u32) -> Result<(PathBuf, Cell)> {
+        let job = self
+            .jobs
+            .iter()
+            .find(|j| j.name == job)
+            .ok_or_else(|| WorkflowError::Usage(format!("submission {} has no job `{job}`", self.name)))?;
+        let local = job.cells.get(&slot).ok_or_else(|| {
+            WorkflowError::Usage(format!("job `{}` of submission {} has no slot {slot}", job.name, self.name))
+        })?;
+        let path = cell_path(dir, local);
+        let cell = Cell::read(&path)?;
+        Ok((path, cell))
+    }
+}
+
+/// Every stage with all its expected cells.
+pub fn expected_stages(study: &Study, expansion: &Expansion) -> Vec<ExpectedStage> {
+    let stages = study.stages.iter().enumerate().map(|(i, stage)| ExpectedStage {
+        name: stage.name.clone(),
+        number: stage.number,
+        cells: expansion
+            .cells
+            .iter()
+            .filter(|c| c.stage == i)
+            .map(|c| (c.key.clone(), c.fingerprint.clone()))
+            .collect(),
+    });
+    stages.collect()
+}
+
+fn cell_path(dir: &Path, local: &str) -> PathBuf {
+    // `+` is in no name.
+    dir.join("cells").join(format!("{}.toml", local.replace('/', "+")))
+}
+
+/// What the stage is told.
+fn cell_of(study: &Study, place: &Place, plan: &Plan, def: &CellDef, scratch: Option<&Path>) -> Cell {
+    let stage = &study.stages[def.stage];
+    let arm = def.key.arm.as_ref();
+    let mut needs: Vec<Need> = def
+        .needs
+        .iter()
+        .map(|&i| {
+            let need = &plan.cells[i].def;
+            let parent = &study.stages[need.stage];
+            Need {
+                key: need.key.clone(),
+                kind: parent.kind().to_owned(),
+                number: parent.number,
+                labels: parent.labels_of(need.key.arm.as_ref()),
+                dir: need.key.local_dir(),
+                fingerprint: need.fingerprint.clone(),
+            }
+        })
+        .collect();
+    needs.sort_by(|a, b| a.key.cmp(&b.key));
+    let (command, outputs, resumable) = match &stage.run {
+        Run::Builtin(spec) => (Vec::new(), spec.outputs.iter().map(|o| (*o).to_owned()).collect(), spec.resumable),
+        Run::Command(command) => (command.argv.clone(), command.outputs.clone(), command.resumable),
+    };
+    // Roots of two users or two projects may share one scratch.
+    let root = Digest::of_bytes(place.root.to_string_lossy().as_bytes());
+    let scratch = scratch.map(|s| {
+        let own = format!("seedbed-{}", root.short());
+        s.join(own).join(study.name.as_str()).join(study.profile.as_str()).join(def.key.local_dir())
+    });
+    Cell {
+        version: CELL_VERSION,
+        kind: stage.kind().to_owned(),
+        number: stage.number,
+        fingerprint: def.fingerprint.clone(),
+        base: place.base.clone(),
+        scratch,
+        command,
+        outputs,
+        resumable,
+        labels: stage.labels_of(arm),
+        key: def.key.clone(),
+        resources: stage.resources.clone(),
+        params: stage.params_of(arm).clone(),
+        needs,
+        inputs: def
+            .inputs
+            .iter()
+            .map(|(input, digest)| ExternalInput {
+                name: input.name.clone(),
+                path: input.path.clone(),
+                digest: digest.clone(),
+            })
+            .collect(),
+        source: def.source.clone(),
+    }
+}
+
+fn job_name(study: &Study, job: &PlannedJob, submission: &str) -> String {
+    let arm = job.arm.as_ref().map(|a| format!(".{a}")).unwrap_or_default();
+    format!("{}.{}{arm}.{submission}", study.name, job.stage)
+}
+
+/// Time, then digits that make it unique among submissions of one second.
+fn unique_name(now: DateTime<Utc>) -> String {
+    let noise =
+        format!("{}:{}:{}", files::host_name(), std::process::id(), now.timestamp_nanos_opt().unwrap_or_default());
+    format!("{}-{}", now.format("%Y%m%dT%H%M%S"), &Digest::of_bytes(noise.as_bytes()).as_str()[..6])
+}
