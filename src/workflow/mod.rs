@@ -1,5 +1,6 @@
 //! From a study file to jobs: study, plan, submission, journal, and what happens inside a job.
 
+pub mod attempt;
 pub mod journal;
 pub mod lock;
 pub mod place;

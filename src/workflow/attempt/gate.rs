@@ -1,0 +1,117 @@
+//! The gate: are my inputs sealed, fresh and whole? Asked inside the job, right before the work.
+//!
+//! Network file systems show files late, so what is missing or old is looked for again for a while.
+
+use std::time::{Duration, Instant};
+
+use super::publish;
+use crate::record::seal::SealedFile;
+use crate::record::{Cell, Digest, Need, Outcome, Seal, exit};
+use crate::workflow::plan::reads;
+
+/// Why the cell must not run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// 65, 66 or 78.
+    pub code: u8,
+    /// What is wrong with which input, and what to do.
+    pub message: String,
+}
+
+impl Refusal {
+    fn new(code: u8, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+/// Looks at every input; returns what is read of the parents, for the seal.
+///
+/// # Errors
+/// A [`Refusal`] that names every input that is wrong, after looking for `settle` long.
+pub fn check(cell: &Cell, settle: Duration) -> Result<Vec<SealedFile>, Refusal> {
+    let began = Instant::now();
+    loop {
+        match look(cell) {
+            Ok(read) => return Ok(read),
+            // What was stopped, or has other content, does not change by waiting.
+            Err(refusal) if refusal.code == exit::STOPPED || began.elapsed() >= settle => return Err(refusal),
+            Err(_) => std::thread::sleep(Duration::from_secs(2).min(settle)),
+        }
+    }
+}
+
+fn look(cell: &Cell) -> Result<Vec<SealedFile>, Refusal> {
+    let mut refusals: Vec<Refusal> = Vec::new();
+    let mut read = Vec::new();
+    for need in &cell.needs {
+        match look_at(cell, need) {
+            Ok(files) => read.extend(files),
+            Err(refusal) => refusals.push(refusal),
+        }
+    }
+    // A stage that judges partial inputs itself is told nothing here but what it cannot see.
+    if publish::takes_partial_inputs(cell) {
+        refusals.retain(|r| r.code == exit::STALE_INPUT);
+    }
+    for input in &cell.inputs {
+        match Digest::of_path(&input.path) {
+            Ok(digest) if digest == input.digest => {}
+            Ok(_) => refusals.push(Refusal::new(
+                exit::STALE_INPUT,
+                format!("input `{}` has changed since the plan was made: run `run_all` again", input.path.display()),
+            )),
+            Err(_) => refusals.push(Refusal::new(
+                exit::MISSING_INPUT,
+                format!("input `{}` cannot be read: put it back, then run `run_all` again", input.path.display()),
+            )),
+        }
+    }
+    // The worst code, all messages.
+    match refusals.iter().map(|r| r.code).max_by_key(|&c| (c == exit::STOPPED, c == exit::MISSING_INPUT, c)) {
+        None => {
+            read.sort_by(|a: &SealedFile, b| a.path.cmp(&b.path));
+            Ok(read)
+        }
+        Some(code) => {
+            let lines: Vec<String> = refusals.into_iter().map(|r| r.message).collect();
+            Err(Refusal::new(code, lines.join("\n")))
+        }
+    }
+}
+
+fn look_at(cell: &Cell, need: &Need) -> Result<Vec<SealedFile>, Refusal> {
+    let dir = cell.need_dir(need);
+    // Listing the directory anew makes a network file system look again.
+    let _ = std::fs::read_dir(&dir).map(Iterator::count);
+    let name = need.key.local_name();
+    let seal = match Seal::read(&dir) {
+        Ok(Some(seal)) => seal,
+        Ok(None) => {
+            return Err(Refusal::new(
+                exit::MISSING_INPUT,
+                format!("needed cell {name} is not sealed: `seedbed status` shows why; `run_all` runs it"),
+            ));
+        }
+        Err(e) => return Err(Refusal::new(exit::STALE_INPUT, e.to_string())),
+    };
+    if seal.fingerprint != need.fingerprint {
+        return Err(Refusal::new(
+            exit::STALE_INPUT,
+            format!("needed cell {name} is sealed under other parameters than planned: run `run_all` again"),
+        ));
+    }
+    if seal.outcome == Outcome::Stopped {
+        return Err(Refusal::new(exit::STOPPED, format!("needed cell {name} was stopped by a gate or kill criterion")));
+    }
+    if let Some(problem) = seal.verify(&dir) {
+        return Err(Refusal::new(
+            exit::STALE_INPUT,
+            format!("needed cell {name}: {problem}: run `run_all` to make it again"),
+        ));
+    }
+    let files = reads(&seal, &name).into_iter().map(|(path, digest)| {
+        let size_bytes = path.strip_prefix(&format!("{name}/")).and_then(|p| seal.output(p)).map_or(0, |f| f.size_bytes);
+        SealedFile { path, size_bytes, digest }
+    });
+    Ok(files.collect())
+}

@@ -1,0 +1,380 @@
+//! What happens inside a job, on Slurm and locally alike: slot to cell, gate, claim, launch, judge,
+//! verify, publish, seal, flags. No tensors here.
+//!
+//! [`run`] reads top to bottom. It returns the exit code of the attempt; codes are in
+//! [`crate::record::exit`].
+
+mod gate;
+mod launch;
+mod publish;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use chrono::Utc;
+
+use super::error::{Result, WorkflowError};
+use super::submission::Submission;
+use crate::record::attempt::{self, ATTEMPT_VERSION};
+use crate::record::{AttemptEnd, AttemptStart, Cell, JobRef, Outcome, RecordError, Seal, exit, files, flag, progress};
+use crate::stages::context::attempt_dir;
+
+/// What starts an attempt.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Directory of the submission.
+    pub submission: PathBuf,
+    /// Job of the submission.
+    pub job: String,
+    /// Slot of the job.
+    pub slot: u32,
+    /// What stands before the stage's own command: `srun ...`, `mpirun ...`, or nothing.
+    pub launcher: Vec<String>,
+    /// Where it runs.
+    pub executor: Executor,
+}
+
+/// Where an attempt runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Executor {
+    /// In a Slurm job: output goes to the job's log too, and a checkpoint leads to a requeue.
+    Slurm,
+    /// Under `run_all --local`, which starts the next attempt itself.
+    Local,
+}
+
+/// Runs one attempt of a cell. Prints what it decides to stderr.
+///
+/// # Errors
+/// The submission cannot be read or the run directory not be written. What the stage did wrong is an exit
+/// code, not an error.
+pub fn run(options: &Options) -> Result<u8> {
+    let submission = Submission::read(&options.submission)?;
+    let (cell_path, cell) = submission.cell(&options.submission, &options.job, options.slot)?;
+    let run_dir = cell.run_dir();
+    say(&format!("cell {} of submission {}", cell.key, submission.name));
+
+    if let Some(seal) = own_seal(&run_dir, &cell) {
+        refresh_flag(&submission, &cell)?;
+        return Ok(match seal.outcome {
+            Outcome::Done => {
+                say("is sealed already; nothing to do");
+                exit::DONE
+            }
+            Outcome::Stopped => {
+                say("was stopped by a gate or kill criterion; `run_all --retry-stopped` tries it again");
+                exit::STOPPED
+            }
+        });
+    }
+    let settle = Duration::from_secs(submission.rules.settle_s);
+    let read = match gate::check(&cell, settle) {
+        Ok(read) => read,
+        Err(refusal) => {
+            say(&refusal.message);
+            return Ok(refusal.code);
+        }
+    };
+
+    supersede_other_fingerprint(&cell, &run_dir)?;
+    let job = slurm_job(options.executor);
+    let start = claim(&submission, &cell, &run_dir, job)?;
+    let n = start.attempt;
+    say(&format!("attempt {n} on {}", start.host));
+    let began = Instant::now();
+    let ended = attempt_once(options, &submission, &cell, &cell_path, &start, read);
+    let (code, cause) = match ended {
+        Ok(end) => end,
+        // The attempt's own failure is recorded like the stage's: the next one must see that this ended.
+        Err(error) => {
+            exit::report("seedbed attempt", &error);
+            (error.exit_code(), error.to_string())
+        }
+    };
+    let end = AttemptEnd {
+        version: ATTEMPT_VERSION,
+        exit_code: i32::from(code),
+        cause: cause.clone(),
+        step: last_step(&run_dir),
+        ended_at: Utc::now(),
+        wall_s: began.elapsed().as_secs_f64(),
+    };
+    if !attempt::is_superseded(&run_dir, n) {
+        attempt::write_end(&run_dir, n, &end)?;
+    }
+    say(&format!("attempt {n} ended: {cause} (exit {code}, {})", exit::meaning(i32::from(code))));
+    if code == exit::RESUME { resume(options, &submission, &cell, &start) } else { Ok(code) }
+}
+
+/// Launches the stage and judges what it did. Returns exit code and cause.
+fn attempt_once(
+    options: &Options,
+    submission: &Submission,
+    cell: &Cell,
+    cell_path: &Path,
+    start: &AttemptStart,
+    read: Vec<crate::record::seal::SealedFile>,
+) -> Result<(u8, String)> {
+    let run_dir = cell.run_dir();
+    let out_dir = attempt_dir(&run_dir, start.attempt);
+    prepare(cell, cell_path, &run_dir, &out_dir)?;
+    let ended = launch::run(&launch::Launch {
+        cell,
+        attempt: start.attempt,
+        launcher: &options.launcher,
+        programs: &submission.programs,
+        run_dir: &run_dir,
+        out_dir: &out_dir,
+        beat: Duration::from_secs(submission.rules.beat_s.max(1)),
+        echo: options.executor == Executor::Slurm,
+    })?;
+    if attempt::is_superseded(&run_dir, start.attempt) {
+        return Ok((exit::SUPERSEDED, "a newer attempt owns the cell; nothing was published".to_owned()));
+    }
+    let (code, cause) = ended.code_and_cause();
+    let partial = publish::takes_partial_inputs(cell) && code == exit::MISSING_INPUT;
+    match code {
+        exit::DONE => match publish::publish(cell, start, &run_dir, &out_dir, read) {
+            Ok(seal) => {
+                refresh_flag(submission, cell)?;
+                return Ok((exit::DONE, format!("sealed {} ({} files)", cell.key, seal.outputs.len())));
+            }
+            Err(publish::Refusal::Outputs(why)) => return Ok((exit::BAD_OUTPUT, why)),
+            Err(publish::Refusal::Superseded) => {
+                return Ok((exit::SUPERSEDED, "a newer attempt owns the cell; nothing was sealed".to_owned()));
+            }
+            Err(publish::Refusal::Disk(error)) => return Err(error.into()),
+        },
+        exit::STOPPED => {
+            publish::stop(cell, start, &run_dir, &out_dir, &cause)?;
+            refresh_flag(submission, cell)?;
+        }
+        _ if partial => publish::publish_unsealed(&run_dir, &out_dir)?,
+        _ => {}
+    }
+    // What is left is a part of a result; the log and the checkpoints stay.
+    match std::fs::remove_dir_all(&out_dir) {
+        Ok(()) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(RecordError::io("remove", &out_dir)(e).into()),
+    }
+    Ok((code, cause))
+}
+
+/// The cell's own seal, if it is whole, fresh, and its outputs are there.
+fn own_seal(run_dir: &Path, cell: &Cell) -> Option<Seal> {
+    let seal = Seal::read(run_dir).ok().flatten()?;
+    (seal.fingerprint == cell.fingerprint && seal.check(run_dir).is_none()).then_some(seal)
+}
+
+/// Renames a run directory of another fingerprint into `.superseded/`, and moves one of this fingerprint
+/// back from there. Only `seedbed clean` deletes.
+fn supersede_other_fingerprint(cell: &Cell, run_dir: &Path) -> Result<()> {
+    let path = run_dir.join("cell.toml");
+    let shelf = |print: &crate::record::Fingerprint| {
+        cell.base.join(".superseded").join(cell.key.local_dir()).join(print.short())
+    };
+    if run_dir.exists() {
+        match Cell::read(&path) {
+            Ok(old) if old.fingerprint == cell.fingerprint => return Ok(()),
+            Ok(old) => {
+                let aside = free_name(&shelf(&old.fingerprint));
+                files::make_dirs(aside.parent().unwrap_or(&cell.base))?;
+                std::fs::rename(run_dir, &aside).map_err(RecordError::io("move aside", run_dir))?;
+                say(&format!("results of other parameters moved to {}", aside.display()));
+            }
+            // Claimed but never started, or nothing of ours: it is taken over as it is.
+            Err(e) if e.is_not_found() => return Ok(()),
+            Err(e) => {
+                let aside = free_name(&cell.base.join(".superseded").join(cell.key.local_dir()).join("damaged"));
+                files::make_dirs(aside.parent().unwrap_or(&cell.base))?;
+                std::fs::rename(run_dir, &aside).map_err(RecordError::io("move aside", run_dir))?;
+                say(&format!("{e}; the run directory moved to {}", aside.display()));
+            }
+        }
+    }
+    let kept = shelf(&cell.fingerprint);
+    if kept.join("cell.toml").is_file() && Cell::read(&kept.join("cell.toml")).is_ok_and(|c| c.fingerprint == cell.fingerprint) {
+        files::make_dirs(run_dir.parent().unwrap_or(&cell.base))?;
+        std::fs::rename(&kept, run_dir).map_err(RecordError::io("move back", &kept))?;
+        say("earlier results of these parameters moved back");
+    }
+    Ok(())
+}
+
+fn free_name(path: &Path) -> PathBuf {
+    let numbered = (1..).map(|i| if i == 1 { path.to_path_buf() } else { path.with_extension(i.to_string()) });
+    numbered.into_iter().find(|p| !p.exists()).unwrap_or_else(|| path.to_path_buf())
+}
+
+/// Claims the next attempt. Waits while an earlier one may still be writing.
+fn claim(submission: &Submission, cell: &Cell, run_dir: &Path, job: Option<JobRef>) -> Result<AttemptStart> {
+    loop {
+        let last = attempt::last(run_dir)?;
+        if last > 0 {
+            wait_for_silence(submission, run_dir, last, job.as_ref())?;
+            if attempt::last(run_dir)? != last {
+                continue;
+            }
+        }
+        let start = AttemptStart {
+            version: ATTEMPT_VERSION,
+            attempt: last + 1,
+            key: cell.key.clone(),
+            fingerprint: cell.fingerprint.clone(),
+            submission: submission.name.clone(),
+            job: job.clone(),
+            host: files::host_name(),
+            pid: std::process::id(),
+            boot_id: attempt::boot_id(),
+            user: attempt::user_name(),
+            started_at: Utc::now(),
+        };
+        if attempt::claim(run_dir, &start)? {
+            return Ok(start);
+        }
+    }
+}
+
+/// Returns once attempt `n` cannot be writing any more: it has said its end, its process is known to be
+/// gone, this is the requeue of its own job, or its heartbeat stood still for a lease.
+fn wait_for_silence(submission: &Submission, run_dir: &Path, n: u32, job: Option<&JobRef>) -> Result<()> {
+    let earlier = match attempt::read_start(run_dir, n) {
+        Ok(earlier) => earlier,
+        Err(e) if e.is_not_found() => return Ok(()),
+        Err(e) => return Err(e.into()),
+    };
+    let same_job = job.is_some() && job.map(|j| &j.id) == earlier.job.as_ref().map(|j| &j.id);
+    let lease = Duration::from_secs(submission.rules.lease_s);
+    let mut beat = attempt::read_beat(run_dir, n);
+    let mut still_since = Instant::now();
+    let mut told = false;
+    loop {
+        let here = earlier.host == files::host_name();
+        let gone = here && (earlier.boot_id != attempt::boot_id() || !attempt::process_lives(earlier.pid));
+        if attempt::read_end(run_dir, n)?.is_some() || gone || same_job || still_since.elapsed() >= lease {
+            return Ok(());
+        }
+        if !told {
+            say(&format!("attempt {n} may still be running (process {} on {}); waiting", earlier.pid, earlier.host));
+            told = true;
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        let now = attempt::read_beat(run_dir, n);
+        if now != beat {
+            beat = now;
+            still_since = Instant::now();
+        }
+    }
+}
+
+fn prepare(cell: &Cell, cell_path: &Path, run_dir: &Path, out_dir: &Path) -> Result<()> {
+    let text = files::read_text(cell_path)?;
+    files::write_atomic(&run_dir.join("cell.toml"), text.as_bytes())?;
+    if out_dir.exists() {
+        std::fs::remove_dir_all(out_dir).map_err(RecordError::io("remove", out_dir))?;
+    }
+    // Parts of earlier attempts: this one owns the cell now.
+    for entry in std::fs::read_dir(run_dir).map_err(RecordError::io("list", run_dir))? {
+        let entry = entry.map_err(RecordError::io("list", run_dir))?;
+        if entry.file_name().to_string_lossy().starts_with(".attempt-") {
+            std::fs::remove_dir_all(entry.path()).map_err(RecordError::io("remove", entry.path()))?;
+        }
+    }
+    files::make_dirs(out_dir)?;
+    let checkpoints = cell.checkpoint_dir();
+    files::make_dirs(&checkpoints)?;
+    if cell.scratch.is_some() {
+        let link = run_dir.join("checkpoints");
+        match std::os::unix::fs::symlink(&checkpoints, &link) {
+            Ok(()) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(RecordError::io("link", &link)(e).into()),
+        }
+    }
+    Ok(())
+}
+
+fn refresh_flag(submission: &Submission, cell: &Cell) -> Result<()> {
+    for stage in submission.stages.iter().filter(|s| s.name == cell.key.stage) {
+        flag::refresh(&cell.base, stage.number, &stage.name, &stage.cells)?;
+    }
+    Ok(())
+}
+
+/// The stage checkpointed. A Slurm job requeues itself in place, so that its children keep waiting; a
+/// local one is started again by `run_all`.
+fn resume(options: &Options, submission: &Submission, cell: &Cell, start: &AttemptStart) -> Result<u8> {
+    let run_dir = cell.run_dir();
+    let idle = attempts_without_progress(&run_dir, start.attempt)?;
+    if idle >= submission.rules.without_progress {
+        say(&format!(
+            "{idle} attempts in a row made no progress: stopping; look at {} and give the stage more time, then `run_all` again",
+            run_dir.join("log.txt").display()
+        ));
+        return Ok(1);
+    }
+    let Some(job) = start.job.as_ref().filter(|_| options.executor == Executor::Slurm && submission.rules.requeue) else {
+        return Ok(exit::RESUME);
+    };
+    say(&format!("requeueing job {}", job.id));
+    let requeued = std::process::Command::new("scontrol").args(["requeue", &job.id]).output();
+    match requeued {
+        // Slurm ends this job now; should it be slow, 75 keeps the children waiting all the same.
+        Ok(output) if output.status.success() => std::thread::sleep(Duration::from_secs(120)),
+        Ok(output) => say(&format!("scontrol refused: {}", String::from_utf8_lossy(&output.stderr).trim())),
+        Err(error) => say(&format!("scontrol cannot be started: {error}")),
+    }
+    Ok(exit::RESUME)
+}
+
+/// How many of the last attempts, counted back from `last`, ended with 75 at the same step.
+fn attempts_without_progress(run_dir: &Path, last: u32) -> Result<u32> {
+    let Some(now) = attempt::read_end(run_dir, last)? else { return Ok(0) };
+    // A stage that reports no steps is taken at its word.
+    let Some(step) = now.step else { return Ok(0) };
+    let mut idle = 0;
+    for n in (1..last).rev() {
+        match attempt::read_end(run_dir, n)? {
+            Some(end) if end.exit_code == i32::from(exit::RESUME) && end.step == Some(step) => idle += 1,
+            _ => break,
+        }
+    }
+    Ok(idle)
+}
+
+fn last_step(run_dir: &Path) -> Option<u64> {
+    progress::read(run_dir).ok()?.last().map(|line| line.step)
+}
+
+fn slurm_job(executor: Executor) -> Option<JobRef> {
+    if executor == Executor::Local {
+        return None;
+    }
+    let get = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+    let id = match (get("SLURM_ARRAY_JOB_ID"), get("SLURM_ARRAY_TASK_ID")) {
+        (Some(array), Some(task)) => format!("{array}_{task}"),
+        _ => get("SLURM_JOB_ID")?,
+    };
+    let restart = get("SLURM_RESTART_COUNT").and_then(|v| v.parse().ok()).unwrap_or(0);
+    Some(JobRef { id, restart })
+}
+
+/// A line for the log of the job.
+fn say(line: &str) {
+    use std::io::Write;
+    let time = Utc::now().format("%F %T");
+    // Nobody is there to tell if stderr is gone.
+    let _ = writeln!(std::io::stderr(), "{time} seedbed: {line}");
+}
+
+
+impl From<publish::Refusal> for WorkflowError {
+    fn from(refusal: publish::Refusal) -> Self {
+        match refusal {
+            publish::Refusal::Outputs(why) => Self::attempt(exit::BAD_OUTPUT, why),
+            publish::Refusal::Superseded => Self::attempt(exit::SUPERSEDED, "a newer attempt owns the cell"),
+            publish::Refusal::Disk(error) => Self::Record(error),
+        }
+    }
+}
