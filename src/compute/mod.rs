@@ -1,6 +1,8 @@
 //! What a stage does: ranks, models, data, training, checkpoints, evaluation, attacks.
 
+pub mod attack;
 pub mod data;
+pub mod evaluate;
 pub mod rng;
 
 mod error;
