@@ -3,6 +3,7 @@
 pub mod attack;
 pub mod data;
 pub mod evaluate;
+pub mod model;
 pub mod rng;
 
 mod error;

@@ -1,0 +1,255 @@
+//! Where every parameter lies: named spans in flat groups, one group for the embedding, one a block, one for
+//! the head. Pure arithmetic on a configuration; nothing is allocated, so that Pythia-1.4B is counted at once.
+//!
+//! Spans begin at multiples of 64 bytes, as libtorch's own allocations do (rows of another alignment may be
+//! computed by another kernel, and give other bits). A group is padded so that each lane's share of it is a
+//! whole number of chunks of [`CHUNK`] elements.
+
+use super::config::ModelConfig;
+use super::constraint::{Constraint, Variant};
+
+/// Elements whose squares are summed together in the gradient norm; shard boundaries are multiples of it.
+pub const CHUNK: usize = 4096;
+
+/// Elements to which a span's start is aligned: 64 bytes of fp32.
+const ALIGN: usize = 16;
+
+/// What a parameter does, as far as optimizer and initialisation care.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Token embedding, or the output matrix.
+    Embedding,
+    /// Weight of a layer norm.
+    NormWeight,
+    /// Any bias.
+    Bias,
+    /// A matrix that reads the residual stream.
+    Input,
+    /// A matrix that writes to the residual stream.
+    Output,
+}
+
+impl Role {
+    /// Whether weight decay applies: not to norms and biases.
+    pub fn decays(self) -> bool {
+        !matches!(self, Self::NormWeight | Self::Bias)
+    }
+}
+
+/// One parameter in a group.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Span {
+    /// Name as in the Hugging Face layout.
+    pub name: String,
+    /// Shape.
+    pub shape: Vec<i64>,
+    /// First element in the group.
+    pub offset: usize,
+    /// Elements.
+    pub len: usize,
+    /// What it does.
+    pub role: Role,
+    /// How the effective weight comes from it.
+    pub constraint: Constraint,
+}
+
+impl Span {
+    /// Elements of the group that it covers.
+    pub fn range(&self) -> std::ops::Range<usize> {
+        self.offset..self.offset + self.len
+    }
+}
+
+/// One flat tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GroupLayout {
+    /// `embed`, `block.<i>` or `head`.
+    pub name: String,
+    /// Its parameters, by offset.
+    pub spans: Vec<Span>,
+    /// Elements with padding.
+    pub len: usize,
+}
+
+impl GroupLayout {
+    /// Sizes for `split_with_sizes`: the spans and the gaps between them, in order. Second: is it a span?
+    pub(super) fn parts(&self) -> Vec<(i64, bool)> {
+        let mut parts = Vec::new();
+        let mut at = 0;
+        for span in &self.spans {
+            if span.offset > at {
+                parts.push(((span.offset - at) as i64, false));
+            }
+            parts.push((span.len as i64, true));
+            at = span.offset + span.len;
+        }
+        if self.len > at {
+            parts.push(((self.len - at) as i64, false));
+        }
+        parts
+    }
+}
+
+/// All groups of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Layout {
+    /// In the order of the forward pass.
+    pub groups: Vec<GroupLayout>,
+    /// Lanes that the padding is made for.
+    pub lanes: usize,
+}
+
+impl Layout {
+    /// The layout of a GPT-NeoX decoder, padded for `lanes` lanes.
+    pub fn new(config: &ModelConfig, variant: Option<Variant>, lanes: usize) -> Self {
+        let lanes = lanes.max(1);
+        let (h, f, v) = (config.hidden_size, config.intermediate_size, config.vocab_size);
+        let mut groups = Vec::new();
+        let mut embed = Builder::new("embed", variant);
+        embed.add("gpt_neox.embed_in.weight", &[v, h], Role::Embedding);
+        groups.push(embed.finish(lanes));
+        for i in 0..config.num_hidden_layers {
+            let mut block = Builder::new(&format!("block.{i}"), variant);
+            let name = |rest: &str| format!("gpt_neox.layers.{i}.{rest}");
+            for norm in ["input_layernorm", "post_attention_layernorm"] {
+                block.add(&name(&format!("{norm}.weight")), &[h], Role::NormWeight);
+                block.add(&name(&format!("{norm}.bias")), &[h], Role::Bias);
+            }
+            for (linear, out, inp, role, bias) in [
+                ("attention.query_key_value", 3 * h, h, Role::Input, config.attention_bias),
+                ("attention.dense", h, h, Role::Output, config.attention_bias),
+                ("mlp.dense_h_to_4h", f, h, Role::Input, true),
+                ("mlp.dense_4h_to_h", h, f, Role::Output, true),
+            ] {
+                block.add(&name(&format!("{linear}.weight")), &[out, inp], role);
+                if bias {
+                    block.add(&name(&format!("{linear}.bias")), &[out], Role::Bias);
+                }
+            }
+            groups.push(block.finish(lanes));
+        }
+        let mut head = Builder::new("head", variant);
+        head.add("gpt_neox.final_layer_norm.weight", &[h], Role::NormWeight);
+        head.add("gpt_neox.final_layer_norm.bias", &[h], Role::Bias);
+        if !config.tie_word_embeddings {
+            head.add("embed_out.weight", &[v, h], Role::Embedding);
+        }
+        groups.push(head.finish(lanes));
+        Self { groups, lanes }
+    }
+
+    /// Every span with its group's number.
+    pub fn spans(&self) -> impl Iterator<Item = (usize, &Span)> {
+        self.groups.iter().enumerate().flat_map(|(g, group)| group.spans.iter().map(move |s| (g, s)))
+    }
+
+    /// Parameters, without padding.
+    pub fn num_parameters(&self) -> i64 {
+        self.spans().map(|(_, s)| s.len as i64).sum()
+    }
+
+    /// Parameters of the feed-forward layers, biases included.
+    pub fn ffn_parameters(&self) -> i64 {
+        self.spans().filter(|(_, s)| s.name.contains(".mlp.")).map(|(_, s)| s.len as i64).sum()
+    }
+
+    /// Elements of all groups, with padding.
+    pub fn elements(&self) -> usize {
+        self.groups.iter().map(|g| g.len).sum()
+    }
+}
+
+struct Builder {
+    group: GroupLayout,
+    variant: Option<Variant>,
+}
+
+impl Builder {
+    fn new(name: &str, variant: Option<Variant>) -> Self {
+        Self { group: GroupLayout { name: name.to_owned(), spans: Vec::new(), len: 0 }, variant }
+    }
+
+    fn add(&mut self, name: &str, shape: &[i64], role: Role) {
+        // The configuration was checked: every size lies between 1 and 2^24.
+        let len = shape.iter().map(|&n| n as usize).product::<usize>();
+        let offset = self.group.len.next_multiple_of(ALIGN);
+        let constraint = self.variant.map_or(Constraint::Dense, |v| v.constraint(name));
+        self.group.spans.push(Span { name: name.to_owned(), shape: shape.to_vec(), offset, len, role, constraint });
+        self.group.len = offset + len;
+    }
+
+    fn finish(mut self, lanes: usize) -> GroupLayout {
+        self.group.len = self.group.len.next_multiple_of(lanes * CHUNK);
+        self.group
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compute::model::config::Activation;
+
+    fn config(h: i64, layers: i64, heads: i64, f: i64, v: i64) -> ModelConfig {
+        ModelConfig {
+            hidden_size: h,
+            num_hidden_layers: layers,
+            num_attention_heads: heads,
+            intermediate_size: f,
+            vocab_size: v,
+            max_position_embeddings: 2048,
+            rotary_pct: 0.25,
+            rotary_emb_base: 1e4,
+            hidden_act: Activation::Gelu,
+            layer_norm_eps: 1e-5,
+            use_parallel_residual: true,
+            tie_word_embeddings: false,
+            attention_bias: true,
+            bos_token_id: None,
+            eos_token_id: None,
+            pad_token_id: None,
+        }
+    }
+
+    #[test]
+    fn pythia_1_4b_is_counted_without_memory() {
+        let layout = Layout::new(&config(2048, 24, 16, 8192, 50304), None, 8);
+        assert_eq!(layout.num_parameters(), 1_414_647_808);
+        assert_eq!(layout.ffn_parameters(), 805_552_128);
+        let matrices: usize =
+            layout.spans().filter(|(_, s)| s.name.contains(".mlp.") && s.shape.len() == 2).map(|(_, s)| s.len).sum();
+        assert_eq!(matrices, 805_306_368);
+    }
+
+    #[test]
+    fn spans_are_aligned_disjoint_and_shards_are_whole_chunks() {
+        for (h, f, v) in [(64, 256, 257), (20, 33, 7), (6, 10, 3)] {
+            for lanes in [1, 2, 4, 8] {
+                let layout = Layout::new(&config(h, 3, 2, f, v), Some(Variant::MlpBoth), lanes);
+                for group in &layout.groups {
+                    let mut end = 0;
+                    for span in &group.spans {
+                        assert!(span.offset >= end && span.offset % ALIGN == 0, "{}", span.name);
+                        end = span.range().end;
+                    }
+                    assert!(end <= group.len && group.len % (lanes * CHUNK) == 0);
+                    assert_eq!(group.parts().iter().map(|p| p.0).sum::<i64>(), group.len as i64);
+                    assert_eq!(group.parts().iter().filter(|p| p.1).count(), group.spans.len());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn variants_choose_their_matrices() {
+        let count = |variant| {
+            let layout = Layout::new(&config(64, 3, 4, 256, 100), variant, 1);
+            layout.spans().filter(|(_, s)| s.constraint != Constraint::Dense).count()
+        };
+        assert_eq!(count(None), 0);
+        assert_eq!(count(Some(Variant::MlpBoth)), 6);
+        assert_eq!(count(Some(Variant::MlpIn)), 3);
+        assert_eq!(count(Some(Variant::MlpInAttnOut)), 6);
+        assert_eq!(count(Some(Variant::SignFrozen)), 6);
+        assert_eq!(count(Some(Variant::AbsInitFree)), 6);
+    }
+}
