@@ -1,5 +1,7 @@
 //! The one integration test binary.
 
+#[cfg(feature = "compute")]
+mod model;
 mod real_slurm;
 mod scripts;
 mod slurm_script;

@@ -106,8 +106,9 @@ impl ModelConfig {
             ),
             _ => ComputeError::input(path, format!("cannot be read ({e}): check its permissions")),
         })?;
-        let value: Value = serde_json::from_str(&text)
-            .map_err(|e| ComputeError::input(path, format!("is no JSON ({e}): copy it again from the model's source")))?;
+        let value: Value = serde_json::from_str(&text).map_err(|e| {
+            ComputeError::input(path, format!("is no JSON ({e}): copy it again from the model's source"))
+        })?;
         Self::from_json(&value).map_err(|reason| ComputeError::input(path, reason))
     }
 
@@ -127,7 +128,9 @@ impl ModelConfig {
         if let Some(scaling) = scaling {
             let kind = scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str);
             if let Some(kind) = kind.filter(|k| *k != "default") {
-                return Err(format!("asks for rope_scaling {kind:?}, which is not computed here: use a model without it"));
+                return Err(format!(
+                    "asks for rope_scaling {kind:?}, which is not computed here: use a model without it"
+                ));
             }
         }
         let rotary = |names: [&str; 3], preset: f64| -> std::result::Result<f64, String> {

@@ -155,8 +155,7 @@ pub fn embed(weight: &Tensor, ids_bt: &Tensor) -> Result<Tensor> {
 pub fn nll(logits_btv: &Tensor, targets_bt: &Tensor) -> Result<Tensor> {
     let size = logits_btv.size();
     let rows = logits_btv.f_reshape([-1, size[size.len() - 1]])?.f_to_kind(Kind::Float)?;
-    let loss =
-        rows.f_cross_entropy_loss::<Tensor>(&targets_bt.f_reshape([-1])?, None, Reduction::None, -100, 0.0)?;
+    let loss = rows.f_cross_entropy_loss::<Tensor>(&targets_bt.f_reshape([-1])?, None, Reduction::None, -100, 0.0)?;
     Ok(loss.f_view(&targets_bt.size()[..])?)
 }
 
@@ -177,9 +176,8 @@ impl Decoder {
         let mut cos = Vec::new();
         let mut sin = Vec::new();
         // inv_freq and the angle are rounded to fp32 before cosine and sine: parity with the reference.
-        let inverse: Vec<f32> = (0..half)
-            .map(|k| 1.0 / (config.rotary_emb_base as f32).powf((2 * k) as f32 / dims as f32))
-            .collect();
+        let inverse: Vec<f32> =
+            (0..half).map(|k| 1.0 / (config.rotary_emb_base as f32).powf((2 * k) as f32 / dims as f32)).collect();
         for t in 0..config.max_position_embeddings {
             for k in 0..dims {
                 let angle = t as f32 * inverse[(k % half) as usize];

@@ -12,7 +12,7 @@ use serde_json::Value;
 use tch::{Kind, Tensor};
 
 use super::save::{MODEL_FILE, ModelFile, PARAMETERS_FILE, SIGN_SUFFIX};
-use super::{Model, ModelConfig, Span, Variant, as_f32_mut};
+use super::{Model, ModelConfig, Span, Variant, as_f32_mut, save};
 use crate::compute::{ComputeError, Result};
 use crate::record::{Digest, RecordError, files};
 
@@ -67,6 +67,12 @@ fn load_own(dir: &Path) -> Result<Model> {
             ),
         ));
     }
+    if save::sign_digest(&model) != file.sign_digest {
+        return Err(ComputeError::input(
+            &weights,
+            format!("is damaged: its signs are not those of {MODEL_FILE}; run the cell that wrote it again"),
+        ));
+    }
     Ok(model)
 }
 
@@ -81,7 +87,10 @@ fn load_signs(model: &mut Model, path: &Path, tensors: &SafeTensors<'_>) -> Resu
                 ComputeError::input(path, format!("lacks the signs `{name}`: run the cell that wrote it again"))
             })?;
             if view.dtype() != Dtype::I8 || view.data().len() != span.len {
-                return Err(ComputeError::input(path, format!("has signs `{name}` of a wrong shape: run the cell that wrote it again")));
+                return Err(ComputeError::input(
+                    path,
+                    format!("has signs `{name}` of a wrong shape: run the cell that wrote it again"),
+                ));
             }
             let signs: Vec<f32> = view.data().iter().map(|&b| f32::from(b as i8)).collect();
             model.signs[g].insert(i, Tensor::f_from_slice(&signs)?.f_view(&span.shape[..])?);
@@ -109,9 +118,10 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
         }
         Err(e) => return Err(ComputeError::input(&index, format!("cannot be used ({e}): copy it again"))),
     };
-    let map = value.get("weight_map").and_then(Value::as_object).ok_or_else(|| {
-        ComputeError::input(&index, "has no `weight_map`: copy it again from the model's source")
-    })?;
+    let map = value
+        .get("weight_map")
+        .and_then(Value::as_object)
+        .ok_or_else(|| ComputeError::input(&index, "has no `weight_map`: copy it again from the model's source"))?;
     let mut names = BTreeSet::new();
     for name in map.values() {
         let name = name.as_str().filter(|n| !n.contains('/') && !n.is_empty() && *n != "..");
@@ -143,7 +153,10 @@ impl Mapped {
 
     fn tensors(&self) -> Result<SafeTensors<'_>> {
         SafeTensors::deserialize(&self.map).map_err(|e| {
-            ComputeError::input(&self.path, format!("is cut short or damaged ({e}): copy it again from the model's source"))
+            ComputeError::input(
+                &self.path,
+                format!("is cut short or damaged ({e}): copy it again from the model's source"),
+            )
         })
     }
 }
@@ -161,7 +174,9 @@ fn fill(model: &mut Model, path: &Path, tensors: &SafeTensors<'_>, wanted: &mut 
             }
             return Err(ComputeError::input(
                 path,
-                format!("has the tensor `{name}`, which this decoder does not use: check that config.json belongs to it"),
+                format!(
+                    "has the tensor `{name}`, which this decoder does not use: check that config.json belongs to it"
+                ),
             ));
         };
         let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
@@ -222,11 +237,11 @@ impl ModelFile {
     pub(super) fn read(path: &Path) -> Result<Self> {
         let value: Value = files::read_json(path)?;
         let version = value.get("version").and_then(Value::as_u64).unwrap_or(0);
-        if version > u64::from(super::save::MODEL_VERSION) {
+        if version > u64::from(save::MODEL_VERSION) {
             return Err(ComputeError::Record(RecordError::Newer {
                 path: path.to_path_buf(),
                 found: u32::try_from(version).unwrap_or(u32::MAX),
-                known: super::save::MODEL_VERSION,
+                known: save::MODEL_VERSION,
             }));
         }
         serde_json::from_value(value).map_err(|e| {

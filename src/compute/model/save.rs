@@ -10,6 +10,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
 
 use super::{Constraint, Model, as_f32, decoder};
 use crate::compute::Result;
@@ -43,6 +44,8 @@ pub(super) struct ModelFile {
     pub variant: Option<String>,
     /// Digest of all stored parameters.
     pub param_digest: Digest,
+    /// Digest of all signs; null without any.
+    pub sign_digest: Option<Digest>,
     /// Shape and constraint by name.
     pub parameters: BTreeMap<String, ParameterEntry>,
 }
@@ -79,9 +82,28 @@ pub(super) fn save(model: &Model, dir: &Path, tokenizer_from: Option<&Path>) -> 
         config: model.config().to_json(),
         variant: model.variant.map(|v| v.word().to_owned()),
         param_digest: model.param_digest(),
+        sign_digest: sign_digest(model),
         parameters: parameters.collect(),
     };
     Ok(files::write_json(&dir.join(MODEL_FILE), &file)?)
+}
+
+/// Digest over name and signs, sorted by name; `None` if the variant keeps no signs.
+pub(super) fn sign_digest(model: &Model) -> Option<Digest> {
+    let mut signs = BTreeMap::new();
+    for (group, kept) in model.layout.groups.iter().zip(&model.signs) {
+        signs.extend(kept.iter().map(|(&i, s)| (group.spans[i].name.as_str(), s)));
+    }
+    if signs.is_empty() {
+        return None;
+    }
+    let mut hasher = Sha256::new();
+    for (name, signs) in signs {
+        hasher.update(format!("{name}\0").as_bytes());
+        let bytes: Vec<u8> = as_f32(signs).iter().map(|&x| x as i8 as u8).collect();
+        hasher.update(&bytes);
+    }
+    Some(Digest::finish(hasher))
 }
 
 pub(super) fn export_hf(model: &Model, dir: &Path, tokenizer_from: Option<&Path>, shard_bytes: usize) -> Result<()> {
