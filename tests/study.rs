@@ -608,3 +608,29 @@ fn all_problems_come_at_once() {
         problems(&text, Some("quick")).iter().map(|p| p.split(':').next().unwrap().parse().unwrap()).collect();
     assert_eq!(lines, [4, 8, 10, 16, 17, 17, 20]);
 }
+
+#[test]
+fn a_bad_value_hides_nothing_else() {
+    let text = GOOD
+        .replace("name = \"demo\"", "name = \"a\\nb\"\nname = \"c\"")
+        .replace("lr = 1e-3", "lr = nan, lrr = 1")
+        .replace("max_steps = 12", "max_steps = 99999999999999999999");
+    assert_eq!(
+        problems(&text, Some("quick")),
+        [
+            "3:8: a value holds a newline or another control character: remove it",
+            "4:1: this key is given twice: remove one",
+            "18:16: this is not a finite number: write a finite one, or leave the key out",
+            "18:21: unknown key `lrr` in stage train: did you mean `lr`?",
+            "21:32: this integer is beyond 63 bits: write a smaller one",
+        ]
+    );
+}
+
+#[test]
+fn text_that_is_no_toml() {
+    assert_eq!(
+        problems("schema = \n[study\nname = 'x'\n", None),
+        ["1:10: this is not TOML: string values must be quoted, expected literal string", "2:7: this is not TOML: unclosed table, expected `]`"]
+    );
+}

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::problem::{Problem, Sink, Span, StudyError, collect, suggestion};
 use super::section::Section;
 use super::stage::{self, Surroundings};
-use super::tree::{self, Entry, Node, Table, Tree};
+use super::tree::{self, Entry, Node, Syntax, Table, Tree};
 use super::{Budget, DEFAULT_PROFILE, Retry, SCHEMA, Study, graph, quantity};
 use crate::record::Name;
 use crate::stages::Spec;
@@ -101,12 +101,12 @@ pub(super) fn parse(
     known: &[&'static Spec],
     exists: Option<&dyn Fn(&Path) -> bool>,
 ) -> Result<Study, StudyError> {
-    let mut syntax = Sink::default();
-    let root = tree::parse(&text, &mut syntax);
-    if !syntax.found.is_empty() {
-        return Err(StudyError::Problems(collect(file, &text, vec![(None, syntax)])));
-    }
     let mut outer = Sink::default();
+    let (root, syntax) = tree::parse(&text, &mut outer);
+    if syntax == Syntax::Broken {
+        return Err(StudyError::Problems(collect(file, &text, vec![(None, outer)])));
+    }
+    let bad_values = outer.places();
     let profiles = profiles(&root, &mut outer);
     let chosen = choose(&root, &profiles, profile, &mut outer);
 
@@ -125,6 +125,7 @@ pub(super) fn parse(
         let mine = overlay.is_none() || chosen.is_some() && chosen == name;
         let around = Surroundings { known, dir, exists: exists.filter(|_| mine) };
         let read = read_study(&merged, &around, &mut sink);
+        sink.forget(&bad_values);
         if mine {
             study = read;
         }
@@ -423,7 +424,7 @@ fn result_tables(top: &Section<'_>, sink: &mut Sink) -> Vec<Value> {
 
 /// Where the study's name stands.
 fn name_place(text: &str) -> Span {
-    let root = tree::parse(text, &mut Sink::default());
+    let (root, _) = tree::parse(text, &mut Sink::default());
     match root.get("study").map(|e| &e.node.value) {
         Some(Tree::Table(study)) => study.get("name").map_or(0..0, |e| e.node.span.clone()),
         _ => 0..0,
@@ -433,7 +434,7 @@ fn name_place(text: &str) -> Span {
 /// The name that a file claims for its study, if it has one.
 pub(super) fn claimed_name(path: &Path) -> Option<String> {
     let text = read_text(path).ok()?;
-    let root = tree::parse(&text, &mut Sink::default());
+    let (root, _) = tree::parse(&text, &mut Sink::default());
     match &root.get("study")?.node.value {
         Tree::Table(study) => study.text("name").map(str::to_owned),
         _ => None,

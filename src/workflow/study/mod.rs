@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::record::{Name, Resources};
 use crate::stages::{FieldType, Role, Spec};
 
+mod cluster;
 mod graph;
 mod load;
 mod params;
@@ -23,6 +24,7 @@ mod siblings;
 mod stage;
 mod tree;
 
+pub use cluster::{Cluster, Price, find_cluster, load_cluster};
 pub use load::load;
 pub use problem::{Problem, StudyError};
 pub use siblings::claimed_elsewhere;

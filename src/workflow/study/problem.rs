@@ -1,6 +1,6 @@
 //! What is wrong with a study or cluster file, and where: one list, all at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -82,6 +82,16 @@ impl Sink {
         self.found.push(Found { at: span.start, message: message.into(), help: help.into() });
     }
 
+    /// Where problems were noted.
+    pub(super) fn places(&self) -> BTreeSet<usize> {
+        self.found.iter().map(|f| f.at).collect()
+    }
+
+    /// Forgets problems at places where something is known to be wrong already.
+    pub(super) fn forget(&mut self, places: &BTreeSet<usize>) {
+        self.found.retain(|f| !places.contains(&f.at));
+    }
+
     /// Notes an unknown word: the nearest known one, or all of them.
     pub(super) fn unknown<'k>(
         &mut self,
@@ -97,7 +107,7 @@ impl Sink {
 
 /// `did you mean ...?`, or what there is.
 pub(super) fn suggestion(word: &str, known: &[&str]) -> String {
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     let known: Vec<&str> = known.iter().copied().filter(|k| seen.insert(*k)).collect();
     let near = known
         .iter()

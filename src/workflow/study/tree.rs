@@ -40,15 +40,30 @@ pub(super) struct Entry {
     pub(super) node: Node,
 }
 
-/// Reads a document. Problems: every syntax error, and values that no study may hold (dates, numbers that are
-/// not finite, control characters). The tree holds what could be read; with problems in `sink` it may lack some.
-pub(super) fn parse(text: &str, sink: &mut Sink) -> Table {
+/// Whether a document could be read at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Syntax {
+    /// The tree is the document; single values in it may still be noted as bad.
+    Whole,
+    /// The text is not TOML; the tree holds what could be made of it.
+    Broken,
+}
+
+/// Reads a document. Problems: every syntax error, keys given twice, and values that no study may hold (dates,
+/// numbers that are not finite, control characters).
+pub(super) fn parse(text: &str, sink: &mut Sink) -> (Table, Syntax) {
     let (root, errors) = DeTable::parse_recoverable(text);
+    let mut syntax = Syntax::Whole;
     for error in errors {
         let span = error.span().unwrap_or(0..0);
-        sink.push(&span, format!("this is not TOML: {}", error.message()), "");
+        if error.message() == "duplicate key" {
+            sink.push(&span, "this key is given twice", "remove one");
+        } else {
+            syntax = Syntax::Broken;
+            sink.push(&span, format!("this is not TOML: {}", error.message()), "");
+        }
     }
-    table(root.get_ref(), sink)
+    (table(root.get_ref(), sink), syntax)
 }
 
 fn table(read: &DeTable<'_>, sink: &mut Sink) -> Table {
@@ -57,48 +72,45 @@ fn table(read: &DeTable<'_>, sink: &mut Sink) -> Table {
         if key.get_ref().chars().any(is_control) {
             sink.push(&key.span(), "a key holds a control character", "remove it");
         }
-        if let Some(node) = node(value.span(), value.get_ref(), sink) {
-            entries.push(Entry { key: key.get_ref().to_string(), key_span: key.span(), node });
-        }
+        let node = node(value.span(), value.get_ref(), sink);
+        entries.push(Entry { key: key.get_ref().to_string(), key_span: key.span(), node });
     }
     entries.sort_by_key(|e| e.key_span.start);
     Table { entries }
 }
 
-fn node(span: Span, read: &DeValue<'_>, sink: &mut Sink) -> Option<Node> {
+fn node(span: Span, read: &DeValue<'_>, sink: &mut Sink) -> Node {
     let value = match read {
         DeValue::String(text) => {
             if text.chars().any(is_control) {
                 sink.push(&span, "a value holds a newline or another control character", "remove it");
-                return None;
             }
             Tree::Text(text.to_string())
         }
-        DeValue::Integer(digits) => match i64::from_str_radix(digits.as_str(), digits.radix()) {
-            Ok(value) => Tree::Integer(value),
-            Err(_) => {
+        DeValue::Integer(digits) => {
+            Tree::Integer(i64::from_str_radix(digits.as_str(), digits.radix()).unwrap_or_else(|_| {
                 sink.push(&span, "this integer is beyond 63 bits", "write a smaller one");
-                return None;
-            }
-        },
-        DeValue::Float(digits) => match digits.as_str().parse::<f64>() {
-            Ok(value) if value.is_finite() => Tree::Number(value),
-            _ => {
+                0
+            }))
+        }
+        DeValue::Float(digits) => {
+            let value = digits.as_str().parse().unwrap_or(f64::NAN);
+            if !value.is_finite() {
                 sink.push(&span, "this is not a finite number", "write a finite one, or leave the key out");
-                return None;
             }
-        },
+            Tree::Number(value)
+        }
         DeValue::Boolean(value) => Tree::Bool(*value),
-        DeValue::Datetime(_) => {
+        DeValue::Datetime(value) => {
             sink.push(&span, "a date or time of day stands here, and no key takes one", "put it in quotes");
-            return None;
+            Tree::Text(value.to_string())
         }
         DeValue::Array(items) => {
-            Tree::Array(items.iter().filter_map(|item| node(item.span(), item.get_ref(), sink)).collect())
+            Tree::Array(items.iter().map(|item| node(item.span(), item.get_ref(), sink)).collect())
         }
         DeValue::Table(inner) => Tree::Table(table(inner, sink)),
     };
-    Some(Node { span, value })
+    Node { span, value }
 }
 
 impl Tree {
@@ -171,7 +183,7 @@ mod tests {
 
     fn read(text: &str) -> (Table, Sink) {
         let mut sink = Sink::default();
-        let table = parse(text, &mut sink);
+        let (table, _) = parse(text, &mut sink);
         (table, sink)
     }
 
