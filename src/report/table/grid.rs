@@ -1,0 +1,174 @@
+//! A table whose numbers are settled: what renderers print, and where each number came from.
+
+use serde::Serialize;
+
+use super::spec::{Better, Partial, Show};
+use crate::record::{CellKey, Digest, Fingerprint};
+use crate::report::stats::Interval;
+
+/// A finished table.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Grid {
+    /// Its name.
+    pub key: String,
+    /// Its LaTeX label.
+    pub label: Option<String>,
+    /// Its caption, plain text.
+    pub caption: String,
+    /// Header of the column of row labels.
+    pub stub: String,
+    /// Columns in order.
+    pub columns: Vec<Column>,
+    /// Rows in order; each has a cell for each column.
+    pub rows: Vec<Row>,
+    /// Footnotes: those with a mark belong to cells.
+    pub notes: Vec<Note>,
+    /// Level of intervals.
+    pub level: f64,
+    /// What to do with partial cells, as it was asked.
+    pub partial: Partial,
+    /// Whether every cell has all its expected runs.
+    pub complete: bool,
+    /// How the numbers were made, on one line.
+    pub signature: String,
+}
+
+/// Column of a grid.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Column {
+    /// Its name.
+    pub key: String,
+    /// Its header, plain text.
+    pub label: String,
+    /// What of the runs is printed.
+    pub show: Show,
+    /// Which end is better.
+    pub better: Option<Better>,
+    /// How its cells line up.
+    pub alignment: Alignment,
+}
+
+/// How the cells of a column line up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Alignment {
+    /// On the decimal point: digits before it (with sign), after it, and of the spread.
+    Decimal {
+        /// Some number is negative.
+        negative: bool,
+        /// Most digits before the point.
+        whole: usize,
+        /// Most digits after the point.
+        fraction: usize,
+        /// Most digits of a spread before and after its point; 0 and 0 without spreads.
+        spread: (usize, usize),
+    },
+    /// On the right.
+    Right,
+}
+
+/// Row of a grid.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Row {
+    /// Its name.
+    pub key: String,
+    /// Its label, plain text.
+    pub label: String,
+    /// One cell a column.
+    pub cells: Vec<GridCell>,
+}
+
+/// A number of a table with everything known about it. Values are scaled, at full precision.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct GridCell {
+    /// What every format prints.
+    pub printed: Printed,
+    /// Mean over the runs.
+    pub mean: Option<f64>,
+    /// Sample standard deviation (divisor n - 1).
+    pub sd: Option<f64>,
+    /// t interval of the mean at the table's level.
+    pub interval: Option<Interval>,
+    /// Why there is no sd and interval.
+    pub degenerate: Option<String>,
+    /// Runs in the mean.
+    pub n: usize,
+    /// Runs the plan expects.
+    pub n_expected: usize,
+    /// The value of each run, by seed.
+    pub values: Vec<SeedValue>,
+    /// Expected runs that are not in it, and why.
+    pub missing: Vec<MissingRun>,
+    /// The runs it was computed from.
+    pub runs: Vec<RunRef>,
+    /// It is set in bold.
+    pub best: bool,
+    /// Index into the grid's notes.
+    pub note: Option<usize>,
+}
+
+/// What a cell prints, rounded once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Printed {
+    /// A decimal number, with its spread if one is shown.
+    Number {
+        /// Digits with an optional sign.
+        text: String,
+        /// Digits.
+        spread: Option<String>,
+    },
+    /// A number and the ends of its interval.
+    Interval {
+        /// The number.
+        text: String,
+        /// Lower end.
+        lower: String,
+        /// Upper end.
+        upper: String,
+    },
+    /// Something else that is no decimal number: `1.4B`, `2 of 2`, `1.00e300`.
+    Text(String),
+    /// The row that a difference is taken from.
+    Reference,
+    /// No value.
+    Missing,
+}
+
+/// The value of one run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SeedValue {
+    /// Its seed, if the stage has that axis.
+    pub seed: Option<u32>,
+    /// The value.
+    pub value: f64,
+}
+
+/// An expected run that a cell lacks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MissingRun {
+    /// Its cell, within the study.
+    pub cell: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// A run that a cell was computed from. No host, path, time or job: a table leaves the house.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct RunRef {
+    /// Its cell.
+    pub key: CellKey,
+    /// What made it.
+    pub fingerprint: Fingerprint,
+    /// What it found.
+    pub content: Digest,
+}
+
+/// A footnote.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Note {
+    /// `a`, `b`, ... for notes of cells.
+    pub mark: Option<String>,
+    /// Plain text.
+    pub text: String,
+}

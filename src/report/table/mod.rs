@@ -1,0 +1,20 @@
+//! Tables of numbers over runs: from a specification and the cells a plan expects to a grid.
+//!
+//! A cell of the grid knows its runs, how many of the expected ones it has, and why the others are
+//! missing; it holds raw values at full precision and the one rounding that every format prints. Pure:
+//! values come in as [`Expected`] cells and as answers to [`requests`]; nothing is read here. Ties, signs
+//! and digits are settled in [`number`] alone.
+
+mod build;
+mod grid;
+pub mod number;
+mod spec;
+#[cfg(test)]
+pub(crate) mod tests;
+
+pub use build::{Expected, Request, Run, TableProblem, build, requests};
+pub use grid::{Alignment, Column, Grid, GridCell, MissingRun, Note, Printed, Row, RunRef, SeedValue};
+pub use spec::{
+    Better, COLUMN_KEYS, ColumnSpec, DELTA_KEYS, DeltaKind, DeltaSpec, Notation, Partial, PathStep, ROW_KEYS, RowSpec,
+    Show, SpecProblem, TABLE_KEYS, TableSpec,
+};
