@@ -4,6 +4,7 @@
 mod model;
 mod real_slurm;
 mod scripts;
+mod slurm;
 mod slurm_script;
 mod study;
 mod support;

@@ -104,16 +104,6 @@ fn check_shell(script: &str) {
     }
 }
 
-/// The arguments on the `#SBATCH` lines of `script`, by the rules of sbatch's own parser.
-fn directives(script: &str) -> Vec<String> {
-    script
-        .lines()
-        .take_while(|line| line.is_empty() || line.starts_with('#'))
-        .filter_map(|line| line.strip_prefix("#SBATCH"))
-        .flat_map(crate::support::fake_slurm::directive_words)
-        .collect()
-}
-
 fn check(name: &str, job: &JobSpec) {
     let script = render(job, TEMPLATE).unwrap();
     check_shell(&script);
@@ -171,7 +161,7 @@ fn hostile_values_reach_the_program_and_sbatch_as_they_are() {
         let script = render(&job, TEMPLATE).unwrap();
         check_shell(&script);
 
-        let options = directives(&script);
+        let options = crate::support::fake_slurm::directives::of_script(&script);
         assert!(options.contains(&format!("--account={text}")), "{options:?}");
         let pattern = root.join("logs").to_str().unwrap().replace('%', "%%");
         assert!(options.contains(&format!("--output={pattern}/job_0_setup_%A_%a.out")), "{options:?}");

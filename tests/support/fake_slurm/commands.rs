@@ -1,0 +1,423 @@
+//! The commands, as far as Seedbed uses them; an option that is not known is an error.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use crate::Answer;
+use crate::directives;
+use crate::jobs::schedule;
+use crate::state::{Controller, Element, HUP, KILL, TERM, USR1, USR2, now_ms, send};
+
+const SBATCH: &str = "job-name output error open-mode requeue no-requeue signal nodes ntasks-per-node cpus-per-task \
+    gpus-per-node mem time array kill-on-invalid-dep partition account qos dependency parsable test-only comment \
+    constraint exclude hold chdir export nice mail-type begin";
+
+/// Long options in their `--name=value` form.
+fn options(words: &[String], options: &mut BTreeMap<String, String>) -> Result<Vec<String>, Answer> {
+    let mut rest = Vec::new();
+    for word in words {
+        let Some(option) = word.strip_prefix("--") else {
+            rest.push(word.clone());
+            continue;
+        };
+        let (name, value) = option.split_once('=').unwrap_or((option, "yes"));
+        if !SBATCH.split_whitespace().any(|known| known == name) {
+            return Err(Answer::error(format!("sbatch: unrecognized option '--{name}'\n")));
+        }
+        options.insert(name.to_owned(), value.to_owned());
+    }
+    Ok(rest)
+}
+
+fn refused(message: &str) -> Answer {
+    Answer::error(format!("sbatch: error: {message}\n"))
+}
+
+pub fn sbatch(root: &Path, bin: &Path, arguments: &[String]) -> Answer {
+    submit(root, bin, arguments).unwrap_or_else(|answer| answer)
+}
+
+fn submit(root: &Path, bin: &Path, arguments: &[String]) -> Result<Answer, Answer> {
+    let mut given = BTreeMap::new();
+    let rest = options(arguments, &mut given)?;
+    let [script_path] = rest.as_slice() else { return Err(refused("give one script")) };
+    let script =
+        std::fs::read_to_string(script_path).map_err(|_| refused(&format!("Unable to open file {script_path}")))?;
+    if !script.starts_with("#!") {
+        return Err(refused("This does not look like a batch script.  The first line must start with #!"));
+    }
+    // The script's lines, then the environment, then the command line.
+    let mut option = BTreeMap::new();
+    options(&directives::of_script(&script), &mut option)?;
+    for (key, value) in std::env::vars() {
+        let name = key.strip_prefix("SBATCH_").map(|n| n.to_lowercase().replace('_', "-"));
+        match name.as_deref() {
+            Some("timelimit") => drop(option.insert("time".to_owned(), value)),
+            Some(name) if SBATCH.contains(name) => drop(option.insert(name.to_owned(), value)),
+            _ => {}
+        }
+    }
+    option.extend(given);
+    let get = |key: &str| option.get(key).map_or("", String::as_str);
+
+    let mut c = Controller::open(root);
+    let partitions = c.config.get("partitions").cloned().unwrap_or_default();
+    if !get("partition").is_empty() && !partitions.split(',').any(|p| p.is_empty() || p == get("partition")) {
+        let message = format!("sbatch: error: invalid partition specified: {}\n", get("partition"));
+        return Err(Answer::error(
+            message + "sbatch: error: Batch job submission failed: Invalid partition name specified\n",
+        ));
+    }
+    let (indices, throttle) = array(get("array"))
+        .filter(|(indices, _)| indices.iter().all(|&i| u64::from(i) < c.setting("max_array_size", 1001)))
+        .ok_or_else(|| refused("Batch job submission failed: Invalid job array specification"))?;
+    let live = c.elements.iter().filter(|e| !e.is_ended()).count();
+    if live + indices.len().max(1) > c.setting("max_submit", 10_000) as usize {
+        return Err(refused(
+            "Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
+        ));
+    }
+    let dependency = dependency(&c, get("dependency"))?;
+    let id = c.next_id();
+    if option.contains_key("test-only") {
+        return Ok(Answer { err: format!("sbatch: Job {id} to start at 2025-01-01T00:00:00\n"), ..Answer::default() });
+    }
+    let mut element = Element::default();
+    element.set("job", id);
+    element.set("name", if get("job-name").is_empty() { "sbatch" } else { get("job-name") });
+    element.set("state", "PENDING");
+    element.set("reason", if option.contains_key("hold") { "JobHeldUser" } else { "None" });
+    element.set("dependency", dependency);
+    element.set("kill_dep", get("kill-on-invalid-dep"));
+    element.set("requeue", if option.contains_key("no-requeue") { "no" } else { "yes" });
+    element.set("throttle", throttle);
+    element.set("limit_s", seconds(get("time")).ok_or_else(|| refused("Invalid --time specification"))?);
+    if let Some((_, grace)) = get("signal").split_once('@').filter(|(signal, _)| *signal == "B:USR2") {
+        element.set("grace_s", grace);
+    }
+    for (key, name) in [
+        ("nodes", "nodes"),
+        ("tasks_per_node", "ntasks-per-node"),
+        ("cpus_per_task", "cpus-per-task"),
+        ("gpus", "gpus-per-node"),
+    ] {
+        element.set(key, get(name));
+    }
+    element.set("submit_ms", now_ms());
+    element.set("workdir", std::env::current_dir().unwrap_or_default().display());
+    let preset = if indices.is_empty() { "slurm-%j.out" } else { "slurm-%A_%a.out" };
+    element.set("output", if get("output").is_empty() { preset } else { get("output") });
+
+    for (folder, bytes) in [("scripts", script.into_bytes()), ("environments", environment())] {
+        std::fs::create_dir_all(root.join(folder)).unwrap();
+        std::fs::write(root.join(folder).join(id.to_string()), bytes).unwrap();
+    }
+    let mode = std::fs::Permissions::from_mode(0o700);
+    std::fs::set_permissions(root.join("scripts").join(id.to_string()), mode).unwrap();
+    if indices.is_empty() {
+        element.set("raw", id);
+        c.elements.push(element);
+    } else {
+        // The last element carries the array's own id.
+        let last = indices.len() - 1;
+        for (i, index) in indices.iter().enumerate() {
+            let mut element = element.clone();
+            element.set("index", index);
+            element.set("raw", if i == last { id } else { id + 1 + i as u32 });
+            c.elements.push(element);
+        }
+    }
+    schedule(&mut c, bin);
+    let parsable = option.contains_key("parsable");
+    Ok(Answer::ok(if parsable { format!("{id}\n") } else { format!("Submitted batch job {id}\n") }))
+}
+
+fn environment() -> Vec<u8> {
+    std::env::vars().map(|(key, value)| format!("{key}={value}\0")).collect::<String>().into_bytes()
+}
+
+/// The dependency without parents that the controller has forgotten: an old Slurm takes those as met, a new
+/// one refuses the job.
+fn dependency(c: &Controller, text: &str) -> Result<String, Answer> {
+    let problem = || refused("Batch job submission failed: Job dependency problem");
+    let mut parts = Vec::new();
+    for part in text.split(',').filter(|part| !part.is_empty()) {
+        let mut words = part.split(':');
+        let kind = words.next().filter(|k| ["aftercorr", "afterok", "afterany"].contains(k)).ok_or_else(problem)?;
+        for parent in words {
+            let known = c.matching(parent).iter().any(|&i| c.remembers(&c.elements[i]));
+            if known {
+                parts.push(format!("{kind}:{parent}"));
+            } else if c.config.get("rules").is_some_and(|rules| rules == "new") {
+                return Err(problem());
+            }
+        }
+    }
+    Ok(parts.join(","))
+}
+
+/// `0-3,5%2` as indices and throttle; nothing for what is no array.
+fn array(text: &str) -> Option<(Vec<u32>, u32)> {
+    if text.is_empty() {
+        return Some((Vec::new(), 0));
+    }
+    let (list, throttle) = text.split_once('%').unwrap_or((text, "0"));
+    let mut indices = Vec::new();
+    for part in list.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        indices.extend(first.parse::<u32>().ok()?..=last.parse::<u32>().ok()?);
+    }
+    Some((indices, throttle.parse().ok()?))
+}
+
+/// `[D-]HH:MM:SS` or minutes, in seconds. A real Slurm rounds up to minutes; this one keeps tests short.
+fn seconds(text: &str) -> Option<u64> {
+    let (days, clock) = text.split_once('-').unwrap_or(("0", text));
+    let parts: Vec<u64> = clock.split(':').map(|p| p.parse().ok()).collect::<Option<_>>().unwrap_or_default();
+    let clock = match parts.as_slice() {
+        [h, m, s] => h * 3600 + m * 60 + s,
+        [m, s] => m * 60 + s,
+        [m] => m * 60,
+        _ if text.is_empty() => 7200,
+        _ => return None,
+    };
+    Some(days.parse::<u64>().ok()? * 86_400 + clock)
+}
+
+/// The value after a short or long option.
+fn value<'a>(arguments: &'a [String], names: &[&str]) -> Option<&'a str> {
+    arguments.iter().enumerate().find_map(|(i, word)| {
+        let joined = names.iter().find_map(|n| word.strip_prefix(&format!("{n}=")));
+        joined.or_else(|| names.contains(&word.as_str()).then(|| arguments.get(i + 1).map(String::as_str))?)
+    })
+}
+
+pub fn squeue(root: &Path, arguments: &[String]) -> Answer {
+    let c = Controller::open(root);
+    let ids: Option<Vec<&str>> = value(arguments, &["-j", "--jobs"]).map(|ids| ids.split(',').collect());
+    let name = value(arguments, &["-n", "--name"]);
+    let all = value(arguments, &["-t", "--states"]) == Some("all");
+    let format = value(arguments, &["-o", "--format"]).unwrap_or("%i %j %T");
+    let known: Vec<&Element> = c.elements.iter().filter(|e| c.remembers(e)).collect();
+    if let Some([id]) = ids.as_deref() {
+        if !known.iter().any(|e| e.job().to_string() == *id) {
+            return Answer::error("slurm_load_jobs error: Invalid job id specified\n");
+        }
+    }
+    let mut out = String::new();
+    for e in known {
+        let asked = ids.as_ref().is_none_or(|ids| ids.iter().any(|id| *id == e.id() || *id == e.job().to_string()));
+        if asked && name.is_none_or(|n| n.split(',').any(|n| n == e.text("name"))) && (all || !e.is_ended()) {
+            out.push_str(&line(e, format));
+            out.push('\n');
+        }
+    }
+    Answer::ok(out)
+}
+
+fn line(e: &Element, format: &str) -> String {
+    let or = |text: String, preset: &str| if text.is_empty() { preset.to_owned() } else { text };
+    let time = |ms: u64| if ms == 0 { "N/A".to_owned() } else { (ms / 1000).to_string() };
+    let mut out = String::new();
+    let mut chars = format.chars();
+    while let Some(c) = chars.next() {
+        if c != '%' {
+            out.push(c);
+            continue;
+        }
+        out.push_str(&match chars.next() {
+            Some('F') => e.job().to_string(),
+            Some('K') => or(e.text("index").to_owned(), "N/A"),
+            Some('i') => e.id(),
+            Some('A') => e.text("raw").to_owned(),
+            Some('T') => e.state().to_owned(),
+            Some('r') => e.text("reason").to_owned(),
+            Some('j') => e.text("name").to_owned(),
+            Some('S') => time(e.number("start_ms")),
+            Some('e') if e.is_ended() => time(e.number("end_ms")),
+            Some('e') if e.state() == "RUNNING" => time(e.number("start_ms") + e.number("limit_s") * 1000),
+            Some('e') => "N/A".to_owned(),
+            Some('E') => {
+                or(if e.state() == "PENDING" { e.text("dependency").to_owned() } else { String::new() }, "(null)")
+            }
+            other => format!("%{}", other.unwrap_or('%')),
+        });
+    }
+    out
+}
+
+pub fn sacct(root: &Path, arguments: &[String]) -> Answer {
+    let c = Controller::open(root);
+    if c.config.get("accounting").is_none_or(|v| v != "on") {
+        return Answer::error("Slurm accounting storage is disabled\n");
+    }
+    let ids: Vec<&str> = value(arguments, &["-j", "--jobs"]).unwrap_or_default().split(',').collect();
+    let fields = value(arguments, &["-o", "--format"]).unwrap_or("JobID,State,ExitCode");
+    let mut out = String::new();
+    let running = c.elements.iter().filter(|e| !e.is_ended()).cloned();
+    for e in c.accounts().into_iter().chain(running).filter(|e| ids.contains(&e.job().to_string().as_str())) {
+        let time = |ms: u64| if ms == 0 { "Unknown".to_owned() } else { (ms / 1000).to_string() };
+        let (start, end) = (e.number("start_ms"), e.number("end_ms"));
+        let row: Vec<String> = fields
+            .split(',')
+            .map(|field| match field {
+                "JobID" => e.id(),
+                "JobIDRaw" => e.text("raw").to_owned(),
+                "State" => e.state().to_owned(),
+                "ExitCode" => {
+                    if e.text("exit").is_empty() {
+                        "0:0".to_owned()
+                    } else {
+                        e.text("exit").to_owned()
+                    }
+                }
+                "ElapsedRaw" if start == 0 => "0".to_owned(),
+                "ElapsedRaw" => (if end == 0 { now_ms() } else { end }.saturating_sub(start) / 1000).to_string(),
+                "Submit" => time(e.number("submit_ms")),
+                "Start" => time(start),
+                "End" => time(end),
+                "AllocTRES" => format!("cpu=1,gres/gpu={},node={}", e.number("gpus"), e.number("nodes").max(1)),
+                "NodeList" => "f1".to_owned(),
+                _ => String::new(),
+            })
+            .collect();
+        out.push_str(&row.join("|"));
+        out.push('\n');
+    }
+    Answer::ok(out)
+}
+
+pub fn scontrol(root: &Path, bin: &Path, arguments: &[String]) -> Answer {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut c = Controller::open(root);
+    match words.as_slice() {
+        ["ping"] => Answer::ok("Slurmctld(primary) at fake is UP\n"),
+        ["show", "config"] => {
+            let storage = if c.config.get("accounting").is_some_and(|v| v == "on") { "slurmdbd" } else { "none" };
+            Answer::ok(format!(
+                "AccountingStorageType   = accounting_storage/{storage}\nClusterName             = fake\n\
+                 MaxArraySize            = {}\nMaxJobCount             = 10000\nMinJobAge               = {} sec\n\
+                 SLURM_VERSION           = 22.05.8\n",
+                c.setting("max_array_size", 1001),
+                c.setting("min_job_age_ms", 300_000) / 1000
+            ))
+        }
+        ["requeue", id] => requeue(&mut c, bin, id),
+        // Not in a real Slurm: what happens to a job from outside.
+        ["fake", kind @ ("preempt" | "node_fail"), id] => {
+            std::fs::write(root.join(format!("ask.{id}")), kind).unwrap();
+            Answer::default()
+        }
+        ["release", id] => {
+            for i in c.matching(id) {
+                c.elements[i].set("reason", "None");
+            }
+            schedule(&mut c, bin);
+            Answer::default()
+        }
+        ["update", changes @ ..] => {
+            let get = |key: &str| {
+                changes
+                    .iter()
+                    .filter_map(|w| w.split_once('='))
+                    .find(|(k, _)| k.eq_ignore_ascii_case(key))
+                    .map(|(_, v)| v)
+            };
+            for i in c.matching(get("jobid").unwrap_or_default()) {
+                if let Some(dependency) = get("dependency").filter(|_| c.elements[i].state() == "PENDING") {
+                    c.elements[i].set("dependency", dependency);
+                    c.elements[i].set("reason", "Dependency");
+                }
+            }
+            schedule(&mut c, bin);
+            Answer::default()
+        }
+        _ => Answer::error(format!("scontrol: error: the fake Slurm does not know {words:?}\n")),
+    }
+}
+
+fn requeue(c: &mut Controller, bin: &Path, id: &str) -> Answer {
+    let root = c.root.clone();
+    let hits = c.matching(id);
+    if hits.is_empty() {
+        return Answer::error("Invalid job id specified\n");
+    }
+    for i in hits {
+        let e = &mut c.elements[i];
+        if e.text("requeue") != "yes" {
+            return Answer::error(format!("Requested operation is presently disabled for job {id}\n"));
+        }
+        match e.state() {
+            "RUNNING" => std::fs::write(root.join(format!("ask.{}", e.id())), "requeue").unwrap(),
+            "PENDING" => return Answer::error(format!("Job is pending execution for job {id}\n")),
+            _ => {
+                e.set("state", "PENDING");
+                e.set("reason", "None");
+                e.set("end_ms", 0);
+                e.set("restarts", e.number("restarts") + 1);
+            }
+        }
+    }
+    schedule(c, bin);
+    Answer::default()
+}
+
+pub fn scancel(root: &Path, bin: &Path, arguments: &[String]) -> Answer {
+    let mut c = Controller::open(root);
+    let signal = value(arguments, &["-s", "--signal"]).map(|s| match s.trim_start_matches("SIG") {
+        "USR1" => USR1,
+        "USR2" => USR2,
+        "HUP" => HUP,
+        "KILL" => KILL,
+        _ => TERM,
+    });
+    let mut answer = Answer::default();
+    for id in arguments.iter().filter(|a| a.starts_with(|c: char| c.is_ascii_digit())) {
+        let hits = c.matching(id);
+        if !hits.iter().any(|&i| c.remembers(&c.elements[i])) {
+            answer.err.push_str(&format!("scancel: error: Kill job error on job id {id}: Invalid job id specified\n"));
+            answer.code = 1;
+        }
+        for i in hits {
+            match (c.elements[i].state(), signal) {
+                // To the batch shell, as with --batch.
+                ("RUNNING", Some(signal)) => send(c.elements[i].number("pid") as i32, signal),
+                ("RUNNING", None) => {
+                    std::fs::write(root.join(format!("ask.{}", c.elements[i].id())), "cancel").unwrap()
+                }
+                ("PENDING", None) => {
+                    c.elements[i].end("CANCELLED", "None");
+                    let ended = c.elements[i].clone();
+                    c.account(&ended, "CANCELLED");
+                }
+                _ => {}
+            }
+        }
+    }
+    schedule(&mut c, bin);
+    answer
+}
+
+/// One task: the program itself; more: under mpirun, kept from asking the fake for its ranks.
+pub fn srun(arguments: &[String]) -> ! {
+    let program = arguments.iter().position(|word| !word.starts_with('-')).unwrap_or(arguments.len());
+    let words = &arguments[program..];
+    let tasks = std::env::var("SLURM_NTASKS").unwrap_or_else(|_| "1".to_owned());
+    let mut command = if tasks == "1" {
+        let mut command = Command::new(words.first().map_or("", String::as_str));
+        command.args(&words[1.min(words.len())..]).env("SLURM_PROCID", "0");
+        command
+    } else {
+        let mut command = Command::new("mpirun");
+        command.args(["--mca", "plm", "^slurm", "--mca", "ras", "^slurm", "--oversubscribe", "-n", &tasks]).args(words);
+        command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+        command.env("OMPI_MCA_mpi_yield_when_idle", "1");
+        command
+    };
+    let error = command.exec();
+    eprintln!("srun: error: {error}");
+    std::process::exit(1)
+}
