@@ -110,7 +110,8 @@ fn look_at(cell: &Cell, need: &Need) -> Result<Vec<SealedFile>, Refusal> {
         ));
     }
     let files = reads(&seal, &name).into_iter().map(|(path, digest)| {
-        let size_bytes = path.strip_prefix(&format!("{name}/")).and_then(|p| seal.output(p)).map_or(0, |f| f.size_bytes);
+        let size_bytes =
+            path.strip_prefix(&format!("{name}/")).and_then(|p| seal.output(p)).map_or(0, |f| f.size_bytes);
         SealedFile { path, size_bytes, digest }
     });
     Ok(files.collect())

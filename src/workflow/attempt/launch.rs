@@ -61,7 +61,8 @@ impl Ended {
 /// The program cannot be started.
 pub fn run(launch: &Launch) -> Result<Ended> {
     let words = words(launch);
-    let (program, arguments) = words.split_first().ok_or_else(|| WorkflowError::Usage("the stage has no command".into()))?;
+    let (program, arguments) =
+        words.split_first().ok_or_else(|| WorkflowError::Usage("the stage has no command".into()))?;
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.current_dir(launch.out_dir);
@@ -77,10 +78,13 @@ pub fn run(launch: &Launch) -> Result<Ended> {
     let mut signals = signal_hook::iterator::Signals::new([SIGUSR1, SIGUSR2, SIGTERM, SIGINT, SIGCONT])
         .map_err(|source| WorkflowError::Start { program: "the signal handler".into(), source })?;
     let log_path = launch.run_dir.join("log.txt");
-    let log = OpenOptions::new().create(true).append(true).open(&log_path).map_err(RecordError::io("append to", &log_path))?;
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&log_path)
+        .map_err(RecordError::io("append to", &log_path))?;
     banner(&log, launch, &words);
-    let mut child =
-        command.spawn().map_err(|source| WorkflowError::Start { program: program.clone(), source })?;
+    let mut child = command.spawn().map_err(|source| WorkflowError::Start { program: program.clone(), source })?;
 
     let pid = i32::try_from(child.id()).unwrap_or(-1);
     let over = Arc::new(AtomicBool::new(false));
@@ -139,7 +143,8 @@ fn words(launch: &Launch) -> Vec<String> {
     if launch.cell.kind == "command" {
         words.extend(launch.cell.command.iter().cloned());
     } else {
-        let binary = stages::all_specs().iter().find(|s| s.kind == launch.cell.kind).map_or("seedbed-unknown", |s| s.binary);
+        let binary =
+            stages::all_specs().iter().find(|s| s.kind == launch.cell.kind).map_or("seedbed-unknown", |s| s.binary);
         let path: PathBuf = launch.programs.join(binary);
         words.push(path.to_string_lossy().into_owned());
         words.push("--cell".to_owned());
@@ -156,7 +161,9 @@ fn set_environment(command: &mut Command, launch: &Launch) {
     command.env("SEEDBED_ATTEMPT", launch.attempt.to_string());
     command.env("SEEDBED_RUN_DIR", launch.out_dir);
     command.env("SEEDBED_CHECKPOINT_DIR", cell.checkpoint_dir());
-    for (name, value) in [("SEEDBED_STUDY", &cell.key.study), ("SEEDBED_PROFILE", &cell.key.profile), ("SEEDBED_STAGE", &cell.key.stage)] {
+    for (name, value) in
+        [("SEEDBED_STUDY", &cell.key.study), ("SEEDBED_PROFILE", &cell.key.profile), ("SEEDBED_STAGE", &cell.key.stage)]
+    {
         command.env(name, value.as_str());
     }
     // Never the submitting shell's: a cell without the axis has no seed and no arm.

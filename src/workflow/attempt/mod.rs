@@ -194,7 +194,9 @@ fn supersede_other_fingerprint(cell: &Cell, run_dir: &Path) -> Result<()> {
         }
     }
     let kept = shelf(&cell.fingerprint);
-    if kept.join("cell.toml").is_file() && Cell::read(&kept.join("cell.toml")).is_ok_and(|c| c.fingerprint == cell.fingerprint) {
+    if kept.join("cell.toml").is_file()
+        && Cell::read(&kept.join("cell.toml")).is_ok_and(|c| c.fingerprint == cell.fingerprint)
+    {
         files::make_dirs(run_dir.parent().unwrap_or(&cell.base))?;
         std::fs::rename(&kept, run_dir).map_err(RecordError::io("move back", &kept))?;
         say("earlier results of these parameters moved back");
@@ -314,7 +316,8 @@ fn resume(options: &Options, submission: &Submission, cell: &Cell, start: &Attem
         ));
         return Ok(1);
     }
-    let Some(job) = start.job.as_ref().filter(|_| options.executor == Executor::Slurm && submission.rules.requeue) else {
+    let Some(job) = start.job.as_ref().filter(|_| options.executor == Executor::Slurm && submission.rules.requeue)
+    else {
         return Ok(exit::RESUME);
     };
     say(&format!("requeueing job {}", job.id));
@@ -367,7 +370,6 @@ fn say(line: &str) {
     // Nobody is there to tell if stderr is gone.
     let _ = writeln!(std::io::stderr(), "{time} seedbed: {line}");
 }
-
 
 impl From<publish::Refusal> for WorkflowError {
     fn from(refusal: publish::Refusal) -> Self {

@@ -86,7 +86,13 @@ pub fn publish_unsealed(run_dir: &Path, out_dir: &Path) -> Result<(), RecordErro
     }
 }
 
-fn unsigned(cell: &Cell, start: &AttemptStart, run_dir: &Path, outputs: Vec<SealedFile>, read: Vec<SealedFile>) -> Seal {
+fn unsigned(
+    cell: &Cell,
+    start: &AttemptStart,
+    run_dir: &Path,
+    outputs: Vec<SealedFile>,
+    read: Vec<SealedFile>,
+) -> Seal {
     let now = Utc::now();
     let this = (now - start.started_at).num_milliseconds() as f64 / 1000.0;
     let mut wall_s = this.max(0.0);
@@ -133,7 +139,11 @@ fn record_metrics(cell: &Cell, out_dir: &Path) -> Result<(), Refusal> {
     let mut run = RunRecord::new(cell);
     match files::read_json::<Value>(&path) {
         Ok(metrics) if metrics.is_object() => run.metrics = metrics,
-        Ok(_) => return Err(Refusal::Outputs(format!("`{METRICS_FILE}` is not a JSON object: write one, such as {{\"loss\": 1.5}}"))),
+        Ok(_) => {
+            return Err(Refusal::Outputs(format!(
+                "`{METRICS_FILE}` is not a JSON object: write one, such as {{\"loss\": 1.5}}"
+            )));
+        }
         Err(e) if e.is_not_found() => {}
         Err(e) => return Err(Refusal::Outputs(format!("{e}: `{METRICS_FILE}` must hold one JSON object without NaN"))),
     }
@@ -171,9 +181,12 @@ fn move_outputs(attempt: Option<u32>, run_dir: &Path, out_dir: &Path) -> Result<
     for entry in std::fs::read_dir(out_dir).map_err(RecordError::io("list", out_dir))? {
         let entry = entry.map_err(RecordError::io("list", out_dir))?;
         let name = entry.file_name();
-        let name = name.to_str().ok_or_else(|| Refusal::Outputs(format!("output {name:?} has a name that is not UTF-8")))?;
+        let name =
+            name.to_str().ok_or_else(|| Refusal::Outputs(format!("output {name:?} has a name that is not UTF-8")))?;
         if RESERVED.contains(&name) || name.starts_with(".attempt-") {
-            return Err(Refusal::Outputs(format!("the stage wrote `{name}`, a name that Seedbed keeps for itself: choose another")));
+            return Err(Refusal::Outputs(format!(
+                "the stage wrote `{name}`, a name that Seedbed keeps for itself: choose another"
+            )));
         }
         if name.starts_with('.') && name.ends_with(".tmp") {
             std::fs::remove_file(entry.path()).map_err(RecordError::io("remove", entry.path()))?;

@@ -19,15 +19,19 @@ mod load;
 mod params;
 mod problem;
 mod quantity;
+mod reference;
 mod section;
 mod siblings;
 mod stage;
+mod template;
 mod tree;
 
 pub use cluster::{Cluster, Price, find_cluster, load_cluster};
 pub use load::load;
 pub use problem::{Problem, StudyError};
+pub use reference::kinds_markdown;
 pub use siblings::claimed_elsewhere;
+pub use template::new_study;
 
 /// The newest `schema` of study and cluster files that this program reads.
 pub const SCHEMA: i64 = 1;
