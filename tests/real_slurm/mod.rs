@@ -1,3 +1,4 @@
 //! Tests on a real Slurm (`scripts/slurm-sandbox`). `scripts/test` counts those of this module when it skips them.
 
+mod commands;
 mod nodes;

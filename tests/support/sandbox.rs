@@ -2,9 +2,13 @@
 //! four nodes and not a fake. Without `SEEDBED_TEST_SLURM=1` there is none, and the test says so and ends.
 //! Promises that no call outlives its time limit.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
+
+use seedbed::workflow::slurm::Client;
 
 /// A sandbox that is up.
 pub struct Sandbox {
@@ -33,6 +37,27 @@ impl Sandbox {
         let mut command = Command::new("timeout");
         command.arg("--kill-after=5").arg(limit_s.to_string()).arg(&self.script).args(["exec", node]);
         command
+    }
+
+    /// A client whose commands run on the head; `dir` gets a folder `bin` with them.
+    pub fn client(&self, dir: &Path) -> Client {
+        Client::with_path(self.path(dir))
+    }
+
+    /// `PATH` with Slurm's commands first, each of which runs on the head: for programs outside that submit.
+    pub fn path(&self, dir: &Path) -> OsString {
+        let bin = dir.join("bin");
+        std::fs::create_dir_all(&bin).expect("the folder can be made");
+        for name in ["sbatch", "squeue", "sacct", "scontrol", "scancel"] {
+            // Without itself in PATH, or the node would find it again.
+            let script = self.script.display();
+            let text = format!("#!/bin/bash\nPATH=${{PATH#\"${{0%/*}}\":}}\nexec '{script}' exec head {name} \"$@\"\n");
+            let path = bin.join(name);
+            std::fs::write(&path, text).expect("the program can be written");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("the mode can be set");
+        }
+        let rest = std::env::var_os("PATH").unwrap_or_default();
+        std::env::join_paths([bin].into_iter().chain(std::env::split_paths(&rest))).expect("no `:` in a path")
     }
 
     /// The standard output of a command on the head, which must succeed within a minute.
