@@ -9,3 +9,9 @@ pub mod rng;
 mod error;
 
 pub use error::{ComputeError, Result};
+
+/// Version of the libtorch that this program was built against.
+pub const LIBTORCH_VERSION: &str = match option_env!("SEEDBED_LIBTORCH_VERSION") {
+    Some(version) => version,
+    None => "unknown",
+};

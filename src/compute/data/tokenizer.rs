@@ -39,8 +39,8 @@ pub struct TextTokenizer {
 }
 
 impl TextTokenizer {
-    /// Reads `tokenizer.json` in `dir`; special ids come from `config.json` beside it if that has them, else
-    /// from the tokens' usual names.
+    /// Reads `tokenizer.json` in `dir`; special ids come from the model's configuration beside it if that has
+    /// them, else from the tokens' usual names.
     ///
     /// # Errors
     /// The file is not there, is no tokenizer, or has no end-of-text token.
@@ -57,8 +57,15 @@ impl TextTokenizer {
         };
         let plain = Tokenizer::from_bytes(&bytes)
             .map_err(|e| ComputeError::input(&path, format!("is no tokenizer ({e}): fetch it again")))?;
-        let config = dir.join("config.json");
-        let config: Value = if config.is_file() { files::read_json(&config)? } else { Value::Null };
+        let read = |name: &str| -> Result<Value> {
+            let path = dir.join(name);
+            Ok(if path.is_file() { files::read_json(&path)? } else { Value::Null })
+        };
+        // The Hugging Face layout, or our own model directory.
+        let config = match read("config.json")? {
+            Value::Null => read("model.json")?.get("config").cloned().unwrap_or(Value::Null),
+            config => config,
+        };
         Self::new(path, plain, &bytes, &config)
     }
 

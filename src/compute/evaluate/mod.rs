@@ -7,6 +7,7 @@
 use tch::{Kind, Tensor};
 
 use crate::compute::data::{IGNORED, Sample, Samples, Tokens};
+use crate::compute::model::{Input, Model};
 use crate::compute::{ComputeError, Result};
 
 /// What evaluation and attacks need of a model. Inputs and targets are ids `[B,T]`, i64; a target of -100
@@ -32,6 +33,24 @@ pub trait LanguageModel {
 
     /// Longest input, tokens.
     fn max_len(&self) -> usize;
+}
+
+impl LanguageModel for Model {
+    fn nll(&self, inputs_bt: &Tensor, targets_bt: &Tensor) -> Result<Tensor> {
+        Self::nll(self, &Input::Tokens(inputs_bt.shallow_clone()), targets_bt)
+    }
+
+    fn embedding_gradient(&self, inputs_bt: &Tensor, targets_bt: &Tensor) -> Result<(Tensor, Tensor)> {
+        Self::embedding_gradient(self, inputs_bt, targets_bt)
+    }
+
+    fn embedding_vh(&self) -> Result<Tensor> {
+        Ok(self.views()?.embed.shallow_clone())
+    }
+
+    fn max_len(&self) -> usize {
+        usize::try_from(self.config().max_position_embeddings).unwrap_or(0)
+    }
 }
 
 /// How rows are grouped.
