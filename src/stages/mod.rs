@@ -2,13 +2,21 @@
 //!
 //! `SPEC`s are always compiled; `run` needs tensors and stands behind the feature `compute`.
 
+#[cfg(feature = "compute")]
+mod attack_summary;
 pub mod context;
+pub mod evaluate;
+pub mod hotflip;
+pub mod setup;
 pub mod spec;
+pub mod subjects;
+pub mod uat;
 
 pub use context::{Context, StageError};
 pub use spec::{Field, FieldType, Preset, Role, Spec};
 
 /// Every built-in stage kind, sorted by its word in `run = "..."`.
 pub fn all_specs() -> &'static [&'static Spec] {
-    &[]
+    static ALL: &[&Spec] = &[&evaluate::SPEC, &hotflip::SPEC, &setup::SPEC, &uat::SPEC];
+    ALL
 }

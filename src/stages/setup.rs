@@ -1,0 +1,321 @@
+//! Stage kind `setup`: checks, model, tokenizer and tokenised data, before anything is trained.
+//!
+//! The model is a directory in the Hugging Face layout, or one that is made here: random weights from
+//! `init_seed`, then `pretrain_steps` of training in place of a download. Writes `model/` (our format, with the
+//! tokenizer), `data/{train,val,test}` and `setup_complete.json`. Every seed of a study shares this one cell.
+
+use serde_json::Value;
+
+use super::{Field, FieldType, Preset, Role, Spec};
+
+const fn count(name: &'static str, min: i64, max: i64, preset: &'static str, help: &'static str) -> Field {
+    Field { name, ty: FieldType::Integer { min, max }, preset: Preset::Is(preset), role: Role::Semantic, help }
+}
+
+const fn number(name: &'static str, min: f64, max: f64, preset: &'static str, help: &'static str) -> Field {
+    Field { name, ty: FieldType::Number { min, max }, preset: Preset::Is(preset), role: Role::Semantic, help }
+}
+
+const fn choice(name: &'static str, words: &'static [&'static str], preset: &'static str, help: &'static str) -> Field {
+    Field { name, ty: FieldType::OneOf(words), preset: Preset::Is(preset), role: Role::Semantic, help }
+}
+
+const fn path(name: &'static str, help: &'static str) -> Field {
+    Field { name, ty: FieldType::Path, preset: Preset::Absent, role: Role::Semantic, help }
+}
+
+const fn text(name: &'static str, preset: &'static str, help: &'static str) -> Field {
+    Field { name, ty: FieldType::Text, preset: Preset::Is(preset), role: Role::Semantic, help }
+}
+
+/// The kind.
+pub static SPEC: Spec = Spec {
+    kind: "setup",
+    version: 1,
+    binary: "seedbed-setup",
+    resumable: false,
+    parallel: false,
+    partial_inputs: false,
+    needs: &[],
+    outputs: &["model", "data"],
+    export: Some("setup_complete.json"),
+    help: "checks, model, tokenizer and tokenised data",
+    fields: &[
+        text("model_name", r#""generated-neox""#, "what results call the model"),
+        text("model_revision", r#""main""#, "revision of the model, for the record"),
+        choice("model_source", &["random", "directory"], r#""random""#, "made here, or read from model_dir"),
+        path("model_dir", "directory with config.json, safetensors and tokenizer.json"),
+        count("init_seed", 0, u32::MAX as i64, "42", "seed of random weights and of pretraining"),
+        count("hidden_size", 1, 1 << 20, "64", "width of a random model"),
+        count("num_hidden_layers", 1, 4096, "3", "blocks of a random model"),
+        count("num_attention_heads", 1, 4096, "4", "attention heads of a random model"),
+        count("intermediate_size", 1, 1 << 22, "256", "width of its feed-forward layers"),
+        count("max_position_embeddings", 2, 1 << 20, "64", "context of a random model, tokens"),
+        number("rotary_pct", 0.0, 1.0, "0.25", "part of each head that is rotated by position"),
+        choice("hidden_act", &["gelu", "gelu_new", "relu", "softplus"], r#""gelu""#, "activation of a random model"),
+        count("vocab_size", 258, 1 << 20, "512", "ids of the tokenizer that is trained for a random model"),
+        choice("text_source", &["generated", "directory", "jsonl"], r#""generated""#, "where text comes from"),
+        path("corpus_dir", "directory of plain text, read recursively"),
+        path("corpus_file", "file of JSON lines"),
+        text("jsonl_field", r#""text""#, "key of the text in a JSON line"),
+        count("corpus_seed", 0, u32::MAX as i64, "42", "seed of generated text and of the splits"),
+        count("generated_documents", 3, 1 << 30, "4000", "documents of generated text"),
+        count("max_bytes", 1, 1 << 45, "1073741824", "bytes of text that are read, at most"),
+        Field {
+            name: "training_samples",
+            ty: FieldType::Integer { min: 3, max: 1 << 40 },
+            preset: Preset::Absent,
+            role: Role::Semantic,
+            help: "documents that are read, at most; absent: all",
+        },
+        count("max_document_bytes", 64, 1 << 30, "16384", "longer texts are cut into documents"),
+        number("val_fraction", 0.0, 0.5, "0.1", "part of the documents for validation"),
+        number("test_fraction", 0.0, 0.5, "0.1", "part of the documents for the test"),
+    ],
+    check,
+};
+
+fn check(params: &Value) -> Vec<String> {
+    let word = |name: &str| params.get(name).and_then(Value::as_str).unwrap_or("");
+    let mut problems = Vec::new();
+    for (source, value, path) in [
+        ("model_source", "directory", "model_dir"),
+        ("text_source", "directory", "corpus_dir"),
+        ("text_source", "jsonl", "corpus_file"),
+    ] {
+        let (chosen, given) = (word(source) == value, params.get(path).is_some());
+        if chosen && !given {
+            problems.push(format!("`{source}` = \"{value}\" needs `{path}`"));
+        } else if given && !chosen {
+            problems.push(format!("`{path}` is given, but `{source}` is \"{}\": set it to \"{value}\"", word(source)));
+        }
+    }
+    problems
+}
+
+#[cfg(feature = "compute")]
+pub use task::run;
+
+#[cfg(feature = "compute")]
+mod task {
+    use std::path::Path;
+
+    use serde::Deserialize;
+    use serde_json::{Value, json};
+
+    use super::super::subjects::numerics;
+    use super::super::{Context, StageError};
+    use crate::compute::data::tokens::{TokensHeader, write};
+    use crate::compute::data::{Corpus, Document, Special, Split, TextTokenizer, TokensInfo, generated, text::Limits};
+    use crate::compute::model::{Activation, Model, ModelConfig, set_threads};
+    use crate::compute::{ComputeError, LIBTORCH_VERSION};
+    use crate::record::{RunRecord, files};
+
+    #[derive(Debug, Deserialize)]
+    struct Params {
+        model_name: String,
+        model_revision: String,
+        model_source: String,
+        init_seed: u32,
+        hidden_size: i64,
+        num_hidden_layers: i64,
+        num_attention_heads: i64,
+        intermediate_size: i64,
+        max_position_embeddings: i64,
+        rotary_pct: f64,
+        hidden_act: String,
+        vocab_size: usize,
+        text_source: String,
+        jsonl_field: String,
+        corpus_seed: u32,
+        generated_documents: u64,
+        max_bytes: u64,
+        training_samples: Option<u64>,
+        max_document_bytes: usize,
+        val_fraction: f64,
+        test_fraction: f64,
+    }
+
+    /// Makes model, tokenizer and data.
+    ///
+    /// # Errors
+    /// An input is missing or does not fit the others, or the disk is full.
+    pub fn run(context: &Context) -> Result<Option<RunRecord>, StageError> {
+        let params: Params = context.params()?;
+        set_threads(1);
+        let corpus = read_corpus(context, &params)?;
+        let parts = corpus.split(params.corpus_seed, params.val_fraction, params.test_fraction)?;
+        eprintln!("{} documents, {} bytes of text", corpus.documents.len(), corpus.bytes());
+
+        let model_dir = context.out_dir.join("model");
+        let (model, tokenizer) = if params.model_source == "directory" {
+            let from = input(context, "model_dir")?;
+            let model = Model::load(from)?;
+            let tokenizer = TextTokenizer::load(from)?;
+            model.save(&model_dir, Some(from))?;
+            (model, tokenizer)
+        } else {
+            let training = parts[0].iter().map(|&i| corpus.documents[i].text.as_str());
+            files::make_dirs(&model_dir)?;
+            let tokenizer = TextTokenizer::train(&model_dir, params.vocab_size, training)?;
+            let model = Model::random(&config(&params, &tokenizer)?, params.init_seed)?;
+            (model, tokenizer)
+        };
+        let vocab_size = model.config().vocab_size;
+        tokenizer.check_model(vocab_size)?;
+
+        let data = context.out_dir.join("data");
+        let mut splits = serde_json::Map::new();
+        for (split, documents) in Split::ALL.into_iter().zip(&parts) {
+            let info = tokenise(&data.join(split.name()), split, &corpus, documents, &tokenizer, vocab_size)?;
+            eprintln!("{}: {} tokens in {} documents", info.split, info.tokens, info.documents);
+            splits.insert(
+                info.split.clone(),
+                json!({"tokens": info.tokens, "documents": info.documents, "digest": info.tokens_digest}),
+            );
+        }
+        if params.model_source == "random" {
+            model.save(&model_dir, None)?;
+        }
+        let mut record = record(context, &params, &corpus, &model, &tokenizer);
+        record.metrics["data"]["splits"] = Value::Object(splits);
+        Ok(Some(record))
+    }
+
+    fn record(
+        context: &Context,
+        params: &Params,
+        corpus: &Corpus,
+        model: &Model,
+        tokenizer: &TextTokenizer,
+    ) -> RunRecord {
+        let mut record = RunRecord::new(&context.cell);
+        let (all, ffn) = (model.num_parameters(), model.ffn_parameters());
+        record.metrics = json!({
+            "model_name": params.model_name,
+            "model_revision": params.model_revision,
+            "seed": context.cell.key.seed,
+            "init_seed": params.init_seed,
+            "num_parameters": all,
+            "num_trainable_parameters": all,
+            "ffn_parameters": ffn,
+            "ffn_percentage": 100.0 * ffn as f64 / all as f64,
+            "vocab_size": model.config().vocab_size,
+            "max_seq_length": model.config().max_position_embeddings,
+            "hidden_act": model.config().hidden_act.word(),
+            "param_digest": model.param_digest(),
+            "tokenizer": {
+                "digest": tokenizer.digest(),
+                "ids": tokenizer.vocab_size(),
+                "eos": tokenizer.special().eos,
+                "pad": tokenizer.special().pad,
+            },
+            "data": {
+                "source": params.text_source,
+                "documents": corpus.documents.len(),
+                "bytes": corpus.bytes(),
+                "files": corpus.sources.len(),
+                "skipped_compressed": corpus.skipped_compressed,
+                "refused": corpus.refused,
+                "repaired_utf8": corpus.repaired,
+                "duplicates": corpus.duplicates,
+                "cut_at_limit": corpus.cut,
+            },
+        });
+        record.environment = json!({
+            "device": "cpu",
+            "cuda_available": tch::Cuda::is_available(),
+            "pytorch_version": LIBTORCH_VERSION,
+            // No Python takes part.
+            "python_version": null,
+            "platform": format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
+            "duration_s": context.elapsed_s(),
+        });
+        record.param_digest = Some(model.param_digest());
+        record.numerics = numerics(1, 1);
+        record
+    }
+
+    fn input<'a>(context: &'a Context, name: &str) -> Result<&'a Path, StageError> {
+        context.input(name).ok_or_else(|| StageError::Usage(format!("`{name}` is not given: set it in the study")))
+    }
+
+    fn read_corpus(context: &Context, params: &Params) -> Result<Corpus, StageError> {
+        let limits = Limits {
+            max_bytes: params.max_bytes,
+            max_documents: params.training_samples.unwrap_or(u64::MAX),
+            max_document_bytes: params.max_document_bytes,
+        };
+        Ok(match params.text_source.as_str() {
+            "directory" => Corpus::from_directory(input(context, "corpus_dir")?, limits)?,
+            "jsonl" => Corpus::from_jsonl(input(context, "corpus_file")?, &params.jsonl_field, limits)?,
+            _ => {
+                let documents = generated::documents(params.corpus_seed, params.generated_documents);
+                let mut corpus = Corpus::from_documents("generated", documents, limits)?;
+                // Documents of the size of the generated ones, so that each split gets some.
+                let short = Limits { max_document_bytes: params.max_document_bytes.min(1200), ..limits };
+                corpus.add_text("handbook", generated::HANDBOOK, short);
+                corpus
+            }
+        })
+    }
+
+    fn config(params: &Params, tokenizer: &TextTokenizer) -> Result<ModelConfig, StageError> {
+        let special = tokenizer.special();
+        let config = ModelConfig {
+            hidden_size: params.hidden_size,
+            num_hidden_layers: params.num_hidden_layers,
+            num_attention_heads: params.num_attention_heads,
+            intermediate_size: params.intermediate_size,
+            vocab_size: params.vocab_size as i64,
+            max_position_embeddings: params.max_position_embeddings,
+            rotary_pct: params.rotary_pct,
+            rotary_emb_base: 10_000.0,
+            hidden_act: Activation::parse(&params.hidden_act)
+                .ok_or_else(|| StageError::Usage(format!("`hidden_act` = {:?} is not known", params.hidden_act)))?,
+            layer_norm_eps: 1e-5,
+            use_parallel_residual: true,
+            tie_word_embeddings: false,
+            attention_bias: true,
+            bos_token_id: special.bos.map(i64::from),
+            eos_token_id: Some(i64::from(special.eos)),
+            pad_token_id: special.pad.map(i64::from),
+        };
+        config.check().map_err(|e| StageError::Usage(format!("the model of this stage {e}")))?;
+        Ok(config)
+    }
+
+    fn tokenise(
+        dir: &Path,
+        split: Split,
+        corpus: &Corpus,
+        documents: &[usize],
+        tokenizer: &TextTokenizer,
+        vocab_size: i64,
+    ) -> Result<TokensInfo, ComputeError> {
+        let header = TokensHeader {
+            split: split.name().to_owned(),
+            vocab_size: u32::try_from(vocab_size)
+                .map_err(|_| ComputeError::Config(format!("a vocabulary of {vocab_size} is too large")))?,
+            tokenizer: tokenizer.digest().clone(),
+            special: tokenizer.special(),
+            sources: corpus.sources.clone(),
+        };
+        let texts = documents.iter().map(|&i| &corpus.documents[i]);
+        write(dir, &header, texts.map(|d: &Document| tokenizer.encode(&d.text, Special::None)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn sources_and_paths_go_together() {
+        assert!(check(&json!({"model_source": "random", "text_source": "generated"})).is_empty());
+        assert_eq!(check(&json!({"model_source": "directory", "text_source": "generated"})).len(), 1);
+        let stray = json!({"model_source": "random", "text_source": "generated", "corpus_dir": "x"});
+        assert!(check(&stray)[0].contains("set it to \"directory\""));
+    }
+}

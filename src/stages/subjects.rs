@@ -1,0 +1,203 @@
+//! What evaluation and attacks are done on: trained models by name, and the tokens that setup made.
+//!
+//! The parameter `models` maps the name that results use to the needed stage that trained the model; every
+//! other number of a result then stands under that name.
+
+use serde_json::Value;
+
+use super::{Field, FieldType, Preset, Role};
+
+/// `models`.
+pub const MODELS: Field = Field {
+    name: "models",
+    ty: FieldType::TextMap,
+    preset: Preset::Is(r#"{"baseline_pythia": "train_baseline", "monotonic_pythia": "train_monotonic"}"#),
+    role: Role::Semantic,
+    help: "name in the results = needed training stage",
+};
+
+/// `grain_rows`.
+pub const GRAIN_ROWS: Field = Field {
+    name: "grain_rows",
+    ty: FieldType::Integer { min: 1, max: 4096 },
+    preset: Preset::Is("8"),
+    role: Role::Semantic,
+    help: "rows of one forward pass",
+};
+
+/// `batch_size`.
+pub const BATCH_SIZE: Field = Field {
+    name: "batch_size",
+    ty: FieldType::Integer { min: 1, max: 65_536 },
+    preset: Preset::Is("16"),
+    role: Role::Operational,
+    help: "rows in flight; changes speed and memory only",
+};
+
+/// `threads_per_rank`.
+pub const THREADS: Field = Field {
+    name: "threads_per_rank",
+    ty: FieldType::Integer { min: 1, max: 256 },
+    preset: Preset::Is("1"),
+    role: Role::Semantic,
+    help: "threads of libtorch's kernels",
+};
+
+/// `success_metric`.
+pub const SUCCESS_METRIC: Field = Field {
+    name: "success_metric",
+    ty: FieldType::OneOf(&["nll_rel", "ppl_rel", "delta_nats"]),
+    preset: Preset::Is(r#""ppl_rel""#),
+    role: Role::Semantic,
+    help: "metric of the success rate at the top; all three are always reported",
+};
+
+/// `loss_scope`.
+pub const LOSS_SCOPE: Field = Field {
+    name: "loss_scope",
+    ty: FieldType::OneOf(&["all", "untouched_targets"]),
+    preset: Preset::Is(r#""untouched_targets""#),
+    role: Role::Semantic,
+    help: "targets of the losses at the top; both scopes are always reported",
+};
+
+/// `success_threshold`.
+pub const SUCCESS_THRESHOLD: Field = Field {
+    name: "success_threshold",
+    ty: FieldType::Number { min: 0.0, max: 100.0 },
+    preset: Preset::Is("0.15"),
+    role: Role::Semantic,
+    help: "rise that counts as success in the two relative metrics, as a part of one",
+};
+
+/// `success_threshold_nats`.
+pub const SUCCESS_THRESHOLD_NATS: Field = Field {
+    name: "success_threshold_nats",
+    ty: FieldType::Number { min: 0.0, max: 100.0 },
+    // 15 % of the historic baseline's NLL (ln 6.72): its own bar, the same for every model.
+    preset: Preset::Is("0.286"),
+    role: Role::Semantic,
+    help: "rise that counts as success in delta_nats, nats",
+};
+
+/// `sample_tokens`.
+pub const SAMPLE_TOKENS: Field = Field {
+    name: "sample_tokens",
+    ty: FieldType::Integer { min: 1, max: 1 << 20 },
+    preset: Preset::Absent,
+    role: Role::Semantic,
+    help: "tokens of one attacked text; absent: what the model can read",
+};
+
+/// Problems of `models` that no single field can tell.
+pub fn check_models(params: &Value) -> Vec<String> {
+    let Some(models) = params.get("models").and_then(Value::as_object) else { return Vec::new() };
+    let mut problems = Vec::new();
+    if models.is_empty() {
+        problems.push("`models` is empty: name at least one, e.g. {baseline_pythia = \"train_baseline\"}".to_owned());
+    }
+    for name in models.keys() {
+        if let Err(e) = crate::record::Name::new(name) {
+            problems.push(format!("`models`: {e}"));
+        }
+    }
+    problems
+}
+
+#[cfg(feature = "compute")]
+pub use opened::{Subjects, numerics, open};
+
+#[cfg(feature = "compute")]
+mod opened {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+
+    use crate::compute::LIBTORCH_VERSION;
+    use crate::compute::data::{Split, TextTokenizer, Tokens};
+    use crate::compute::model::{Model, set_threads};
+    use crate::record::files;
+    use crate::stages::{Context, StageError};
+
+    /// Everything that evaluation and attacks read.
+    pub struct Subjects {
+        /// Models by the name that results use, sorted.
+        pub models: Vec<(String, Model)>,
+        /// What setup calls the model.
+        pub model_name: String,
+        /// Tokens that models were trained on.
+        pub train: Arc<Tokens>,
+        /// Tokens that results are reported on.
+        pub test: Arc<Tokens>,
+        /// The tokenizer of both.
+        pub tokenizer: TextTokenizer,
+    }
+
+    /// Opens the models named in `models` and the data of the needed setup stage.
+    ///
+    /// # Errors
+    /// A needed stage, a model or a split is not there, is damaged, or does not fit the others.
+    pub fn open(
+        context: &Context,
+        models: &BTreeMap<String, String>,
+        threads_per_rank: u32,
+    ) -> Result<Subjects, StageError> {
+        set_threads(threads_per_rank);
+        let setup = context.need_dir(context.need_of_kind("setup")?);
+        let summary: Value = files::read_json(&setup.join("setup_complete.json"))?;
+        let split = |split: Split| -> Result<Arc<Tokens>, StageError> {
+            Ok(Arc::new(Tokens::open(&setup.join("data").join(split.name()))?))
+        };
+        let (train, test) = (split(Split::Train)?, split(Split::Test)?);
+        let mut opened = Vec::new();
+        for (name, stage) in models {
+            let dir = context.need_dir(context.need_of_stage(stage)?).join("best_model");
+            let model = load(&dir)?;
+            test.check_model(model.config().vocab_size)?;
+            opened.push((name.clone(), model));
+        }
+        Ok(Subjects {
+            models: opened,
+            model_name: summary.get("model_name").and_then(Value::as_str).unwrap_or("unnamed").to_owned(),
+            train,
+            test,
+            tokenizer: TextTokenizer::load(&setup.join("model"))?,
+        })
+    }
+
+    fn load(dir: &Path) -> Result<Model, StageError> {
+        if !dir.is_dir() {
+            return Err(StageError::Missing(format!(
+                "`{}` is not there: run the training stage again with `run_all`",
+                dir.display()
+            )));
+        }
+        Ok(Model::load(dir)?)
+    }
+
+    /// What the bits of a forward pass depend on.
+    pub fn numerics(threads_per_rank: u32, grain_rows: usize) -> Value {
+        json!({
+            "libtorch": LIBTORCH_VERSION,
+            "arch": std::env::consts::ARCH,
+            "compute": "fp32",
+            "threads_per_rank": threads_per_rank,
+            "grain_rows": grain_rows,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn model_names_are_checked() {
+        assert!(check_models(&json!({"models": {"a": "train"}})).is_empty());
+        assert_eq!(check_models(&json!({"models": {}})).len(), 1);
+        assert_eq!(check_models(&json!({"models": {"a b": "train"}})).len(), 1);
+    }
+}
