@@ -54,7 +54,8 @@ static TRAIN: Spec = Spec {
         field("clip", FieldType::Number { min: 0.0, max: f64::MAX }, Preset::Is("1")),
         field("global_batch", FieldType::Integer { min: 1, max: 1 << 20 }, Preset::Is("8")),
         field("grain_samples", FieldType::Integer { min: 1, max: 1 << 20 }, Preset::Is("2")),
-        field("models", FieldType::TextMap, Preset::Absent),
+        field("authors", FieldType::TextMap, Preset::Absent),
+        field("models", FieldType::NeedMap, Preset::Absent),
         field("freeze", FieldType::TextList, Preset::Absent),
         field("layers", FieldType::IntegerList, Preset::Absent),
         field("amsgrad", FieldType::Bool, Preset::Absent),
@@ -399,6 +400,11 @@ fn needs_and_cycles() {
             "15:19: stage train needs `other/full:train` of another study, which this version cannot do: name a stage of this study",
         ],
     );
+    wrong(
+        "lr = 1e-3",
+        "lr = 1e-3, models = {a = \"setup\", b = \"setpu\"}",
+        &["17:22: `models` in stage train names stage `setpu`, which it does not need: did you mean `setup`?"],
+    );
     wrong("[\"setup\"]", "[\"setup\", \"train\"]", &["15:19: a cycle: train needs train: remove one of these needs"]);
     wrong(
         "per = []",
@@ -446,7 +452,7 @@ resources = {time = "1h"}
 params = {lr = 0.1, max_steps = 5}
 arms = [
   {name = "hot", labels = {temperature = "hot"}, params = {lr = 0.5}},
-  {name = "cold", params = {models = {a = "b"}}},
+  {name = "cold", params = {authors = {a = "b"}}},
 ]
 "#;
 
@@ -458,7 +464,7 @@ fn arms_lay_their_parameters_over_the_stages() {
     let hot = Some(&sweep.arms[0].name);
     assert_eq!((&sweep.params_of(hot)["lr"], &sweep.params_of(hot)["max_steps"]), (&json!(0.5), &json!(5)));
     assert_eq!(sweep.labels_of(hot)["temperature"], "hot");
-    assert_eq!(sweep.params_of(Some(&sweep.arms[1].name))["models"], json!({"a": "b"}));
+    assert_eq!(sweep.params_of(Some(&sweep.arms[1].name))["authors"], json!({"a": "b"}));
     assert_eq!(sweep.params["lr"], json!(0.1));
 
     let said = |from: &str, to: &str| problems(&ARMS.replacen(from, to, 1), None);
@@ -609,6 +615,62 @@ fn all_problems_come_at_once() {
     let lines: Vec<usize> =
         problems(&text, Some("quick")).iter().map(|p| p.split(':').next().unwrap().parse().unwrap()).collect();
     assert_eq!(lines, [4, 8, 10, 16, 17, 17, 20]);
+}
+
+const TABLE: &str = r#"
+[[table]]
+key = "main"
+caption = "Loss"
+rows = [{key = "a"}, {key = "b"}]
+columns = [
+  {key = "loss", stage = "train", metric = ".loss", digits = 3},
+  {key = "delta", delta = {of = "loss", from = "a"}},
+]
+[profile.more]
+table.main.caption = "More"
+"#;
+
+#[test]
+fn tables_are_checked_by_their_owner() {
+    let good = format!("{GOOD}{TABLE}");
+    let study = load(&good, Some("more")).unwrap();
+    assert_eq!(study.tables[0]["caption"], "More");
+    let lines = GOOD.lines().count();
+    let said = |from: &str, to: &str| -> Vec<String> {
+        assert!(TABLE.contains(from), "{from}");
+        let found = problems(&format!("{GOOD}{}", TABLE.replacen(from, to, 1)), Some("quick"));
+        // Lines of the table, from 1.
+        let short = |p: &String| {
+            let (line, rest) = p.split_once(':').unwrap();
+            format!("{}:{rest}", line.parse::<usize>().unwrap() - lines - 1)
+        };
+        found.iter().map(short).collect()
+    };
+    assert_eq!(said("digits", "digts"), ["6:53: table main: unknown key `digts` in a column: did you mean `digits`?",]);
+    assert_eq!(
+        said("\"train\"", "\"trian\""),
+        ["6:18: table main: column `loss` reads the unknown stage `trian`: did you mean `train`?",]
+    );
+    assert_eq!(said("from = \"a\"", "from = \"c\"").len(), 1);
+    assert_eq!(
+        said("[profile.more]", "[[table]]\nkey = \"main\"\nrows = []\ncolumns = []\n[profile.more]")[0],
+        "10:1: two tables have the key `main`: rename one"
+    );
+    assert_eq!(said("table.main", "table.mian"), ["10:7: unknown table `mian` in profile more: did you mean `main`?"]);
+}
+
+#[test]
+fn depth_is_no_danger() {
+    for (open, close) in
+        [("(", ")"), ("[", "]"), ("{a:", "}"), ("if ", ""), ("-", ""), ("reduce ", ""), ("try ", ""), (". as [", "]")]
+    {
+        let deep = format!("{}.{}", open.repeat(20_000), close.repeat(20_000));
+        let text = format!("{GOOD}{}", TABLE.replace("\".loss\"", &format!("'{deep}'")));
+        assert!(!problems(&text, Some("quick")).is_empty(), "{open}");
+    }
+    for text in ["a = ".to_owned() + &"[".repeat(200_000), "a.".repeat(100_000) + "a = 1", "{a=".repeat(100_000)] {
+        assert!(!problems(&text, None).is_empty());
+    }
 }
 
 #[test]
@@ -809,7 +871,7 @@ fn mutate(text: &str, steps: &[(usize, usize, usize)]) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {

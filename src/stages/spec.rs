@@ -32,8 +32,10 @@ pub enum FieldType {
     TextList,
     /// An array of whole numbers, not negative.
     IntegerList,
-    /// A table of texts: `{baseline_pythia = "train_baseline"}`.
+    /// A table of texts: `{author = "A. Uthor"}`.
     TextMap,
+    /// A table of names of needed stages: `{baseline_pythia = "train_baseline"}`.
+    NeedMap,
     /// A file or directory, relative to the study file's directory: an external input. The digest of its
     /// content enters the fingerprint, the path does not.
     Path,

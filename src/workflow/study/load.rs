@@ -11,6 +11,7 @@ use super::stage::{self, Surroundings};
 use super::tree::{self, Entry, Node, Syntax, Table, Tree};
 use super::{Budget, DEFAULT_PROFILE, Retry, SCHEMA, Study, graph, quantity};
 use crate::record::Name;
+use crate::report::table::{PathStep, TableSpec};
 use crate::stages::Spec;
 
 /// Keys of the file.
@@ -252,8 +253,9 @@ fn lay_over(root: &mut Table, name: &Name, over: &Table, sink: &mut Sink) {
     }
 }
 
-/// Lays tables over the elements of an array of tables that have their names.
+/// Lays tables over the elements of an array of tables that have their names: `name` of a stage, `key` of a table.
 fn by_name(root: &mut Table, key: &str, named: &Table, what: &str, sink: &mut Sink) {
+    let handle = if key == "table" { "key" } else { "name" };
     let mut none = Vec::new();
     let elements = match root.entries.iter_mut().find(|e| e.key == key).map(|e| &mut e.node.value) {
         Some(Tree::Array(elements)) => elements,
@@ -262,7 +264,7 @@ fn by_name(root: &mut Table, key: &str, named: &Table, what: &str, sink: &mut Si
     let names: Vec<String> = elements
         .iter()
         .filter_map(|n| match &n.value {
-            Tree::Table(table) => table.text("name").map(str::to_owned),
+            Tree::Table(table) => table.text(handle).map(str::to_owned),
             _ => None,
         })
         .collect();
@@ -272,15 +274,15 @@ fn by_name(root: &mut Table, key: &str, named: &Table, what: &str, sink: &mut Si
             sink.push(&entry.key_span, message, "");
             continue;
         };
-        if let Some(renamed) = over.get("name") {
+        if let Some(renamed) = over.get(handle) {
             let message = format!("{what} renames {key} {}", entry.key);
-            sink.push(&renamed.key_span, message, "remove `name`: a profile cannot rename");
+            sink.push(&renamed.key_span, message, format!("remove `{handle}`: a profile cannot rename"));
             continue;
         }
         let mut found = false;
         for element in elements.iter_mut() {
             if let Tree::Table(table) = &mut element.value
-                && table.text("name") == Some(entry.key.as_str())
+                && table.text(handle) == Some(entry.key.as_str())
             {
                 table.overlay(over);
                 found = true;
@@ -333,7 +335,7 @@ fn read_study(root: &Table, around: &Surroundings<'_>, sink: &mut Sink) -> Optio
         .collect();
     graph::check(&reads, &all, seeds.as_ref().is_none_or(|s| !s.is_empty()), sink);
     let stages = reads.into_iter().map(|r| r.stage).collect();
-    let tables = result_tables(&top, sink);
+    let tables = result_tables(&top, &all, sink);
     Some(ReadStudy { name: name?, seeds: seeds?, stages, tables, budget, retry })
 }
 
@@ -402,24 +404,60 @@ fn retry(top: &Section<'_>, sink: &mut Sink) -> Retry {
     retry
 }
 
-/// `[[table]]` sections: named, each name once. What else they hold is the report wing's.
-fn result_tables(top: &Section<'_>, sink: &mut Sink) -> Vec<Value> {
-    let mut names = BTreeSet::new();
+/// `[[table]]` sections, checked by their owner, the report wing.
+fn result_tables(top: &Section<'_>, stages: &BTreeSet<&str>, sink: &mut Sink) -> Vec<Value> {
+    let stages: Vec<&str> = stages.iter().copied().collect();
+    let mut keys = BTreeSet::new();
     let mut tables = Vec::new();
     for (table, at) in top.tables("table", sink) {
-        let keys: Vec<&str> = table.entries.iter().map(|e| e.key.as_str()).collect();
-        let own = Section { table, at, what: format!("table {}", table.text("name").unwrap_or("without a name")) };
-        if !keys.contains(&"name") {
-            own.missing("name", "say `name = \"...\"`", sink);
+        let section = table.to_json();
+        let name = table.text("key").unwrap_or("without a key");
+        for problem in TableSpec::parse(&section, &stages).err().unwrap_or_default() {
+            let known: Vec<&str> = problem.known.iter().map(String::as_str).collect();
+            let help = problem.word.map(|word| suggestion(&word, &known)).unwrap_or_default();
+            sink.push(&place(table, &at, &problem.path), format!("table {name}: {}", problem.message), help);
         }
-        if let Some(name) = own.name("name", sink)
-            && !names.insert(name.clone())
-        {
-            sink.push(&own.place("name"), format!("two tables are named `{name}`"), "rename one");
+        if table.get("key").is_some() && !keys.insert(name) {
+            sink.push(
+                &place(table, &at, &[PathStep::Key("key".to_owned())]),
+                format!("two tables have the key `{name}`"),
+                "rename one",
+            );
         }
-        tables.push(table.to_json());
+        tables.push(section);
     }
     tables
+}
+
+/// Where a path below a table leads: the key of its last step that is there.
+fn place(table: &Table, at: &Span, path: &[PathStep]) -> Span {
+    let mut at = at.clone();
+    let mut keys = Some(table);
+    let mut items: &[Node] = &[];
+    for step in path {
+        let node = match step {
+            PathStep::Key(key) => match keys.and_then(|t| t.get(key)) {
+                Some(entry) => {
+                    at = entry.key_span.clone();
+                    &entry.node
+                }
+                None => break,
+            },
+            PathStep::Index(index) => match items.get(*index) {
+                Some(node) => {
+                    at = node.span.clone();
+                    node
+                }
+                None => break,
+            },
+        };
+        (keys, items) = match &node.value {
+            Tree::Table(table) => (Some(table), &[][..]),
+            Tree::Array(items) => (None, items.as_slice()),
+            _ => (None, &[][..]),
+        };
+    }
+    at
 }
 
 /// Where the study's name stands.

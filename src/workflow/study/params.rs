@@ -130,7 +130,7 @@ fn value(rules: &Rules<'_>, field: &Field, value: &Tree) -> Result<Value, String
             })
             .collect(),
         (FieldType::IntegerList, _) => not("an array of integers".to_owned()),
-        (FieldType::TextMap, Tree::Table(table)) => {
+        (FieldType::TextMap | FieldType::NeedMap, Tree::Table(table)) => {
             let mut map = Map::new();
             for entry in &table.entries {
                 crate::record::Name::new(&entry.key).map_err(|problem| format!("has a bad key: {problem}"))?;
@@ -142,6 +142,7 @@ fn value(rules: &Rules<'_>, field: &Field, value: &Tree) -> Result<Value, String
             Ok(Value::Object(map))
         }
         (FieldType::TextMap, _) => not("a table of texts".to_owned()),
+        (FieldType::NeedMap, _) => not("a table of names of needed stages".to_owned()),
         (FieldType::Path, Tree::Text(text)) => {
             let path = absolute(rules.dir, text)?;
             match rules.exists {

@@ -64,6 +64,7 @@ fn kind_of(ty: FieldType) -> String {
         FieldType::TextList => "array of texts".to_owned(),
         FieldType::IntegerList => "array of integers, none negative".to_owned(),
         FieldType::TextMap => "table of texts".to_owned(),
+        FieldType::NeedMap => "table of names of needed stages".to_owned(),
         FieldType::Path => "path, from the study file's directory".to_owned(),
     }
 }

@@ -1,5 +1,6 @@
 //! One `[[stage]]`: its keys, resources, parameters, arms.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -11,7 +12,7 @@ use super::section::Section;
 use super::tree::{Table, Tree};
 use super::{Arm, Axes, Command, Input, On, Run, Stage};
 use crate::record::{Name, Resources};
-use crate::stages::Spec;
+use crate::stages::{FieldType, Spec};
 
 /// Keys of a stage.
 pub(super) const KEYS: &[&str] = &[
@@ -99,6 +100,11 @@ pub(super) fn read(index: usize, table: &Table, at: Span, around: &Surroundings<
     let activity = section.name("activity", sink).map(|n| n.to_string());
     let storage_bytes = section.parsed("storage", quantity::bytes, sink);
     let needs = needs(&section, sink);
+    match &run {
+        Some(Run::Builtin(spec)) => named_needs(&section, spec, &needs, &params, &arms, sink),
+        Some(Run::Command(_)) => variables(&section, &needs, sink),
+        None => {}
+    }
     Some(Read {
         stage: Stage {
             name: name?,
@@ -260,6 +266,43 @@ fn needs(section: &Section<'_>, sink: &mut Sink) -> Vec<(Name, Span)> {
         }
     }
     needs
+}
+
+/// Notes parameters that name a stage which is not needed.
+fn named_needs(
+    section: &Section<'_>,
+    spec: &Spec,
+    needs: &[(Name, Span)],
+    params: &Value,
+    arms: &[Arm],
+    sink: &mut Sink,
+) {
+    let fields = spec.fields.iter().filter(|f| f.ty == FieldType::NeedMap);
+    for field in fields {
+        let at = match section.entry("params").map(|e| &e.node.value) {
+            Some(Tree::Table(table)) => table.get(field.name).map_or(section.place("params"), |e| e.key_span.clone()),
+            _ => section.place("params"),
+        };
+        let every: Vec<&Value> = if arms.is_empty() { vec![params] } else { arms.iter().map(|a| &a.params).collect() };
+        let words = every.iter().filter_map(|p| p.get(field.name)?.as_object()).flat_map(|m| m.values());
+        let unneeded: BTreeSet<&str> =
+            words.filter_map(Value::as_str).filter(|w| !needs.iter().any(|(n, _)| n.as_str() == *w)).collect();
+        for word in unneeded {
+            let message = format!("`{}` in {} names stage `{word}`, which it does not need", field.name, section.what);
+            sink.unknown(&at, message, word, needs.iter().map(|(n, _)| n.as_str()));
+        }
+    }
+}
+
+/// Notes needs whose variables in a program's environment would be one.
+fn variables(section: &Section<'_>, needs: &[(Name, Span)], sink: &mut Sink) {
+    let mut seen: BTreeMap<String, &Name> = BTreeMap::new();
+    for (name, span) in needs {
+        if let Some(first) = seen.insert(name.as_str().replace(['-', '.'], "_"), name) {
+            let message = format!("{} would find `{first}` and `{name}` in one variable", section.what);
+            sink.push(span, message, "rename one of these stages");
+        }
+    }
 }
 
 fn resources(section: &Section<'_>, sink: &mut Sink) -> Option<Resources> {
