@@ -2,6 +2,7 @@
 
 pub mod attempt;
 pub mod journal;
+pub mod local;
 pub mod lock;
 pub mod place;
 pub mod plan;
@@ -9,6 +10,7 @@ pub mod programs;
 pub mod slurm;
 pub mod study;
 pub mod submission;
+pub mod survey;
 
 mod error;
 

@@ -15,7 +15,7 @@ pub use state::{CellState, LiveJob, PlannedCell, SealView, code, reads};
 use std::collections::BTreeMap;
 
 use super::study::Study;
-use crate::record::CellKey;
+use crate::record::{CellKey, Name};
 
 /// Every cell of a study with its state.
 #[derive(Debug, Clone)]
@@ -34,7 +34,43 @@ impl Plan {
         live: &BTreeMap<String, LiveJob>,
         policy: Policy,
     ) -> Self {
-        Self { cells: state::judge(study, expansion, seals, live, policy) }
+        let mut cells = state::judge(study, expansion, seals, live, policy);
+        state::requeue_behind_parents(&mut cells);
+        Self { cells }
+    }
+
+    /// Limits the plan to some seeds and stages; `None` is all. Cells without a seed are always in.
+    pub fn select(&mut self, seeds: Option<&[u32]>, stages: Option<&[Name]>) {
+        for cell in &mut self.cells {
+            let key = &cell.def.key;
+            let seed = seeds.is_none_or(|wanted| key.seed.is_none_or(|s| wanted.contains(&s)));
+            let stage = stages.is_none_or(|wanted| wanted.contains(&key.stage));
+            cell.selected = seed && stage;
+        }
+    }
+
+    /// Queued jobs under other parameters that this call would replace, for which `--replace` must be said.
+    /// Cells that gather over seeds are replaced without asking: each new seed changes them.
+    pub fn conflicts(&self) -> Vec<&PlannedCell> {
+        let other = |cell: &&PlannedCell| match &cell.state {
+            CellState::QueuedStale(job) => cell.selected && !cell.fan_in && job.fingerprint != cell.def.fingerprint,
+            _ => false,
+        };
+        self.cells.iter().filter(other).collect()
+    }
+
+    /// Cells to run whose needed cells are neither sealed, nor queued, nor run by this call.
+    pub fn orphans(&self) -> Vec<(&PlannedCell, &PlannedCell)> {
+        let mut found = Vec::new();
+        for cell in self.to_run().filter(|c| !c.fan_in) {
+            for &need in &cell.def.needs {
+                let parent = &self.cells[need];
+                if parent.state.must_run() && !parent.selected {
+                    found.push((cell, parent));
+                }
+            }
+        }
+        found
     }
 
     /// The cell of that key.
@@ -44,7 +80,7 @@ impl Plan {
 
     /// Cells that must run.
     pub fn to_run(&self) -> impl Iterator<Item = &PlannedCell> {
-        self.cells.iter().filter(|c| c.state.must_run())
+        self.cells.iter().filter(|c| c.to_run())
     }
 
     /// Number of cells whose state satisfies `pick`.

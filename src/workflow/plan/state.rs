@@ -127,6 +127,17 @@ pub struct PlannedCell {
     pub on: On,
     /// Where it stands.
     pub state: CellState,
+    /// Whether this call is about it: `--seeds` and `--stages` leave others alone.
+    pub selected: bool,
+    /// Whether it gathers cells over an axis that it has not itself.
+    pub fan_in: bool,
+}
+
+impl PlannedCell {
+    /// True if it is to be submitted by this call.
+    pub fn to_run(&self) -> bool {
+        self.selected && self.state.must_run()
+    }
 }
 
 /// Version and revision of this program, as seals record it.
@@ -171,9 +182,25 @@ pub(super) fn judge(
                 CellState::QueuedStale(job.clone())
             };
         }
-        cells.push(PlannedCell { def: def.clone(), on: study.stages[def.stage].on, state });
+        let parents = || def.needs.iter().map(|&i| &cells[i].def.key);
+        let fan_in = parents()
+            .any(|p| (p.seed.is_some() && def.key.seed.is_none()) || (p.arm.is_some() && def.key.arm.is_none()));
+        cells.push(PlannedCell { def: def.clone(), on: study.stages[def.stage].on, state, selected: true, fan_in });
     }
     cells
+}
+
+/// A queued cell whose parent is to run again waits for a job that cannot satisfy it, or will start too
+/// early: it is submitted anew behind the parent's new job.
+pub(super) fn requeue_behind_parents(cells: &mut [PlannedCell]) {
+    for i in 0..cells.len() {
+        if let CellState::Queued(job) = &cells[i].state
+            && cells[i].def.needs.iter().any(|&p| cells[p].to_run())
+        {
+            let job = job.clone();
+            cells[i].state = CellState::QueuedStale(job);
+        }
+    }
 }
 
 fn sealed(

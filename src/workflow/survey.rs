@@ -1,0 +1,226 @@
+//! Looking around: seals in run directories, digests of inputs, and which journalled jobs still live.
+//! Everything the plan is made from; nothing here changes a result or a job.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
+
+use chrono::Utc;
+use serde::{Deserialize, Serialize};
+
+use super::error::{Result, WorkflowError};
+use super::journal::{self, Entry, Event, Fate, Journal, JournalJob};
+use super::place::Place;
+use super::plan::{Expansion, LiveJob, SealView};
+use super::slurm::submit::{Found, find_by_name};
+use super::slurm::{Client, Element, Liveness, queue};
+use super::study::Study;
+use crate::record::{Digest, RecordError, Seal, files};
+
+/// How long a job without a reply is looked for before it is believed never to have arrived.
+const LOST_AFTER: Duration = Duration::from_secs(90);
+
+/// How thoroughly outputs are checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Existence and sizes.
+    Sizes,
+    /// Every byte.
+    Digests,
+}
+
+/// What lies in the run directories of `expansion`, by local name.
+pub fn seals(place: &Place, expansion: &Expansion, depth: Depth) -> BTreeMap<String, SealView> {
+    let mut found = BTreeMap::new();
+    for cell in &expansion.cells {
+        let run_dir = place.run_dir(&cell.key);
+        let view = match Seal::read(&run_dir) {
+            Ok(None) => continue,
+            Ok(Some(seal)) if seal.key != cell.key => {
+                SealView::Damaged(format!("its seal is that of {}: delete {}/seal.json and run `run_all` again", seal.key, run_dir.display()))
+            }
+            Ok(Some(seal)) => {
+                let problem = match depth {
+                    Depth::Sizes => seal.check(&run_dir),
+                    Depth::Digests => seal.verify(&run_dir),
+                };
+                SealView::Sealed { seal: Box::new(seal), problem }
+            }
+            Err(e) => SealView::Damaged(e.to_string()),
+        };
+        found.insert(cell.key.local_name(), view);
+    }
+    found
+}
+
+/// Digests of all external inputs of a study, cached by path, size, modification time and inode.
+///
+/// # Errors
+/// An input cannot be read.
+pub fn input_digests(study: &Study, own: &Path) -> Result<BTreeMap<PathBuf, Digest>> {
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for stage in &study.stages {
+        let arms: Vec<_> = if stage.arms.is_empty() { vec![None] } else { stage.arms.iter().map(|a| Some(&a.name)).collect() };
+        for arm in arms {
+            paths.extend(stage.inputs_of(arm).into_iter().map(|i| i.path));
+        }
+    }
+    paths.sort();
+    paths.dedup();
+    let cache_path = own.join("digests.jsonl");
+    let cache: Vec<CachedDigest> = files::read_lines(&cache_path).unwrap_or_default();
+    let mut digests = BTreeMap::new();
+    for path in paths {
+        if !path.exists() {
+            return Err(WorkflowError::Usage(format!("input `{}` is not there: correct the path in the study file", path.display())));
+        }
+        // A directory is digested anew: its own time does not tell when a file inside has changed.
+        let stamp = if path.is_file() { Some(Stamp::of(&path)?) } else { None };
+        let known = stamp.as_ref().and_then(|s| cache.iter().rev().find(|c| c.path == path && c.stamp == *s));
+        let digest = match known {
+            Some(cached) => cached.digest.clone(),
+            None => {
+                let digest = Digest::of_path(&path)?;
+                if let Some(stamp) = stamp {
+                    let line = CachedDigest { path: path.clone(), stamp, digest: digest.clone() };
+                    let text = serde_json::to_string(&line).map_err(|e| RecordError::Value(e.to_string()))?;
+                    // A cache that cannot be written costs time, not correctness.
+                    let _ = files::append_line(&cache_path, &text);
+                }
+                digest
+            }
+        };
+        digests.insert(path, digest);
+    }
+    Ok(digests)
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Stamp {
+    size: u64,
+    mtime_ns: u128,
+    inode: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct CachedDigest {
+    path: PathBuf,
+    #[serde(flatten)]
+    stamp: Stamp,
+    digest: Digest,
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Result<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let meta = std::fs::metadata(path).map_err(RecordError::io("read", path))?;
+        let time = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+        Ok(Self { size: meta.len(), mtime_ns: time.map_or(0, |t| t.as_nanos()), inode: meta.ino() })
+    }
+}
+
+/// Which cells have a job that is queued or running, by local name; the newest job of a cell counts.
+#[derive(Debug, Clone, Default)]
+pub struct Live {
+    /// The jobs.
+    pub jobs: BTreeMap<String, LiveJob>,
+    /// What could not be found out, for people.
+    pub notes: Vec<String>,
+}
+
+/// Asks Slurm about the journal's jobs. `client` is absent where there is no Slurm. Cells named in `sealed`
+/// need no asking.
+///
+/// # Errors
+/// Slurm does not answer, or a job may be alive on a cluster that cannot be asked from here.
+pub fn live(client: Option<&Client>, cluster: &str, entries: &[Entry], sealed: &dyn Fn(&str, &JournalJob) -> bool) -> Result<Live> {
+    let mut live = Live::default();
+    let mut asked: Vec<(JournalJob, u32)> = Vec::new();
+    for job in journal::jobs(entries) {
+        let open = job.cells.keys().any(|cell| !sealed(cell, &job));
+        let Fate::Submitted(id) = &job.fate else { continue };
+        if !open {
+            continue;
+        }
+        if job.cluster != cluster {
+            return Err(WorkflowError::Slurm(format!(
+                "job {id} ({}) of user {} may still run on cluster `{}`: wait for it or cancel it there, then run `run_all` again",
+                job.name, job.user, job.cluster
+            )));
+        }
+        if let Ok(id) = id.parse() {
+            asked.push((job, id));
+        }
+    }
+    if asked.is_empty() {
+        return Ok(live);
+    }
+    let Some(client) = client else {
+        return Err(WorkflowError::Slurm(format!(
+            "{} jobs were submitted to Slurm, which does not answer here: run this where `squeue` works",
+            asked.len()
+        )));
+    };
+    let ids: Vec<u32> = asked.iter().map(|(_, id)| *id).collect();
+    let queue = queue::query(client, &ids).map_err(|e| WorkflowError::Slurm(e.to_string()))?;
+    for (job, id) in &asked {
+        for (cell, intended) in &job.cells {
+            let element = Element { job: *id, index: intended.slot };
+            // Slurm has forgotten what is not there: it ended.
+            let Some(entry) = queue.get(element) else { continue };
+            if entry.liveness() == Liveness::Ended {
+                continue;
+            }
+            let state = entry.state.word().to_owned();
+            live.jobs.insert(
+                cell.clone(),
+                LiveJob {
+                    id: id.to_string(),
+                    name: job.name.clone(),
+                    slot: intended.slot,
+                    fingerprint: intended.fingerprint.clone(),
+                    state,
+                },
+            );
+        }
+    }
+    Ok(live)
+}
+
+/// Finds out what became of jobs whose reply was lost, and writes it down.
+///
+/// # Errors
+/// Slurm does not answer; a job that was intended moments ago may still be on its way.
+pub fn settle_uncertain(client: &Client, journal: &Journal, entries: &[Entry], cluster: &str) -> Result<()> {
+    for job in journal::jobs(entries).into_iter().filter(|j| j.cluster == cluster) {
+        if !matches!(job.fate, Fate::Intended | Fate::Uncertain(_)) {
+            continue;
+        }
+        let found = find_by_name(client, &job.name).map_err(|e| WorkflowError::Slurm(e.to_string()))?;
+        match found {
+            Found::Job(id) => journal.write(Event::Submitted { job: job.name, id: id.id.to_string() })?,
+            Found::Nothing => {
+                let age = (Utc::now() - job.time).to_std().unwrap_or_default();
+                if age < LOST_AFTER {
+                    return Err(WorkflowError::Slurm(format!(
+                        "the reply to job `{}` was lost {} s ago and Slurm does not show it yet: run `run_all` again in {} s",
+                        job.name,
+                        age.as_secs(),
+                        (LOST_AFTER - age).as_secs() + 1
+                    )));
+                }
+                let reason = "Slurm knows no job of this name".to_owned();
+                journal.write(Event::Gone { job: job.name, slots: Vec::new(), reason })?;
+            }
+            Found::Several(ids) => {
+                let ids: Vec<String> = ids.iter().map(|i| i.id.to_string()).collect();
+                return Err(WorkflowError::Slurm(format!(
+                    "several jobs are named `{}` ({}): cancel all but one with scancel, then run `run_all` again",
+                    job.name,
+                    ids.join(", ")
+                )));
+            }
+        }
+    }
+    Ok(())
+}
