@@ -178,7 +178,9 @@ fn count_interrupts() -> Result<Arc<AtomicUsize>> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
         let count = Arc::clone(&count);
         // SAFETY: an atomic increment is async-signal-safe.
-        unsafe { signal_hook::low_level::register(signal, move || drop(count.fetch_add(1, Ordering::SeqCst))) }
+        unsafe { signal_hook::low_level::register(signal, move || {
+            count.fetch_add(1, Ordering::SeqCst);
+        }) }
             .map_err(|source| WorkflowError::Start { program: "the signal handler".into(), source })?;
     }
     Ok(count)

@@ -7,6 +7,7 @@ pub mod lock;
 pub mod place;
 pub mod plan;
 pub mod programs;
+pub mod run;
 pub mod slurm;
 pub mod study;
 pub mod submission;

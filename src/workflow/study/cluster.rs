@@ -95,6 +95,14 @@ pub fn load_cluster(path: &Path) -> Result<Cluster, StudyError> {
     parse_cluster(path, &text, &|name| std::env::var(name).ok())
 }
 
+/// The cluster of a site that has no file: Slurm's own defaults.
+///
+/// # Errors
+/// None in practice: the text is this program's own.
+pub fn plain_cluster() -> Result<Cluster, StudyError> {
+    parse_cluster(Path::new("the built-in cluster"), "schema = 1\n[cluster]\nname = \"slurm\"\n", &|_| None)
+}
+
 /// [`load_cluster`] without file system and environment.
 ///
 /// # Errors

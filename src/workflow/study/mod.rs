@@ -26,7 +26,7 @@ mod stage;
 mod template;
 mod tree;
 
-pub use cluster::{Cluster, Price, find_cluster, load_cluster};
+pub use cluster::{Cluster, Price, find_cluster, load_cluster, plain_cluster};
 pub use load::load;
 pub use problem::{Problem, StudyError};
 pub use reference::kinds_markdown;

@@ -1,0 +1,605 @@
+//! `run_all`: from a request to sealed cells, on Slurm or on this machine. Also what `plan`, `generate` and
+//! `status` share with it.
+//!
+//! [`prepare`] only looks; [`submit`] and [`run_local`] act. Running them again at any moment is safe: what is
+//! sealed does not run again, and what is queued is not submitted twice.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::error::{Result, WorkflowError};
+use super::journal::{self, Entry, Event, IntendedCell, Journal, JournalJob};
+use super::local::{self, Task, TaskEnd};
+use super::place::Place;
+use super::plan::{self, CellState, Chain, Expansion, JobShape, LiveJob, Plan, PlannedJob, Policy, SealView, Target};
+use super::slurm::config::{Limits, Presence};
+use super::slurm::script::{self, JobSpec, NamedEdge, Slots};
+use super::slurm::submit::{self, Found, Submitted};
+use super::slurm::{Client, Element, SlurmError, control};
+use super::study::{self, Cluster, Run, Study};
+use super::submission::{Rules, Submission, expected_stages};
+use super::{programs, survey};
+use crate::record::{Name, RecordError, files, flag};
+use crate::stages;
+
+/// Name of the cluster in journals of local runs.
+const LOCAL: &str = "local";
+
+/// What a person asks for.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// The study file.
+    pub study: PathBuf,
+    /// The profile.
+    pub profile: Option<String>,
+    /// The root.
+    pub root: Option<PathBuf>,
+    /// Only these seeds.
+    pub seeds: Option<Vec<u32>>,
+    /// Only these stages.
+    pub stages: Option<Vec<String>>,
+    /// Cluster file: a path or a name.
+    pub cluster: Option<String>,
+    /// Run here although there is a Slurm.
+    pub local: bool,
+    /// Choices of the plan.
+    pub policy: Policy,
+    /// Digest every output instead of looking at sizes.
+    pub verify: bool,
+}
+
+/// Where cells run.
+#[derive(Debug)]
+pub enum Site {
+    /// On this machine, and why.
+    Local(String),
+    /// On Slurm.
+    Slurm(Client),
+}
+
+/// Everything that is known before anything is done.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The study.
+    pub study: Study,
+    /// Its directories.
+    pub place: Place,
+    /// The cluster file, or its defaults.
+    pub cluster: Cluster,
+    /// Where cells run.
+    pub site: Site,
+    /// The journal.
+    pub journal: Journal,
+    /// Its entries.
+    pub entries: Vec<Entry>,
+    /// Seeds of this request.
+    pub seeds: Vec<u32>,
+    /// All expected cells.
+    pub expansion: Expansion,
+    /// Their states.
+    pub plan: Plan,
+    /// Seals that were found, by local name.
+    pub seals: BTreeMap<String, SealView>,
+    /// What a person should know.
+    pub notes: Vec<String>,
+}
+
+/// Whether a call only looks, or is about to submit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Intent {
+    /// Looks: what Slurm does not answer becomes a note.
+    Look,
+    /// Will act: what Slurm does not answer is an error.
+    Act,
+}
+
+/// Loads the study and joins it with what is sealed and queued.
+///
+/// # Errors
+/// The study or cluster file has problems, or Slurm does not answer.
+pub fn prepare(request: &Request, intent: Intent) -> Result<Prepared> {
+    let study = load_study(request)?;
+    let place = Place::new(request.root.as_deref(), &request.study, &study.name, &study.profile)?;
+    let cluster = load_cluster(request)?;
+    let mut notes = Vec::new();
+    let site = choose_site(request, intent, &mut notes)?;
+    let cluster_name = cluster_name(request, &cluster, &site);
+    let journal = Journal::open(&place.own(), &cluster_name);
+    let mut entries = journal.read()?;
+    if let (Site::Slurm(client), Intent::Act) = (&site, intent) {
+        survey::settle_uncertain(client, &journal, &entries, &cluster_name)?;
+        entries = journal.read()?;
+    }
+
+    let asked = journal::asked(&entries);
+    let seeds = match &request.seeds {
+        Some(seeds) => seeds.clone(),
+        None => union(&study.seeds, asked.iter().copied()),
+    };
+    let expected = union(&seeds, asked.iter().copied());
+    let stages = selected_stages(request, &study)?;
+    let digests = survey::input_digests(&study, &place.own())?;
+    let expansion = plan::expand(&study, &expected, &digests)?;
+    let depth = if request.verify { survey::Depth::Digests } else { survey::Depth::Sizes };
+    let seals = survey::seals(&place, &expansion, depth);
+    let live = match find_live(&site, &cluster_name, &entries, &seals) {
+        Ok(live) => live,
+        Err(error) if intent == Intent::Look => {
+            notes.push(error.to_string());
+            BTreeMap::new()
+        }
+        Err(error) => return Err(error),
+    };
+    let mut plan = Plan::new(&study, &expansion, &seals, &live, request.policy);
+    plan.select(request.seeds.as_deref(), stages.as_deref());
+    Ok(Prepared { study, place, cluster, site, journal, entries, seeds, expansion, plan, seals, notes })
+}
+
+/// Loads the study of a request.
+///
+/// # Errors
+/// Every problem of the file.
+pub fn load_study(request: &Request) -> Result<Study> {
+    let study = study::load(&request.study, request.profile.as_deref(), stages::all_specs())?;
+    if let Some(other) = study::claimed_elsewhere(&request.study, study.name.as_str()) {
+        return Err(WorkflowError::Usage(format!(
+            "`{}` and `{}` both say `name = \"{}\"`: their results would mix; rename one",
+            request.study.display(),
+            other.display(),
+            study.name
+        )));
+    }
+    Ok(study)
+}
+
+fn load_cluster(request: &Request) -> Result<Cluster> {
+    match &request.cluster {
+        Some(word) => Ok(study::load_cluster(&study::find_cluster(word, &request.study))?),
+        None => Ok(study::plain_cluster()?),
+    }
+}
+
+fn choose_site(request: &Request, intent: Intent, notes: &mut Vec<String>) -> Result<Site> {
+    if request.local {
+        return Ok(Site::Local("--local".to_owned()));
+    }
+    let client = Client::new();
+    match Presence::of(&client).map_err(slurm)? {
+        Presence::Ready => Ok(Site::Slurm(client)),
+        Presence::NotInstalled => Ok(Site::Local("there is no Slurm here".to_owned())),
+        Presence::NotConfigured(why) => Ok(Site::Local(format!("Slurm is installed but belongs to no cluster ({why})"))),
+        Presence::NotAnswering(why) if intent == Intent::Look => {
+            notes.push(format!("Slurm does not answer ({why}): queued jobs are not shown"));
+            Ok(Site::Local("Slurm does not answer".to_owned()))
+        }
+        Presence::NotAnswering(why) => {
+            Err(WorkflowError::Slurm(format!("Slurm does not answer ({why}): try again later, or run here with --local")))
+        }
+    }
+}
+
+fn cluster_name(request: &Request, cluster: &Cluster, site: &Site) -> String {
+    match site {
+        Site::Local(_) => LOCAL.to_owned(),
+        Site::Slurm(_) if request.cluster.is_some() => cluster.name.to_string(),
+        Site::Slurm(client) => Limits::of(client).ok().and_then(|l| l.cluster).unwrap_or_else(|| "slurm".to_owned()),
+    }
+}
+
+fn find_live(
+    site: &Site,
+    cluster: &str,
+    entries: &[Entry],
+    seals: &BTreeMap<String, SealView>,
+) -> Result<BTreeMap<String, LiveJob>> {
+    let sealed = |cell: &str, job: &JournalJob| match (seals.get(cell), job.cells.get(cell)) {
+        (Some(SealView::Sealed { seal, problem: None }), Some(intended)) => seal.fingerprint == intended.fingerprint,
+        _ => false,
+    };
+    let client = match site {
+        Site::Slurm(client) => Some(client),
+        Site::Local(_) => None,
+    };
+    Ok(survey::live(client, cluster, entries, &sealed)?.jobs)
+}
+
+fn selected_stages(request: &Request, study: &Study) -> Result<Option<Vec<Name>>> {
+    let Some(words) = &request.stages else { return Ok(None) };
+    let mut names = Vec::new();
+    for word in words {
+        let stage = study.stage(word).ok_or_else(|| {
+            let known: Vec<&str> = study.stages.iter().map(|s| s.name.as_str()).collect();
+            WorkflowError::Usage(format!("the study has no stage `{word}`: its stages are {}", known.join(", ")))
+        })?;
+        names.push(stage.name.clone());
+    }
+    Ok(Some(names))
+}
+
+fn union(first: &[u32], more: impl Iterator<Item = u32>) -> Vec<u32> {
+    let mut all = first.to_vec();
+    let known: BTreeSet<u32> = first.iter().copied().collect();
+    all.extend(more.filter(|s| !known.contains(s)));
+    all
+}
+
+fn slurm(error: SlurmError) -> WorkflowError {
+    WorkflowError::Slurm(error.to_string())
+}
+
+impl Prepared {
+    /// True if cells go to Slurm.
+    pub fn on_slurm(&self) -> bool {
+        matches!(self.site, Site::Slurm(_))
+    }
+
+    /// Refuses what this call must not do: replace queued jobs unasked, or start cells without their inputs.
+    ///
+    /// # Errors
+    /// Every such cell, with what to type.
+    pub fn check_request(&self, policy: Policy) -> Result<()> {
+        let conflicts = self.plan.conflicts();
+        if !policy.replace && !conflicts.is_empty() {
+            let lines: Vec<String> =
+                conflicts.iter().map(|c| format!("  {}: {}", c.def.key.local_name(), c.state.reason())).collect();
+            return Err(WorkflowError::QueuedStale(format!(
+                "{} cells are queued under other parameters:\n{}\nwait for them, or cancel and submit anew with --replace",
+                conflicts.len(),
+                lines.join("\n")
+            )));
+        }
+        let orphans = self.plan.orphans();
+        if let Some((cell, parent)) = orphans.first() {
+            return Err(WorkflowError::Usage(format!(
+                "cell {} needs {}, which is {} and not in this call: add `{}` to --stages, or leave --stages away",
+                cell.def.key.local_name(),
+                parent.def.key.local_name(),
+                parent.state.word(),
+                parent.def.key.stage
+            )));
+        }
+        Ok(())
+    }
+
+    /// Makes every flag true: there where a stage is complete, gone where it is not.
+    ///
+    /// # Errors
+    /// A flag cannot be written or removed.
+    pub fn refresh_flags(&self) -> Result<()> {
+        for stage in expected_stages(&self.study, &self.expansion) {
+            flag::refresh(&self.place.base, stage.number, &stage.name, &stage.cells)?;
+        }
+        Ok(())
+    }
+
+    fn shape(&self) -> JobShape {
+        let asked = match &self.site {
+            Site::Slurm(client) => Limits::of(client).ok().map(|l| l.max_array_index() + 1),
+            Site::Local(_) => None,
+        };
+        JobShape { chain: self.cluster.chain, max_array_size: self.cluster.max_array_size.or(asked).unwrap_or(1001) }
+    }
+
+    fn rules(&self) -> Rules {
+        let without_progress = self.study.retry.without_progress;
+        match self.site {
+            Site::Slurm(_) => Rules {
+                settle_s: u64::from(self.cluster.fs_settle_s),
+                lease_s: 120,
+                beat_s: 30,
+                without_progress,
+                requeue: self.cluster.site.requeue,
+            },
+            Site::Local(_) => Rules { settle_s: 0, lease_s: 120, beat_s: 5, without_progress, requeue: false },
+        }
+    }
+
+    /// The jobs of the chain, with slots given to seeds that have none yet.
+    ///
+    /// # Errors
+    /// The slots cannot be written.
+    pub fn jobs(&self) -> Result<Vec<PlannedJob>> {
+        let slots = journal::slots(&self.place.own(), &self.seeds)?;
+        Ok(plan::jobs(&self.study, &self.plan, &slots, self.shape()))
+    }
+
+    /// Writes a submission of `jobs` with its scripts. Nothing is submitted.
+    ///
+    /// # Errors
+    /// A program is missing, a value cannot stand in a script, or a file cannot be written.
+    pub fn write_submission(&self, jobs: &[PlannedJob]) -> Result<Written> {
+        let programs = programs::install(&self.place.own(), &self.study)?;
+        let submission =
+            Submission::new(&self.study, &self.place, &self.expansion, jobs, programs, self.rules());
+        let dir = submission.dir(&self.place);
+        files::make_dirs(&dir)?;
+        let mut scripts = Vec::new();
+        for (job, entry) in jobs.iter().zip(&submission.jobs) {
+            let text = self.script(job, entry.name.clone(), &submission, jobs, &dir)?;
+            let path = dir.join(format!("{}.sbatch", entry.name));
+            files::write_atomic(&path, text.as_bytes())?;
+            scripts.push((path, text));
+        }
+        let dir = submission.write(&self.study, &self.place, &self.plan, self.cluster.scratch.as_deref())?;
+        Ok(Written { submission, dir, scripts })
+    }
+
+    fn script(&self, job: &PlannedJob, name: String, submission: &Submission, jobs: &[PlannedJob], dir: &Path) -> Result<String> {
+        let stage = self
+            .study
+            .stage(job.stage.as_str())
+            .ok_or_else(|| WorkflowError::Usage(format!("the study has no stage `{}`", job.stage)))?;
+        let resumable = match &stage.run {
+            Run::Builtin(spec) => spec.resumable,
+            Run::Command(command) => command.resumable,
+        };
+        let params = stage.params_of(job.arm.as_ref());
+        let threads = params.get("threads_per_rank").and_then(serde_json::Value::as_u64);
+        let indices: Option<Vec<u32>> = job.cells.iter().map(|(index, _)| *index).collect();
+        let spec = JobSpec {
+            name,
+            stage: job.stage.clone(),
+            arm: job.arm.clone(),
+            number: stage.number,
+            slots: indices.map_or(Slots::Single, Slots::Indices),
+            throttle: self.cluster.throttle,
+            resources: stage.resources.clone(),
+            resumable,
+            grace_s: self.cluster.grace_s,
+            threads_per_rank: threads.and_then(|t| u32::try_from(t).ok()).unwrap_or(1),
+            log_dir: self.place.logs(),
+            submission_dir: dir.to_path_buf(),
+            seedbed: submission.programs.join("seedbed"),
+            site: self.cluster.site.clone(),
+            waits_for: job
+                .edges
+                .iter()
+                .map(|edge| NamedEdge {
+                    kind: edge.kind,
+                    parent: match &edge.target {
+                        Target::Planned(i) => submission.jobs[*i].name.clone(),
+                        Target::Live(id) => format!("job {id}"),
+                    },
+                })
+                .collect(),
+        };
+        debug_assert_eq!(jobs.len(), submission.jobs.len());
+        script::render(&spec, &self.template()?).map_err(|e| WorkflowError::Usage(e.to_string()))
+    }
+
+    /// The template: the study's own in `slurm/` below the root, else the one that is shipped.
+    fn template(&self) -> Result<String> {
+        let own = self.place.root.join("slurm").join(script::TEMPLATE_NAME);
+        match std::fs::read_to_string(&own) {
+            Ok(text) => Ok(text),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(script::TEMPLATE.to_owned()),
+            Err(e) => Err(RecordError::io("read", own)(e).into()),
+        }
+    }
+}
+
+/// A submission on disk.
+#[derive(Debug)]
+pub struct Written {
+    /// What it says.
+    pub submission: Submission,
+    /// Where it lies.
+    pub dir: PathBuf,
+    /// Its scripts, one for each job.
+    pub scripts: Vec<(PathBuf, String)>,
+}
+
+/// A job that Slurm has taken.
+#[derive(Debug, Clone)]
+pub struct SubmittedJob {
+    /// Its unique name.
+    pub name: String,
+    /// Its id.
+    pub id: u32,
+    /// Number of its cells.
+    pub cells: usize,
+    /// What it waits for, as sbatch was told.
+    pub dependency: String,
+}
+
+/// Submits the chain. `told` hears of each job as it is taken.
+///
+/// # Errors
+/// Slurm refuses a job, or nobody knows whether it took one; what was submitted before stays queued and is
+/// known to the journal.
+pub fn submit(prepared: &Prepared, told: &mut dyn FnMut(&SubmittedJob)) -> Result<Vec<SubmittedJob>> {
+    let Site::Slurm(client) = &prepared.site else {
+        return Err(WorkflowError::Slurm("there is no Slurm to submit to: run with --local".to_owned()));
+    };
+    let journal = &prepared.journal;
+    journal.write(Event::Asked { seeds: prepared.seeds.clone() })?;
+    let jobs = prepared.jobs()?;
+    if jobs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let written = prepared.write_submission(&jobs)?;
+    files::make_dirs(&prepared.place.logs())?;
+    let mut taken: Vec<SubmittedJob> = Vec::new();
+    for (i, job) in jobs.iter().enumerate() {
+        replace(client, journal, job)?;
+        let name = written.submission.jobs[i].name.clone();
+        let edges = edges(job, &taken)?;
+        journal.write(Event::Intent {
+            submission: written.submission.name.clone(),
+            job: name.clone(),
+            stage: job.stage.clone(),
+            cells: intended(prepared, job),
+        })?;
+        let reply = submit::submit(client, &written.scripts[i].0, &edges).map_err(slurm)?;
+        let id = settle(client, journal, &name, reply)?;
+        journal.write(Event::Submitted { job: name.clone(), id: id.to_string() })?;
+        let dependency = submit::dependency(&edges).unwrap_or_default();
+        let submitted = SubmittedJob { name, id, cells: job.cells.len(), dependency };
+        told(&submitted);
+        taken.push(submitted);
+    }
+    Ok(taken)
+}
+
+/// The id of a job, whatever the reply was.
+fn settle(client: &Client, journal: &Journal, name: &str, reply: Submitted) -> Result<u32> {
+    match reply {
+        Submitted::Accepted(id) => Ok(id.id),
+        Submitted::Refused(message) => {
+            journal.write(Event::Refused { job: name.to_owned(), message: message.clone() })?;
+            Err(WorkflowError::Slurm(format!(
+                "sbatch refused job `{name}`: {message}; correct the study or the cluster file and run `run_all` again: \
+                 what is queued stays queued"
+            )))
+        }
+        Submitted::Uncertain(reason) => {
+            journal.write(Event::Uncertain { job: name.to_owned(), reason: reason.clone() })?;
+            match submit::resolve(client, name, Duration::from_secs(20)) {
+                Ok(Found::Job(id)) => Ok(id.id),
+                _ => Err(WorkflowError::Slurm(format!(
+                    "nobody knows whether Slurm took job `{name}` ({reason}): run `run_all` again in two minutes; \
+                     it looks the job up by its name and submits it only if it is not there"
+                ))),
+            }
+        }
+    }
+}
+
+fn edges(job: &PlannedJob, taken: &[SubmittedJob]) -> Result<Vec<submit::Edge>> {
+    let edge = |edge: &plan::Edge| {
+        let job = match &edge.target {
+            Target::Planned(i) => taken[*i].id,
+            Target::Live(id) => {
+                id.parse().map_err(|_| WorkflowError::Slurm(format!("the journal has a job id {id:?} that is none")))?
+            }
+        };
+        Ok(submit::Edge { kind: edge.kind, parent: Element { job, index: None } })
+    };
+    job.edges.iter().map(edge).collect()
+}
+
+fn intended(prepared: &Prepared, job: &PlannedJob) -> BTreeMap<String, IntendedCell> {
+    let cells = job.cells.iter().filter_map(|(slot, key)| {
+        let cell = prepared.plan.cell(key)?;
+        Some((key.local_name(), IntendedCell { slot: *slot, fingerprint: cell.def.fingerprint.clone() }))
+    });
+    cells.collect()
+}
+
+/// Cancels the queued jobs that a new one takes the place of.
+fn replace(client: &Client, journal: &Journal, job: &PlannedJob) -> Result<()> {
+    if job.replaces.is_empty() {
+        return Ok(());
+    }
+    let elements: Vec<Element> = job.replaces.iter().filter_map(|j| j.element().parse().ok()).collect();
+    control::cancel(client, &elements).map_err(slurm)?;
+    for old in &job.replaces {
+        let slots = old.slot.into_iter().collect();
+        journal.write(Event::Gone { job: old.name.clone(), slots, reason: "replaced by a newer submission".to_owned() })?;
+    }
+    Ok(())
+}
+
+/// How a local run ended.
+#[derive(Debug)]
+pub struct LocalRun {
+    /// Its tasks with their ends, in the order of the plan.
+    pub tasks: Vec<(Task, TaskEnd)>,
+}
+
+/// Which cells a local run takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// All of the call.
+    All,
+    /// Those that run on the login node, before anything is submitted.
+    Login,
+}
+
+/// Runs the chosen cells on this machine.
+///
+/// # Errors
+/// A program is missing, or a file cannot be written. A stage that fails is an end, not an error.
+pub fn run_local(prepared: &Prepared, which: Which, watch: &mut dyn FnMut(local::Event)) -> Result<LocalRun> {
+    prepared.journal.write(Event::Asked { seeds: prepared.seeds.clone() })?;
+    // One job for each cell: the local executor needs no arrays.
+    let shape = JobShape { chain: Chain::Singles, max_array_size: u32::MAX };
+    let slots = journal::slots(&prepared.place.own(), &prepared.seeds)?;
+    let mut plan = prepared.plan.clone();
+    for cell in &mut plan.cells {
+        cell.selected &= which == Which::All || cell.on == study::On::Login;
+        // Here login node and compute node are one.
+        cell.on = study::On::Compute;
+    }
+    let jobs = plan::jobs(&prepared.study, &plan, &slots, shape);
+    if jobs.is_empty() {
+        return Ok(LocalRun { tasks: Vec::new() });
+    }
+    let written = prepared.write_submission(&jobs)?;
+    let mut tasks: Vec<Task> = Vec::new();
+    for (job, entry) in jobs.iter().zip(&written.submission.jobs) {
+        for (slot, key) in &job.cells {
+            let Some(cell) = plan.cell(key) else { continue };
+            let stage = &prepared.study.stages[cell.def.stage];
+            let parents = cell.def.needs.iter().map(|&i| &plan.cells[i].def.key);
+            let needs = parents.filter_map(|p| tasks.iter().position(|t| t.key == *p)).collect();
+            tasks.push(Task {
+                key: key.clone(),
+                run_dir: prepared.place.run_dir(key),
+                job: entry.name.clone(),
+                slot: slot.unwrap_or(0),
+                resources: stage.resources.clone(),
+                needs,
+                partial_inputs: matches!(&stage.run, Run::Builtin(spec) if spec.partial_inputs),
+            });
+        }
+    }
+    let ends = local::run(&written.dir, &written.submission.programs, &tasks, watch)?;
+    prepared.refresh_flags()?;
+    Ok(LocalRun { tasks: tasks.into_iter().zip(ends).collect() })
+}
+
+/// What is left to run costs at most this.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Bill {
+    /// Cells to run.
+    pub cells: usize,
+    /// Hours of one GPU, if every cell uses its whole time limit once.
+    pub gpu_hours: f64,
+    /// Hours of one core, likewise.
+    pub cpu_hours: f64,
+    /// Bytes that finished cells leave, where the study says.
+    pub storage_bytes: u64,
+}
+
+impl Prepared {
+    /// The bill of the cells of this call.
+    pub fn bill(&self) -> Bill {
+        let mut bill = Bill::default();
+        for cell in self.plan.to_run() {
+            let stage = &self.study.stages[cell.def.stage];
+            let r = &stage.resources;
+            let hours = r.time_s as f64 / 3600.0;
+            bill.cells += 1;
+            bill.gpu_hours += f64::from(r.nodes) * f64::from(r.gpus_per_node) * hours;
+            bill.cpu_hours += f64::from(r.ranks()) * f64::from(r.cpus_per_task) * hours;
+            bill.storage_bytes += stage.storage_bytes.unwrap_or(0);
+        }
+        bill
+    }
+
+    /// Cost of a bill at the cluster's prices; `None` where no price is known.
+    pub fn cost(&self, bill: &Bill) -> Option<f64> {
+        let price = &self.cluster.price;
+        if price.gpu_hour.is_none() && price.cpu_hour.is_none() {
+            return None;
+        }
+        Some(price.gpu_hour.unwrap_or(0.0) * bill.gpu_hours + price.cpu_hour.unwrap_or(0.0) * bill.cpu_hours)
+    }
+
+    /// Number of cells that are sealed and fresh, of all expected ones.
+    pub fn done(&self) -> (usize, usize) {
+        (self.plan.count(CellState::is_done), self.plan.cells.len())
+    }
+}
