@@ -1,1 +1,5 @@
-fn main() {}
+//! The program `seedbed`.
+
+fn main() -> std::process::ExitCode {
+    seedbed::cli::seedbed()
+}

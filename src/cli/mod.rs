@@ -1,1 +1,136 @@
 //! The command line: one file a subcommand, its arguments and its run.
+//!
+//! Data goes to stdout, the rest to stderr. An error is printed once, here, with its causes, and its kind
+//! decides the exit code (`docs/exit-codes.md`).
+
+mod aggregate;
+mod attempt;
+mod generate;
+mod new;
+mod output;
+mod plan;
+mod progress;
+mod query;
+mod run_all;
+mod status;
+mod study;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::record::{RecordError, exit};
+use crate::report::query::QueryError;
+use crate::workflow::WorkflowError;
+
+/// An error at the edge.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CliError {
+    #[error(transparent)]
+    Workflow(#[from] WorkflowError),
+    #[error(transparent)]
+    Query(#[from] QueryError),
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error("{0}")]
+    Usage(String),
+    #[error("cannot write to the terminal")]
+    Output(#[source] std::io::Error),
+}
+
+impl CliError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Workflow(e) => e.exit_code(),
+            Self::Query(e) => e.exit_code(),
+            Self::Record(e) if e.is_not_found() => exit::MISSING_INPUT,
+            Self::Record(e) if e.is_disk_full() => exit::CANNOT_WRITE,
+            Self::Record(_) => exit::STALE_INPUT,
+            Self::Usage(_) => exit::USAGE,
+            Self::Output(_) => exit::CANNOT_WRITE,
+        }
+    }
+}
+
+pub(crate) type Result<T> = std::result::Result<T, CliError>;
+
+/// Takes a staged, multi-seed study from one TOML file, through Slurm, to the numbers in the paper.
+#[derive(Debug, Parser)]
+#[command(
+    name = "seedbed",
+    version,
+    after_help = "Start a study with `seedbed new NAME`, run it with `run_all STUDY`.\nExit codes: docs/exit-codes.md"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Write a commented study to start from
+    New(new::Args),
+    /// Show every cell: done, stale (why), missing, queued; and what the rest costs
+    Plan(plan::Args),
+    /// Write the sbatch scripts of the chain, submit nothing
+    Generate(generate::Args),
+    /// Show the chain: seals, jobs, progress
+    Status(status::Args),
+    /// Ask results a question in the jq language
+    Query(query::Args),
+    /// Fill the study's tables from its sealed results
+    Aggregate(aggregate::Args),
+    /// What a script runs inside a job
+    Attempt(attempt::Args),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// The program `seedbed`.
+pub fn seedbed() -> ExitCode {
+    frame("seedbed", Cli::try_parse(), |cli| match cli.command {
+        Command::New(args) => new::run(&args),
+        Command::Plan(args) => plan::run(&args),
+        Command::Generate(args) => generate::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Query(args) => query::run(&args),
+        Command::Aggregate(args) => aggregate::run(&args),
+        Command::Attempt(args) => attempt::run(args),
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "seedbed", &mut text);
+            output::bytes(&text).map(|()| exit::DONE)
+        }
+    })
+}
+
+/// The program `run_all`.
+pub fn run_all() -> ExitCode {
+    frame("run_all", run_all::Args::try_parse(), |args| run_all::run(&args))
+}
+
+/// Parses, runs, prints the error, returns the exit code.
+fn frame<A>(program: &str, parsed: std::result::Result<A, clap::Error>, run: impl FnOnce(A) -> Result<u8>) -> ExitCode {
+    let args = match parsed {
+        Ok(args) => args,
+        Err(e) => {
+            // Nobody is there to tell if the terminal is gone.
+            let _ = e.print();
+            return ExitCode::from(if e.use_stderr() { exit::USAGE } else { exit::DONE });
+        }
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SEEDBED_LOG").unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match run(args) {
+        Ok(code) => ExitCode::from(code),
+        // A reader such as `head` that has enough is no failure.
+        Err(CliError::Output(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::from(exit::DONE),
+        Err(error) => {
+            exit::report(program, &error);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

@@ -219,36 +219,61 @@ pub fn jobs(entries: &[Entry]) -> Vec<JournalJob> {
     jobs
 }
 
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Slots {
+    version: u32,
+    /// Seeds in the order of their slots.
+    seeds: Vec<u32>,
+}
+
 /// Gives every seed of `wanted` its slot: those in `slots.json` keep theirs, new ones get the next, in the
 /// order of `wanted`. A slot is never renumbered.
 ///
 /// # Errors
 /// The file is damaged or cannot be written.
 pub fn slots(own: &Path, wanted: &[u32]) -> Result<BTreeMap<u32, u32>> {
-    #[derive(Serialize, Deserialize)]
-    struct Slots {
-        version: u32,
-        seeds: Vec<u32>,
-    }
     let path = own.join("slots.json");
-    let mut seeds = match files::read_json::<Slots>(&path) {
+    let known = read_slots(&path)?;
+    let seeds = extended(&known, wanted);
+    if seeds.len() > known.len() {
+        files::write_json(&path, &Slots { version: 1, seeds: seeds.clone() })?;
+    }
+    Ok(numbered(&seeds))
+}
+
+/// The slots that [`slots`] would give; nothing is written.
+///
+/// # Errors
+/// The file is damaged.
+pub fn preview_slots(own: &Path, wanted: &[u32]) -> Result<BTreeMap<u32, u32>> {
+    let known = read_slots(&own.join("slots.json"))?;
+    Ok(numbered(&extended(&known, wanted)))
+}
+
+fn read_slots(path: &Path) -> Result<Vec<u32>> {
+    match files::read_json::<Slots>(path) {
         Ok(slots) if slots.version > 1 => {
-            return Err(RecordError::Newer { path, found: slots.version, known: 1 }.into());
+            Err(RecordError::Newer { path: path.to_path_buf(), found: slots.version, known: 1 }.into())
         }
-        Ok(slots) => slots.seeds,
-        Err(e) if e.is_not_found() => Vec::new(),
-        Err(e) => return Err(e.into()),
-    };
-    let known = seeds.len();
+        Ok(slots) => Ok(slots.seeds),
+        Err(e) if e.is_not_found() => Ok(Vec::new()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn extended(known: &[u32], wanted: &[u32]) -> Vec<u32> {
+    let mut seeds = known.to_vec();
     for seed in wanted {
         if !seeds.contains(seed) {
             seeds.push(*seed);
         }
     }
-    if seeds.len() > known {
-        files::write_json(&path, &Slots { version: 1, seeds: seeds.clone() })?;
-    }
-    Ok(seeds.into_iter().enumerate().map(|(slot, seed)| (seed, slot as u32)).collect())
+    seeds
+}
+
+fn numbered(seeds: &[u32]) -> BTreeMap<u32, u32> {
+    seeds.iter().enumerate().map(|(slot, &seed)| (seed, slot as u32)).collect()
 }
 
 #[cfg(test)]

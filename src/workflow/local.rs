@@ -61,7 +61,12 @@ pub enum Event<'a> {
 ///
 /// # Errors
 /// An attempt cannot be started at all.
-pub fn run(submission_dir: &Path, programs: &Path, tasks: &[Task], watch: &mut dyn FnMut(Event)) -> Result<Vec<TaskEnd>> {
+pub fn run(
+    submission_dir: &Path,
+    programs: &Path,
+    tasks: &[Task],
+    watch: &mut dyn FnMut(Event),
+) -> Result<Vec<TaskEnd>> {
     let interrupts = count_interrupts()?;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut ends: Vec<Option<TaskEnd>> = vec![None; tasks.len()];
@@ -81,14 +86,17 @@ pub fn run(submission_dir: &Path, programs: &Path, tasks: &[Task], watch: &mut d
             let needs = || task.needs.iter().map(|&n| ends[n]);
             if asked > 0 {
                 ends[i] = Some(TaskEnd::Interrupted);
-            } else if needs().all(|n| n == Some(TaskEnd::Done)) || (task.partial_inputs && needs().all(|n| n.is_some())) {
+            } else if needs().all(|n| n == Some(TaskEnd::Done)) || (task.partial_inputs && needs().all(|n| n.is_some()))
+            {
                 let busy: usize = running.keys().map(|&r| width(&tasks[r], cores)).sum();
                 if busy > 0 && busy + width(task, cores) > cores {
                     continue;
                 }
                 watch(Event::Started(task));
                 running.insert(i, (start(submission_dir, programs, task)?, Instant::now()));
-            } else if needs().all(|n| n.is_some()) || needs().any(|n| n.is_some_and(|e| e != TaskEnd::Done) && !task.partial_inputs) {
+            } else if needs().all(|n| n.is_some())
+                || needs().any(|n| n.is_some_and(|e| e != TaskEnd::Done) && !task.partial_inputs)
+            {
                 ends[i] = Some(TaskEnd::Skipped);
                 watch(Event::Ended(task, TaskEnd::Skipped, Duration::ZERO));
             }
@@ -133,7 +141,8 @@ fn width(task: &Task, cores: usize) -> usize {
 fn start(submission_dir: &Path, programs: &Path, task: &Task) -> Result<Child> {
     let log = task.run_dir.join("attempts").join("local.log");
     crate::record::files::make_dirs(log.parent().unwrap_or(Path::new("/")))?;
-    let stderr = std::fs::OpenOptions::new().create(true).append(true).open(&log).map_err(RecordError::io("append to", &log))?;
+    let stderr =
+        std::fs::OpenOptions::new().create(true).append(true).open(&log).map_err(RecordError::io("append to", &log))?;
     let seedbed = programs.join("seedbed");
     let mut command = Command::new(&seedbed);
     command.args(["attempt", "--local", "--submission"]).arg(submission_dir);
@@ -178,10 +187,12 @@ fn count_interrupts() -> Result<Arc<AtomicUsize>> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
         let count = Arc::clone(&count);
         // SAFETY: an atomic increment is async-signal-safe.
-        unsafe { signal_hook::low_level::register(signal, move || {
-            count.fetch_add(1, Ordering::SeqCst);
-        }) }
-            .map_err(|source| WorkflowError::Start { program: "the signal handler".into(), source })?;
+        unsafe {
+            signal_hook::low_level::register(signal, move || {
+                count.fetch_add(1, Ordering::SeqCst);
+            })
+        }
+        .map_err(|source| WorkflowError::Start { program: "the signal handler".into(), source })?;
     }
     Ok(count)
 }

@@ -168,14 +168,16 @@ fn choose_site(request: &Request, intent: Intent, notes: &mut Vec<String>) -> Re
     match Presence::of(&client).map_err(slurm)? {
         Presence::Ready => Ok(Site::Slurm(client)),
         Presence::NotInstalled => Ok(Site::Local("there is no Slurm here".to_owned())),
-        Presence::NotConfigured(why) => Ok(Site::Local(format!("Slurm is installed but belongs to no cluster ({why})"))),
+        Presence::NotConfigured(why) => {
+            Ok(Site::Local(format!("Slurm is installed but belongs to no cluster ({why})")))
+        }
         Presence::NotAnswering(why) if intent == Intent::Look => {
             notes.push(format!("Slurm does not answer ({why}): queued jobs are not shown"));
             Ok(Site::Local("Slurm does not answer".to_owned()))
         }
-        Presence::NotAnswering(why) => {
-            Err(WorkflowError::Slurm(format!("Slurm does not answer ({why}): try again later, or run here with --local")))
-        }
+        Presence::NotAnswering(why) => Err(WorkflowError::Slurm(format!(
+            "Slurm does not answer ({why}): try again later, or run here with --local"
+        ))),
     }
 }
 
@@ -310,13 +312,12 @@ impl Prepared {
     /// A program is missing, a value cannot stand in a script, or a file cannot be written.
     pub fn write_submission(&self, jobs: &[PlannedJob]) -> Result<Written> {
         let programs = programs::install(&self.place.own(), &self.study)?;
-        let submission =
-            Submission::new(&self.study, &self.place, &self.expansion, jobs, programs, self.rules());
+        let submission = Submission::new(&self.study, &self.place, &self.expansion, jobs, programs, self.rules());
         let dir = submission.dir(&self.place);
         files::make_dirs(&dir)?;
         let mut scripts = Vec::new();
         for (job, entry) in jobs.iter().zip(&submission.jobs) {
-            let text = self.script(job, entry.name.clone(), &submission, jobs, &dir)?;
+            let text = self.script(job, entry.name.clone(), &submission, &dir)?;
             let path = dir.join(format!("{}.sbatch", entry.name));
             files::write_atomic(&path, text.as_bytes())?;
             scripts.push((path, text));
@@ -325,7 +326,25 @@ impl Prepared {
         Ok(Written { submission, dir, scripts })
     }
 
-    fn script(&self, job: &PlannedJob, name: String, submission: &Submission, jobs: &[PlannedJob], dir: &Path) -> Result<String> {
+    /// Names and scripts of the jobs that would be submitted. Nothing is written.
+    ///
+    /// # Errors
+    /// A value cannot stand in a script.
+    pub fn preview(&self) -> Result<Vec<(String, String)>> {
+        let slots = journal::preview_slots(&self.place.own(), &self.seeds)?;
+        let jobs = plan::jobs(&self.study, &self.plan, &slots, self.shape());
+        let programs = self.place.own().join("bin/preview");
+        let mut submission = Submission::new(&self.study, &self.place, &self.expansion, &jobs, programs, self.rules());
+        submission.name_as_preview();
+        let dir = submission.dir(&self.place);
+        let script = |i: usize| {
+            let name = submission.jobs[i].name.clone();
+            self.script(&jobs[i], name.clone(), &submission, &dir).map(|text| (name, text))
+        };
+        (0..jobs.len()).map(script).collect()
+    }
+
+    fn script(&self, job: &PlannedJob, name: String, submission: &Submission, dir: &Path) -> Result<String> {
         let stage = self
             .study
             .stage(job.stage.as_str())
@@ -364,7 +383,6 @@ impl Prepared {
                 })
                 .collect(),
         };
-        debug_assert_eq!(jobs.len(), submission.jobs.len());
         script::render(&spec, &self.template()?).map_err(|e| WorkflowError::Usage(e.to_string()))
     }
 
@@ -496,7 +514,11 @@ fn replace(client: &Client, journal: &Journal, job: &PlannedJob) -> Result<()> {
     control::cancel(client, &elements).map_err(slurm)?;
     for old in &job.replaces {
         let slots = old.slot.into_iter().collect();
-        journal.write(Event::Gone { job: old.name.clone(), slots, reason: "replaced by a newer submission".to_owned() })?;
+        journal.write(Event::Gone {
+            job: old.name.clone(),
+            slots,
+            reason: "replaced by a newer submission".to_owned(),
+        })?;
     }
     Ok(())
 }

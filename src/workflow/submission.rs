@@ -138,6 +138,14 @@ impl Submission {
         Ok(dir)
     }
 
+    /// Takes the name `preview`, so that two dry runs print the same.
+    pub fn name_as_preview(&mut self) {
+        let name = std::mem::replace(&mut self.name, "preview".to_owned());
+        for job in &mut self.jobs {
+            job.name = job.name.replace(&name, "preview");
+        }
+    }
+
     /// Its directory.
     pub fn dir(&self, place: &Place) -> PathBuf {
         place.submissions().join(&self.name)

@@ -36,9 +36,11 @@ pub fn seals(place: &Place, expansion: &Expansion, depth: Depth) -> BTreeMap<Str
         let run_dir = place.run_dir(&cell.key);
         let view = match Seal::read(&run_dir) {
             Ok(None) => continue,
-            Ok(Some(seal)) if seal.key != cell.key => {
-                SealView::Damaged(format!("its seal is that of {}: delete {}/seal.json and run `run_all` again", seal.key, run_dir.display()))
-            }
+            Ok(Some(seal)) if seal.key != cell.key => SealView::Damaged(format!(
+                "its seal is that of {}: delete {}/seal.json and run `run_all` again",
+                seal.key,
+                run_dir.display()
+            )),
             Ok(Some(seal)) => {
                 let problem = match depth {
                     Depth::Sizes => seal.check(&run_dir),
@@ -60,7 +62,8 @@ pub fn seals(place: &Place, expansion: &Expansion, depth: Depth) -> BTreeMap<Str
 pub fn input_digests(study: &Study, own: &Path) -> Result<BTreeMap<PathBuf, Digest>> {
     let mut paths: Vec<PathBuf> = Vec::new();
     for stage in &study.stages {
-        let arms: Vec<_> = if stage.arms.is_empty() { vec![None] } else { stage.arms.iter().map(|a| Some(&a.name)).collect() };
+        let arms: Vec<_> =
+            if stage.arms.is_empty() { vec![None] } else { stage.arms.iter().map(|a| Some(&a.name)).collect() };
         for arm in arms {
             paths.extend(stage.inputs_of(arm).into_iter().map(|i| i.path));
         }
@@ -72,7 +75,10 @@ pub fn input_digests(study: &Study, own: &Path) -> Result<BTreeMap<PathBuf, Dige
     let mut digests = BTreeMap::new();
     for path in paths {
         if !path.exists() {
-            return Err(WorkflowError::Usage(format!("input `{}` is not there: correct the path in the study file", path.display())));
+            return Err(WorkflowError::Usage(format!(
+                "input `{}` is not there: correct the path in the study file",
+                path.display()
+            )));
         }
         // A directory is digested anew: its own time does not tell when a file inside has changed.
         let stamp = if path.is_file() { Some(Stamp::of(&path)?) } else { None };
@@ -133,7 +139,12 @@ pub struct Live {
 ///
 /// # Errors
 /// Slurm does not answer, or a job may be alive on a cluster that cannot be asked from here.
-pub fn live(client: Option<&Client>, cluster: &str, entries: &[Entry], sealed: &dyn Fn(&str, &JournalJob) -> bool) -> Result<Live> {
+pub fn live(
+    client: Option<&Client>,
+    cluster: &str,
+    entries: &[Entry],
+    sealed: &dyn Fn(&str, &JournalJob) -> bool,
+) -> Result<Live> {
     let mut live = Live::default();
     let mut asked: Vec<(JournalJob, u32)> = Vec::new();
     for job in journal::jobs(entries) {

@@ -1,0 +1,253 @@
+//! `run_all`: the whole study, on Slurm or on this machine.
+
+use std::path::Path;
+
+use clap::Parser;
+
+use super::progress::Watch;
+use super::study::{PartArgs, StudyArgs};
+use super::{CliError, Result, output, plan};
+use crate::record::exit;
+use crate::workflow::local::{Task, TaskEnd};
+use crate::workflow::lock::{Hold, IfHeld, Lock};
+use crate::workflow::place::Place;
+use crate::workflow::plan::Policy;
+use crate::workflow::run::{self, Intent, LocalRun, Prepared, Site, Which, prepare};
+use crate::workflow::study::On;
+
+/// Run a study: submit its chain to Slurm and return, or run it here where there is no Slurm.
+///
+/// What is sealed does not run again and what is queued is not submitted twice: run the same command again
+/// whenever something was killed or changed.
+#[derive(Debug, Parser)]
+#[command(
+    name = "run_all",
+    version,
+    after_help = "EXAMPLES:\n  run_all configs/monotone.toml --profile quick\n  run_all configs/monotone.toml --profile full --cluster mysite --dry-run\n  EXPERIMENT_SEED=42 run_all configs/monotone.toml --profile quick\nExit codes: docs/exit-codes.md"
+)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    study: StudyArgs,
+    #[command(flatten)]
+    part: PartArgs,
+    /// Show what would run, with its scripts; change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Submit without asking
+    #[arg(long, short)]
+    yes: bool,
+    /// Cancel queued jobs that were submitted with other parameters, and submit anew
+    #[arg(long)]
+    replace: bool,
+    /// Try cells again that a gate or kill criterion stopped
+    #[arg(long)]
+    retry_stopped: bool,
+    /// Submit although the bill is above the study's budget, for this reason
+    #[arg(long, value_name = "REASON")]
+    over_budget: Option<String>,
+    /// Take the lock of a run_all that is gone for good
+    #[arg(long)]
+    break_lock: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<u8> {
+    let policy = Policy { retry_stopped: args.retry_stopped, replace: args.replace };
+    let request = args.study.part(&args.part, policy);
+    if args.dry_run {
+        return dry_run(args, &prepare(&request, Intent::Look)?, policy);
+    }
+    let study = run::load_study(&request)?;
+    let place = Place::new(request.root.as_deref(), &request.study, &study.name, &study.profile)?;
+    // A first look tells how long the lock will be held.
+    let hold = if prepare(&request, Intent::Look)?.on_slurm() { Hold::Short } else { Hold::Long };
+    let if_held = if args.break_lock { IfHeld::Break } else { IfHeld::Respect };
+    let _lock = Lock::take(&place.own(), hold, if_held)?;
+
+    let prepared = prepare(&request, Intent::Act)?;
+    prepared.notes.iter().for_each(|n| output::note(n));
+    prepared.check_request(policy)?;
+    prepared.refresh_flags()?;
+    output::note(plan::table(&prepared).trim_end());
+    output::note(plan::bill(&prepared).trim_end());
+    if prepared.plan.to_run().next().is_none() {
+        return nothing_to_do(args, &prepared);
+    }
+    check_budget(args, &prepared)?;
+    match &prepared.site {
+        Site::Local(why) => {
+            output::note(&format!("running on this machine ({why})"));
+            local(args, &prepared)
+        }
+        Site::Slurm(_) => {
+            if !args.yes && !output::confirm("Submit?") {
+                return Err(CliError::Usage("nothing was submitted".to_owned()));
+            }
+            let prepared = login_stages(args, &request, prepared)?;
+            slurm(args, &prepared)
+        }
+    }
+}
+
+fn check_budget(args: &Args, prepared: &Prepared) -> Result<()> {
+    let Some(budget) = &prepared.study.budget else { return Ok(()) };
+    let bill = prepared.bill();
+    let mut over = Vec::new();
+    let mut check = |what: &str, limit: Option<f64>, value: Option<f64>| {
+        if let (Some(limit), Some(value)) = (limit, value)
+            && value > limit
+        {
+            over.push(format!("{value:.1} {what} of {limit:.1}"));
+        }
+    };
+    check("GPU-hours", budget.gpu_hours, Some(bill.gpu_hours));
+    check("core-hours", budget.cpu_hours, Some(bill.cpu_hours));
+    check("bytes", budget.storage_bytes.map(|b| b as f64), Some(bill.storage_bytes as f64));
+    check("of cost", budget.cost, prepared.cost(&bill));
+    match (&args.over_budget, over.is_empty()) {
+        (_, true) => Ok(()),
+        (Some(reason), false) => {
+            output::note(&format!("over budget ({}): {reason}", over.join(", ")));
+            Ok(())
+        }
+        (None, false) => Err(CliError::Usage(format!(
+            "the bill is above the budget of the study: {}; run fewer --seeds or --stages, or say --over-budget REASON",
+            over.join(", ")
+        ))),
+    }
+}
+
+fn dry_run(args: &Args, prepared: &Prepared, policy: Policy) -> Result<u8> {
+    prepared.notes.iter().for_each(|n| output::note(n));
+    prepared.check_request(policy)?;
+    output::text(&plan::table(prepared))?;
+    output::text(&plan::bill(prepared))?;
+    for (name, text) in prepared.preview()? {
+        output::text(&format!("\n# ---- {name}\n{text}"))?;
+    }
+    output::note(&format!("nothing was changed; `run_all {}` does it", args.study.again()));
+    Ok(exit::DONE)
+}
+
+fn nothing_to_do(args: &Args, prepared: &Prepared) -> Result<u8> {
+    let (done, all) = prepared.done();
+    if done == all {
+        output::note("everything is sealed; nothing to do");
+        show_results(prepared)?;
+    } else {
+        output::note(&format!("nothing to submit; `seedbed status {}` shows what is queued", args.study.again()));
+    }
+    Ok(exit::DONE)
+}
+
+/// Runs the stages of the login node, then looks again.
+fn login_stages(args: &Args, request: &run::Request, prepared: Prepared) -> Result<Prepared> {
+    let count = prepared.plan.to_run().filter(|c| c.on == On::Login).count();
+    if count == 0 {
+        return Ok(prepared);
+    }
+    output::note(&format!("running {} on this node first", output::plural(count, "cell")));
+    let mut watch = Watch::new(count);
+    let ran = run::run_local(&prepared, Which::Login, &mut |e| watch.event(e))?;
+    if failures(args, &ran) != exit::DONE {
+        return Err(CliError::Usage("a stage of the login node did not finish: nothing was submitted".to_owned()));
+    }
+    Ok(prepare(request, Intent::Act)?)
+}
+
+fn slurm(args: &Args, prepared: &Prepared) -> Result<u8> {
+    let mut count = 0;
+    let submitted = run::submit(prepared, &mut |job| {
+        count += job.cells;
+        let behind = if job.dependency.is_empty() { String::new() } else { format!(" behind {}", job.dependency) };
+        output::note(&format!("job {} {} ({}){behind}", job.id, job.name, output::plural(job.cells, "cell")));
+    })?;
+    output::note(&format!(
+        "submitted {} in {}; the chain goes on without you",
+        output::plural(count, "cell"),
+        output::plural(submitted.len(), "job")
+    ));
+    output::note(&format!("  watch:  seedbed status {} --watch", args.study.again()));
+    output::note(&format!("  logs:   {}", prepared.place.logs().display()));
+    Ok(exit::DONE)
+}
+
+fn local(args: &Args, prepared: &Prepared) -> Result<u8> {
+    let total = prepared.plan.to_run().count();
+    let mut watch = Watch::new(total);
+    let ran = run::run_local(prepared, Which::All, &mut |e| watch.event(e))?;
+    let code = failures(args, &ran);
+    if code == exit::DONE {
+        show_results(prepared)?;
+    }
+    Ok(code)
+}
+
+/// Tells of every cell that did not end well; the exit code of the whole.
+fn failures(args: &Args, ran: &LocalRun) -> u8 {
+    let mut code = exit::DONE;
+    let mut interrupted = false;
+    for (task, end) in &ran.tasks {
+        match end {
+            TaskEnd::Done => {}
+            TaskEnd::Interrupted => interrupted = true,
+            TaskEnd::Skipped => code = exit::INCOMPLETE,
+            TaskEnd::Failed(failed) => {
+                code = exit::INCOMPLETE;
+                output::note(&format!(
+                    "\n{} ended with exit {failed} ({}):",
+                    task.key.local_name(),
+                    exit::meaning(*failed)
+                ));
+                explain(task);
+            }
+        }
+    }
+    if interrupted {
+        output::note(&format!("interrupted: `run_all {}` goes on from here", args.study.again()));
+        return exit::RESUME;
+    }
+    if code != exit::DONE {
+        output::note(&format!("\nmend the cause and run again what is missing: `run_all {}`", args.study.again()));
+    }
+    code
+}
+
+/// The ends of what the attempt and the stage said.
+fn explain(task: &Task) {
+    let attempt = task.run_dir.join("attempts/local.log");
+    let log = task.run_dir.join("log.txt");
+    for (path, lines) in [(&log, 8), (&attempt, 3)] {
+        for line in tail(path, lines) {
+            output::note(&format!("  | {line}"));
+        }
+    }
+    output::note(&format!("  whole log: {}", log.display()));
+}
+
+fn tail(path: &Path, lines: usize) -> Vec<String> {
+    let text = String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned();
+    let all: Vec<&str> = text.lines().collect();
+    // What a program printed is not obeyed by this terminal.
+    let plain = |line: &&str| line.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    all[all.len().saturating_sub(lines)..].iter().map(plain).collect()
+}
+
+/// The study's tables and where everything lies.
+fn show_results(prepared: &Prepared) -> Result<()> {
+    for cell in &prepared.plan.cells {
+        let stage = &prepared.study.stages[cell.def.stage];
+        if stage.kind() != "aggregate" {
+            continue;
+        }
+        let dir = prepared.place.run_dir(&cell.def.key);
+        for table in super::aggregate::printed_tables(&dir) {
+            output::text(&format!("\n{table}"))?;
+        }
+        output::note("");
+        for path in super::aggregate::result_files(&dir) {
+            output::note(&format!("  {}", path.display()));
+        }
+    }
+    output::note(&format!("  {}", prepared.place.base.display()));
+    Ok(())
+}
