@@ -391,6 +391,8 @@ impl Model {
 
 /// Sets the threads of libtorch's kernels in this process, and one thread between operations.
 pub fn set_threads(threads: u32) {
+    // libtorch refuses to be told the second number twice in a process.
+    static BETWEEN: std::sync::Once = std::sync::Once::new();
+    BETWEEN.call_once(|| tch::set_num_interop_threads(1));
     tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(1));
-    tch::set_num_interop_threads(1);
 }
