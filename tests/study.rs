@@ -917,3 +917,30 @@ fn changes_get_past_the_parser() {
     }
     assert!(past * 2 > all, "{past} of {all}");
 }
+
+#[test]
+fn a_cluster_brings_resources_by_kind() {
+    let (dir, file) = write(GOOD);
+    let cluster = |text: &str| {
+        let path = dir.path().join("site.toml");
+        std::fs::write(&path, format!("schema = 1\n[cluster]\nname = \"site\"\n{text}")).unwrap();
+        study::load_cluster(&path)
+    };
+    let good = cluster("resources.setup = {mem = \"2G\", time = \"2h\"}").unwrap();
+    let study = study::load(&file, Some("quick"), SPECS).unwrap().on_cluster(&good).unwrap();
+    let setup = &study.stage("setup").unwrap().resources;
+    assert_eq!((setup.mem_bytes, setup.time_s, setup.nodes), (Some(2 << 30), 7200, 1));
+    assert_eq!(study.stage("train").unwrap().resources.ranks(), 4);
+
+    let misfit = cluster("resources.setup.nodes = 2").unwrap();
+    let error = study::load(&file, Some("quick"), SPECS).unwrap().on_cluster(&misfit).unwrap_err().to_string();
+    assert!(error.ends_with(
+        "site.toml:1:1: resources of kind setup here and of stage setup together start 2 ranks, and kind `setup` runs on one: set nodes = 1 and tasks_per_node = 1"
+    ), "{error}");
+    let unknown = cluster("resources.stup.nodes = 2\nresources.setup.node = 2").unwrap_err().to_string();
+    assert!(unknown.contains("site.toml:4:11: unknown kind `stup` in resources: did you mean `setup`?"), "{unknown}");
+    assert!(
+        unknown.contains("site.toml:5:17: unknown key `node` in resources of kind setup: did you mean `nodes`?"),
+        "{unknown}"
+    );
+}

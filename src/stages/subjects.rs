@@ -10,7 +10,7 @@ use super::{Field, FieldType, Preset, Role};
 /// `models`.
 pub const MODELS: Field = Field {
     name: "models",
-    ty: FieldType::TextMap,
+    ty: FieldType::NeedMap,
     preset: Preset::Is(r#"{"baseline_pythia": "train_baseline", "monotonic_pythia": "train_monotonic"}"#),
     role: Role::Semantic,
     help: "name in the results = needed training stage",

@@ -5,11 +5,16 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use super::load::{read_text, schema};
-use super::problem::{Sink, StudyError, collect};
+use super::problem::{Problem, Sink, StudyError, collect};
 use super::section::Section;
+use super::stage::{RESOURCE_KEYS, SaidResources, misfit, said_resources};
 use super::tree::{self, Syntax, Table, Tree};
+use super::{Run, Study};
 use crate::record::Name;
+use crate::stages::all_specs;
 use crate::workflow::plan::Chain;
 use crate::workflow::slurm::script::{Launcher, Site};
 
@@ -26,6 +31,7 @@ const KEYS: &[&str] = &[
     "launcher",
     "mpi",
     "srun_args",
+    "resources",
     "scratch",
     "requeue",
     "kill_on_invalid_dep",
@@ -44,6 +50,10 @@ pub struct Cluster {
     pub name: Name,
     /// What every job script says.
     pub site: Site,
+    /// What stages of a kind take here in place of what the study says.
+    pub resources: BTreeMap<String, SaidResources>,
+    /// The file it was read from.
+    pub file: PathBuf,
     /// Absolute directory for checkpoints; absent: they lie in the run directories.
     pub scratch: Option<PathBuf>,
     /// How the chain is carried.
@@ -115,7 +125,7 @@ pub(super) fn parse_cluster(
     let mut outer = Sink::default();
     let (root, syntax) = tree::parse(text, &mut outer);
     let mut sink = Sink::default();
-    let cluster = if syntax == Syntax::Whole { read(&root, variable, &mut sink) } else { None };
+    let cluster = if syntax == Syntax::Whole { read(file, &root, variable, &mut sink) } else { None };
     sink.forget(&outer.places());
     sink.found.append(&mut outer.found);
     match cluster {
@@ -129,7 +139,7 @@ pub(super) fn parse_cluster(
     }
 }
 
-fn read(root: &Table, variable: &dyn Fn(&str) -> Option<String>, sink: &mut Sink) -> Option<Cluster> {
+fn read(file: &Path, root: &Table, variable: &dyn Fn(&str) -> Option<String>, sink: &mut Sink) -> Option<Cluster> {
     let top = Section::new(root, 0..0, "the cluster file", &["schema", "cluster"], sink);
     schema(&top, sink);
     if top.entry("cluster").is_none() {
@@ -179,9 +189,12 @@ fn read(root: &Table, variable: &dyn Fn(&str) -> Option<String>, sink: &mut Sink
         }
     });
     let price = price(&own, sink);
+    let resources = resources(&own, sink);
     Some(Cluster {
         name: own.name("name", sink)?,
         site,
+        resources,
+        file: file.to_path_buf(),
         scratch,
         chain,
         throttle,
@@ -299,6 +312,64 @@ fn price(own: &Section<'_>, sink: &mut Sink) -> Price {
         gpu_hour: own.amount("gpu_hour", sink),
         cpu_hour: own.amount("cpu_hour", sink),
         currency: own.text("currency", sink).map(|(text, _)| text.to_owned()),
+    }
+}
+
+fn resources(own: &Section<'_>, sink: &mut Sink) -> BTreeMap<String, SaidResources> {
+    let mut resources = BTreeMap::new();
+    let Some((table, _)) = own.table("resources", sink) else { return resources };
+    let kinds: Vec<&str> = all_specs().iter().map(|s| s.kind).chain(["command"]).collect();
+    for entry in &table.entries {
+        let what = format!("resources of kind {}", entry.key);
+        if !kinds.contains(&entry.key.as_str()) {
+            sink.unknown(
+                &entry.key_span,
+                format!("unknown kind `{}` in resources", entry.key),
+                &entry.key,
+                kinds.clone(),
+            );
+        }
+        match &entry.node.value {
+            Tree::Table(table) => {
+                let kind = Section::new(table, entry.key_span.clone(), what, RESOURCE_KEYS, sink);
+                resources.insert(entry.key.clone(), said_resources(&kind, sink));
+            }
+            other => sink.push(&entry.node.span, format!("{what} must be a table, not {}", other.noun()), ""),
+        }
+    }
+    resources
+}
+
+impl Study {
+    /// Gives stages the resources that their kinds take on this cluster.
+    ///
+    /// # Errors
+    /// They fit no layout of a stage's ranks: names the cluster file and the stage.
+    pub fn on_cluster(mut self, cluster: &Cluster) -> Result<Self, StudyError> {
+        let mut problems = Vec::new();
+        for stage in &mut self.stages {
+            let Some(said) = cluster.resources.get(stage.kind()) else { continue };
+            stage.resources = said.over(&stage.resources);
+            let Run::Builtin(spec) = stage.run else { continue };
+            let every: Vec<&Value> = if stage.arms.is_empty() {
+                vec![&stage.params]
+            } else {
+                stage.arms.iter().map(|a| &a.params).collect()
+            };
+            if let Some((problem, help)) = misfit(spec, &stage.resources, &every) {
+                problems.push(Problem {
+                    file: cluster.file.clone(),
+                    line: 1,
+                    column: 1,
+                    message: format!(
+                        "resources of kind {} here and of stage {} together {problem}",
+                        spec.kind, stage.name
+                    ),
+                    help,
+                });
+            }
+        }
+        if problems.is_empty() { Ok(self) } else { Err(StudyError::Problems(problems)) }
     }
 }
 

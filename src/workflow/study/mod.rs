@@ -31,6 +31,7 @@ pub use load::load;
 pub use problem::{Problem, StudyError};
 pub use reference::kinds_markdown;
 pub use siblings::claimed_elsewhere;
+pub use stage::SaidResources;
 pub use template::new_study;
 
 /// The newest `schema` of study and cluster files that this program reads.

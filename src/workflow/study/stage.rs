@@ -15,7 +15,7 @@ use crate::record::{Name, Resources};
 use crate::stages::{FieldType, Spec};
 
 /// Keys of a stage.
-pub(super) const KEYS: &[&str] = &[
+const KEYS: &[&str] = &[
     "name",
     "number",
     "run",
@@ -34,7 +34,8 @@ pub(super) const KEYS: &[&str] = &[
 ];
 
 /// Keys of `resources`.
-const RESOURCE_KEYS: &[&str] = &["nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "mem", "time"];
+pub(super) const RESOURCE_KEYS: &[&'static str] =
+    &["nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "mem", "time"];
 
 /// Keys of an arm.
 const ARM_KEYS: &[&str] = &["name", "labels", "params"];
@@ -311,54 +312,80 @@ fn resources(section: &Section<'_>, sink: &mut Sink) -> Option<Resources> {
         return None;
     }
     let (table, at) = section.table("resources", sink)?;
-    let what = format!("resources of {}", section.what);
-    let own = Section::new(table, at, what, RESOURCE_KEYS, sink);
-    let mut count = |key: &str, preset: u32, least: i64, most: i64| match own.entry(key) {
-        None => Some(preset),
-        Some(_) => own.integer(key, least..=most, sink).map(|n| n as u32),
-    };
-    let nodes = count("nodes", 1, 1, 10_000);
-    let tasks_per_node = count("tasks_per_node", 1, 1, 1024);
-    let cpus_per_task = count("cpus_per_task", 1, 1, 4096);
-    let gpus_per_node = count("gpus_per_node", 0, 0, 64);
+    let own = Section::new(table, at, format!("resources of {}", section.what), RESOURCE_KEYS, sink);
+    if own.entry("time").is_none() {
+        own.missing("time", "say for example `time = \"1:00:00\"`", sink);
+    }
+    let before = sink.found.len();
+    let said = said_resources(&own, sink);
+    if sink.found.len() > before {
+        return None;
+    }
+    let none =
+        Resources { nodes: 1, tasks_per_node: 1, cpus_per_task: 1, gpus_per_node: 0, mem_bytes: None, time_s: 0 };
+    said.time_s.is_some().then(|| said.over(&none))
+}
+
+/// Resources as far as a table says them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SaidResources {
+    nodes: Option<u32>,
+    tasks_per_node: Option<u32>,
+    cpus_per_task: Option<u32>,
+    gpus_per_node: Option<u32>,
+    mem_bytes: Option<u64>,
+    time_s: Option<u64>,
+}
+
+impl SaidResources {
+    /// What is said, and for the rest what is below.
+    pub fn over(&self, below: &Resources) -> Resources {
+        Resources {
+            nodes: self.nodes.unwrap_or(below.nodes),
+            tasks_per_node: self.tasks_per_node.unwrap_or(below.tasks_per_node),
+            cpus_per_task: self.cpus_per_task.unwrap_or(below.cpus_per_task),
+            gpus_per_node: self.gpus_per_node.unwrap_or(below.gpus_per_node),
+            mem_bytes: self.mem_bytes.or(below.mem_bytes),
+            time_s: self.time_s.unwrap_or(below.time_s),
+        }
+    }
+}
+
+/// Reads a table of resources.
+pub(super) fn said_resources(own: &Section<'_>, sink: &mut Sink) -> SaidResources {
+    let mut count = |key: &str, least: i64, most: i64| own.integer(key, least..=most, sink).map(|n| n as u32);
+    let nodes = count("nodes", 1, 10_000);
+    let tasks_per_node = count("tasks_per_node", 1, 1024);
+    let cpus_per_task = count("cpus_per_task", 1, 4096);
+    let gpus_per_node = count("gpus_per_node", 0, 64);
     let mem_bytes = own.parsed("mem", quantity::bytes, sink);
     let time_s = match own.entry("time").map(|e| &e.node.value) {
-        None => {
-            own.missing("time", "say for example `time = \"1:00:00\"`", sink);
-            None
-        }
-        Some(Tree::Integer(minutes)) => {
-            let text = minutes.to_string();
-            quantity::time_s(&text)
-                .map_err(|problem| sink.push(&own.place("time"), format!("`time` in {}: {problem}", own.what), ""))
-                .ok()
-        }
-        Some(_) => own.parsed("time", quantity::time_s, sink),
+        Some(Tree::Integer(minutes)) => quantity::time_s(&minutes.to_string())
+            .map_err(|problem| sink.push(&own.place("time"), format!("`time` in {}: {problem}", own.what), ""))
+            .ok(),
+        _ => own.parsed("time", quantity::time_s, sink),
     };
-    Some(Resources {
-        nodes: nodes?,
-        tasks_per_node: tasks_per_node?,
-        cpus_per_task: cpus_per_task?,
-        gpus_per_node: gpus_per_node?,
-        mem_bytes,
-        time_s: time_s?,
-    })
+    SaidResources { nodes, tasks_per_node, cpus_per_task, gpus_per_node, mem_bytes, time_s }
 }
 
 /// Notes resources that no layout of the kind's ranks fits.
 fn layout(section: &Section<'_>, spec: &Spec, resources: &Resources, params: &[&Value], sink: &mut Sink) {
-    let at = section.place("resources");
+    if let Some((problem, help)) = misfit(spec, resources, params) {
+        sink.push(&section.place("resources"), format!("resources of {} {problem}", section.what), help);
+    }
+}
+
+/// Why no layout of the kind's ranks fits these resources, and what to do.
+pub(super) fn misfit(spec: &Spec, resources: &Resources, params: &[&Value]) -> Option<(String, String)> {
     let ranks = resources.ranks();
-    let what = &section.what;
     if ranks > 1 && !spec.parallel {
-        let message = format!("resources of {what} start {ranks} ranks, and kind `{}` runs on one", spec.kind);
-        sink.push(&at, message, "set nodes = 1 and tasks_per_node = 1");
-        return;
+        let problem = format!("start {ranks} ranks, and kind `{}` runs on one", spec.kind);
+        return Some((problem, "set nodes = 1 and tasks_per_node = 1".to_owned()));
     }
     let gpus = resources.gpus_per_node;
     if gpus > 0 && gpus != resources.tasks_per_node {
-        let message = format!("resources of {what} give {gpus} GPUs to {} ranks a node", resources.tasks_per_node);
-        sink.push(&at, message, "a rank has one GPU: set tasks_per_node = gpus_per_node");
+        let problem = format!("give {gpus} GPUs to {} ranks a node", resources.tasks_per_node);
+        return Some((problem, "a rank has one GPU: set tasks_per_node = gpus_per_node".to_owned()));
     }
     for params in params {
         let Some(lanes) = lanes(params) else { continue };
@@ -366,10 +393,10 @@ fn layout(section: &Section<'_>, spec: &Spec, resources: &Resources, params: &[&
             continue;
         }
         let allowed: Vec<String> = (0..=lanes.ilog2()).map(|i| (1u64 << i).to_string()).collect();
-        let message = format!("resources of {what} start {ranks} ranks, which do not divide its {lanes} lanes");
-        sink.push(&at, message, format!("start {} ranks", allowed.join(", ")));
-        break;
+        let problem = format!("start {ranks} ranks, which do not divide its {lanes} lanes");
+        return Some((problem, format!("start {} ranks", allowed.join(", "))));
     }
+    None
 }
 
 /// Lanes of a data-parallel kind: `lanes`, or the largest power of two up to 8 that divides the grains of a batch.
