@@ -4,5 +4,6 @@
 //! [`render`] -> text. `stats`, `table` and `render` are pure.
 
 pub mod query;
+pub mod render;
 pub mod stats;
 pub mod table;

@@ -421,6 +421,11 @@ fn column<'a>(spec: &ColumnSpec, cells: impl Iterator<Item = &'a GridCell>) -> C
                     spread = (spread.0.max(w), spread.1.max(f));
                 }
             }
+            Printed::Interval { text, .. } if !text.contains('e') => {
+                negative |= text.starts_with('-');
+                let (w, f) = places(text);
+                (whole, fraction) = (whole.max(w), fraction.max(f));
+            }
             Printed::Interval { .. } | Printed::Text(_) => decimal = false,
             Printed::Reference | Printed::Missing => {}
         }

@@ -223,7 +223,9 @@ fn intervals_and_counts() {
     // Mean 0.92, half-width 0.0278.
     assert_eq!(texts(&grid)[0][1], "0.92[0.89,0.95]");
     assert_eq!(texts(&grid)[0][3], "5 of 5");
-    assert_eq!(grid.columns[1].alignment, Alignment::Right);
+    let decimal = Alignment::Decimal { negative: false, whole: 1, fraction: 2, spread: (0, 0) };
+    assert_eq!(grid.columns[1].alignment, decimal);
+    assert_eq!(grid.columns[3].alignment, Alignment::Right);
     assert_eq!(
         grid.notes[1].text,
         "Mean ± sample standard deviation, and 95 % t intervals in brackets, over n = 5 seeds."
