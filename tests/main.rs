@@ -1,6 +1,8 @@
 //! The one integration test binary.
 
 #[cfg(feature = "compute")]
+mod data_stages;
+#[cfg(feature = "compute")]
 mod model;
 mod real_slurm;
 mod scripts;
