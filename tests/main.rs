@@ -1,5 +1,6 @@
 //! The one integration test binary.
 
+mod architecture;
 #[cfg(feature = "compute")]
 mod data_stages;
 #[cfg(feature = "compute")]

@@ -79,6 +79,11 @@ pub fn start_path(run_dir: &Path, n: u32) -> PathBuf {
     dir(run_dir).join(format!("{n}.json"))
 }
 
+/// The private directory of an attempt's outputs: the stage writes there, the attempt moves it into place.
+pub fn out_dir(run_dir: &Path, n: u32) -> PathBuf {
+    run_dir.join(format!(".attempt-{n}"))
+}
+
 fn end_path(run_dir: &Path, n: u32) -> PathBuf {
     dir(run_dir).join(format!("{n}.end.json"))
 }

@@ -22,6 +22,9 @@ use super::{CellKey, Digest, RecordError, Result};
 /// Format version of `run.h5`.
 pub const RUN_VERSION: u32 = 1;
 
+/// File name in a run directory.
+pub const RUN_FILE: &str = "run.h5";
+
 /// Datasets up to this many bytes are stored compact. The limit of HDF5 is 64 KiB for the whole header.
 const COMPACT_BYTES: usize = 60_000;
 

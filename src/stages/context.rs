@@ -16,9 +16,6 @@ use serde::de::DeserializeOwned;
 use super::Spec;
 use crate::record::{Cell, Need, RecordError, RunRecord, attempt, exit, files, run_h5};
 
-/// Name of `run.h5` in a run directory.
-pub const RUN_FILE: &str = "run.h5";
-
 /// Why a stage did not finish. Each kind has its exit code.
 #[derive(Debug, thiserror::Error)]
 pub enum StageError {
@@ -123,7 +120,7 @@ impl Context {
     pub fn open(cell_path: &Path, attempt: u32) -> Result<Self, StageError> {
         let cell = Cell::read(cell_path)?;
         let run_dir = cell.run_dir();
-        let out_dir = attempt_dir(&run_dir, attempt);
+        let out_dir = attempt::out_dir(&run_dir, attempt);
         let checkpoint_dir = cell.checkpoint_dir();
         files::make_dirs(&out_dir)?;
         Ok(Self { cell, attempt, run_dir, out_dir, checkpoint_dir, started: Instant::now(), stop: Arc::default() })
@@ -209,11 +206,6 @@ impl Context {
     pub fn elapsed_s(&self) -> f64 {
         self.started.elapsed().as_secs_f64()
     }
-}
-
-/// The private directory of an attempt's outputs.
-pub fn attempt_dir(run_dir: &Path, attempt: u32) -> PathBuf {
-    run_dir.join(format!(".attempt-{attempt}"))
 }
 
 #[derive(Debug, Parser)]
@@ -312,7 +304,7 @@ fn listen(spec: &Spec, stop: &Arc<AtomicBool>) -> Result<(), StageError> {
 /// # Errors
 /// The files cannot be written, or a value cannot be stored.
 pub fn write_record(spec: &Spec, context: &Context, record: &RunRecord) -> Result<(), StageError> {
-    let path = context.out_dir.join(RUN_FILE);
+    let path = context.out_dir.join(run_h5::RUN_FILE);
     run_h5::write_run(&path, record)?;
     if let Some(export) = spec.export {
         let stored = run_h5::read_run(&path)?;

@@ -17,7 +17,6 @@ use super::error::{Result, WorkflowError};
 use super::submission::Submission;
 use crate::record::attempt::{self, ATTEMPT_VERSION};
 use crate::record::{AttemptEnd, AttemptStart, Cell, JobRef, Outcome, RecordError, Seal, exit, files, flag, progress};
-use crate::stages::context::attempt_dir;
 
 /// What starts an attempt.
 #[derive(Debug, Clone)]
@@ -116,7 +115,7 @@ fn attempt_once(
     read: Vec<crate::record::seal::SealedFile>,
 ) -> Result<(u8, String)> {
     let run_dir = cell.run_dir();
-    let out_dir = attempt_dir(&run_dir, start.attempt);
+    let out_dir = attempt::out_dir(&run_dir, start.attempt);
     prepare(cell, cell_path, &run_dir, &out_dir)?;
     let ended = launch::run(&launch::Launch {
         cell,

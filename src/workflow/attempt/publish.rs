@@ -10,7 +10,6 @@ use crate::record::{
     AttemptStart, Cell, Digest, Origin, Outcome, RecordError, RunRecord, Seal, attempt, files, run_h5,
 };
 use crate::stages;
-use crate::stages::context::RUN_FILE;
 use crate::workflow::plan::code;
 
 /// What a foreign program reports its numbers in.
@@ -149,7 +148,7 @@ fn record_metrics(cell: &Cell, out_dir: &Path) -> Result<(), Refusal> {
     }
     let lines = crate::record::progress::read(&cell.run_dir()).unwrap_or_default();
     run.series = crate::record::progress::series(&lines);
-    match run_h5::write_run(&out_dir.join(RUN_FILE), &run) {
+    match run_h5::write_run(&out_dir.join(run_h5::RUN_FILE), &run) {
         Err(RecordError::Value(why)) => Err(Refusal::Outputs(format!("`{METRICS_FILE}`: {why}"))),
         other => Ok(other?),
     }
@@ -165,7 +164,7 @@ fn verify(cell: &Cell, out_dir: &Path) -> Result<Option<Digest>, Refusal> {
             names.join(", ")
         )));
     }
-    let run = match run_h5::read_run(&out_dir.join(RUN_FILE)) {
+    let run = match run_h5::read_run(&out_dir.join(run_h5::RUN_FILE)) {
         Ok(run) => run,
         Err(e) => return Err(Refusal::Outputs(format!("{e}: the stage ended with 0 without a whole run.h5"))),
     };

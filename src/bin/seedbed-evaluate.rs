@@ -1,6 +1,0 @@
-//! Runs a cell of kind `evaluate`.
-
-fn main() -> std::process::ExitCode {
-    use seedbed::stages::{context, evaluate};
-    context::main(&evaluate::SPEC, evaluate::run)
-}
