@@ -1,4 +1,5 @@
 //! Tests on a real Slurm (`scripts/slurm-sandbox`). `scripts/test` counts those of this module when it skips them.
 
+mod chain;
 mod commands;
 mod nodes;

@@ -1,5 +1,6 @@
 //! What tests share: a fake Slurm that really runs job scripts, and the real one of `scripts/slurm-sandbox`.
 
+pub mod chain;
 pub mod fake_slurm;
 pub mod sandbox;
 
