@@ -32,7 +32,10 @@ static SETUP: Spec = Spec {
     outputs: &[],
     export: None,
     help: "sets up",
-    fields: &[field("corpus_dir", FieldType::Path, Preset::Absent)],
+    fields: &[
+        field("corpus_dir", FieldType::Path, Preset::Absent),
+        field("sections", FieldType::Tables, Preset::Is("[]")),
+    ],
     check: seedbed::stages::spec::no_check,
 };
 
@@ -599,7 +602,7 @@ fn external_inputs_must_be_there_for_the_profile_that_is_asked_for() {
     let study = study::load(&file, Some("quick"), SPECS).unwrap();
     let setup = study.stage("setup").unwrap();
     assert_eq!(setup.inputs_of(None), [study::Input { name: "corpus_dir".into(), path: dir.path().join("my text") }]);
-    assert_eq!(setup.semantic_params(None), json!({}));
+    assert_eq!(setup.semantic_params(None), json!({"sections": []}));
 }
 
 /// Everything that is wrong, at once, in the order of the file.
@@ -635,6 +638,13 @@ fn tables_are_checked_by_their_owner() {
     let good = format!("{GOOD}{TABLE}");
     let study = load(&good, Some("more")).unwrap();
     assert_eq!(study.tables[0]["caption"], "More");
+    // A kind that makes tables finds them among its parameters.
+    assert_eq!(study.stage("setup").unwrap().params["sections"], json!(study.tables));
+    wrong(
+        "per = []",
+        "per = []\nparams = {sections = []}",
+        &["10:22: `sections` in stage setup is made of the study's `[[table]]` sections: remove it"],
+    );
     let lines = GOOD.lines().count();
     let said = |from: &str, to: &str| -> Vec<String> {
         assert!(TABLE.contains(from), "{from}");

@@ -39,6 +39,8 @@ pub enum FieldType {
     /// A file or directory, relative to the study file's directory: an external input. The digest of its
     /// content enters the fingerprint, the path does not.
     Path,
+    /// The study's `[[table]]` sections, an array of objects: the study file fills it in, and `params` cannot say it.
+    Tables,
 }
 
 /// What a parameter is when the study does not say.

@@ -99,11 +99,15 @@ pub enum Intent {
 /// # Errors
 /// The study or cluster file has problems, or Slurm does not answer.
 pub fn prepare(request: &Request, intent: Intent) -> Result<Prepared> {
-    let study = load_study(request)?;
+    let mut study = load_study(request)?;
     let place = Place::new(request.root.as_deref(), &request.study, &study.name, &study.profile)?;
     let cluster = load_cluster(request)?;
     let mut notes = Vec::new();
     let site = choose_site(request, intent, &mut notes)?;
+    // Also where there is no Slurm: `seedbed generate` writes the cluster's scripts anywhere.
+    if !request.local {
+        study = study.on_cluster(&cluster)?;
+    }
     let cluster_name = cluster_name(request, &cluster, &site);
     let journal = Journal::open(&place.own(), &cluster_name);
     let mut entries = journal.read()?;

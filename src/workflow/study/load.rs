@@ -124,8 +124,7 @@ pub(super) fn parse(
             lay_over(&mut merged, name, over, &mut sink);
         }
         let mine = overlay.is_none() || chosen.is_some() && chosen == name;
-        let around = Surroundings { known, dir, exists: exists.filter(|_| mine) };
-        let read = read_study(&merged, &around, &mut sink);
+        let read = read_study(&merged, known, dir, exists.filter(|_| mine), &mut sink);
         sink.forget(&bad_values);
         if mine {
             study = read;
@@ -305,7 +304,13 @@ struct ReadStudy {
     retry: Retry,
 }
 
-fn read_study(root: &Table, around: &Surroundings<'_>, sink: &mut Sink) -> Option<ReadStudy> {
+fn read_study(
+    root: &Table,
+    known: &[&'static Spec],
+    dir: &Path,
+    exists: Option<&dyn Fn(&Path) -> bool>,
+    sink: &mut Sink,
+) -> Option<ReadStudy> {
     let top = Section::new(root, 0..0, "the study file", ROOT_KEYS, sink);
     schema(&top, sink);
     let empty = Table::default();
@@ -323,19 +328,20 @@ fn read_study(root: &Table, around: &Surroundings<'_>, sink: &mut Sink) -> Optio
     let budget = budget(&top, sink);
     let retry = retry(&top, sink);
 
-    let tables = top.tables("stage", sink);
-    if tables.is_empty() && top.entry("stage").is_none() {
+    let sections = top.tables("stage", sink);
+    if sections.is_empty() && top.entry("stage").is_none() {
         top.missing("stage", "add a `[[stage]]`", sink);
     }
-    let all: BTreeSet<&str> = tables.iter().filter_map(|(t, _)| t.text("name")).collect();
-    let reads: Vec<stage::Read> = tables
+    let all: BTreeSet<&str> = sections.iter().filter_map(|(t, _)| t.text("name")).collect();
+    let tables = result_tables(&top, &all, sink);
+    let around = Surroundings { known, dir, tables: &tables, exists };
+    let reads: Vec<stage::Read> = sections
         .iter()
         .enumerate()
-        .filter_map(|(index, (table, at))| stage::read(index, table, at.clone(), around, sink))
+        .filter_map(|(index, (table, at))| stage::read(index, table, at.clone(), &around, sink))
         .collect();
     graph::check(&reads, &all, seeds.as_ref().is_none_or(|s| !s.is_empty()), sink);
     let stages = reads.into_iter().map(|r| r.stage).collect();
-    let tables = result_tables(&top, &all, sink);
     Some(ReadStudy { name: name?, seeds: seeds?, stages, tables, budget, retry })
 }
 

@@ -15,6 +15,8 @@ pub(super) struct Rules<'r> {
     pub(super) spec: &'static Spec,
     /// Directory that relative paths start from.
     pub(super) dir: &'r Path,
+    /// The study's tables.
+    pub(super) tables: &'r [Value],
     /// Whether a path is there; `None` if nobody asks.
     pub(super) exists: Option<&'r dyn Fn(&Path) -> bool>,
 }
@@ -32,6 +34,7 @@ pub(super) fn resolve(rules: &Rules<'_>, table: &Table, at: &Span, what: &str, s
     for field in spec.fields {
         let entry = table.get(field.name);
         let value = match entry {
+            None if field.ty == FieldType::Tables => Some(Value::from(rules.tables)),
             Some(entry) => {
                 places.insert(field.name, entry.key_span.clone());
                 match value(rules, field, &entry.node.value) {
@@ -153,6 +156,7 @@ fn value(rules: &Rules<'_>, field: &Field, value: &Tree) -> Result<Value, String
             }
         }
         (FieldType::Path, _) => not("a path in quotes".to_owned()),
+        (FieldType::Tables, _) => Err("is made of the study's `[[table]]` sections: remove it".to_owned()),
     }
 }
 

@@ -66,6 +66,7 @@ fn kind_of(ty: FieldType) -> String {
         FieldType::TextMap => "table of texts".to_owned(),
         FieldType::NeedMap => "table of names of needed stages".to_owned(),
         FieldType::Path => "path, from the study file's directory".to_owned(),
+        FieldType::Tables => "not said: the file's `[[table]]` sections".to_owned(),
     }
 }
 

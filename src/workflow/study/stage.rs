@@ -53,6 +53,8 @@ pub(super) struct Surroundings<'s> {
     pub(super) known: &'s [&'static Spec],
     /// The study file's directory, absolute.
     pub(super) dir: &'s Path,
+    /// The study's tables.
+    pub(super) tables: &'s [Value],
     /// Whether a path is there; `None` if nobody asks.
     pub(super) exists: Option<&'s dyn Fn(&Path) -> bool>,
 }
@@ -423,7 +425,7 @@ fn params_and_arms(
     let (base, at) = section.table("params", sink).unwrap_or((&empty, section.place("params")));
     let resolve = |table: &Table, at: &Span, what: &str, sink: &mut Sink| match run {
         Some(Run::Builtin(spec)) => {
-            let rules = Rules { spec, dir: around.dir, exists: around.exists };
+            let rules = Rules { spec, dir: around.dir, tables: around.tables, exists: around.exists };
             params::resolve(&rules, table, at, what, sink)
         }
         Some(Run::Command(_)) => {
