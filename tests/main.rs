@@ -12,3 +12,5 @@ mod slurm;
 mod slurm_script;
 mod study;
 mod support;
+#[cfg(feature = "compute")]
+mod training;

@@ -36,6 +36,15 @@ pub enum ComputeError {
         /// What is missing and what to do, as the rest of the sentence.
         reason: String,
     },
+    /// Another rank is gone.
+    #[error("{0}")]
+    CollectiveTimeout(String),
+    /// A newer attempt owns the cell.
+    #[error("a newer attempt owns this cell; this one writes nothing more")]
+    Superseded,
+    /// A kill criterion said stop.
+    #[error("{0}")]
+    Stopped(String),
     /// A result that must not be used: a number that is not finite, a check that failed.
     #[error("{0}")]
     Failed(String),
@@ -60,6 +69,9 @@ impl ComputeError {
             Self::Record(_) | Self::Torch(_) => 1,
             Self::Config(_) | Self::Input { .. } => exit::USAGE,
             Self::Missing { .. } => exit::MISSING_INPUT,
+            Self::CollectiveTimeout(_) => exit::COLLECTIVE_TIMEOUT,
+            Self::Superseded => exit::SUPERSEDED,
+            Self::Stopped(_) => exit::STOPPED,
             Self::Failed(_) => exit::BAD_OUTPUT,
         }
     }

@@ -1,10 +1,14 @@
 //! What a stage does: ranks, models, data, training, checkpoints, evaluation, attacks.
 
 pub mod attack;
+pub mod checkpoint;
+pub mod comm;
 pub mod data;
 pub mod evaluate;
 pub mod model;
+pub mod numerics;
 pub mod rng;
+pub mod train;
 
 mod error;
 

@@ -59,6 +59,14 @@ impl Writer {
     pub fn write(&mut self, line: &Line) -> Result<()> {
         self.file.write_all(to_text(line)?.as_bytes()).map_err(RecordError::io("append to", &self.path))
     }
+
+    /// Makes the lines durable, before a checkpoint that continues them.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn sync(&mut self) -> Result<()> {
+        self.file.sync_data().map_err(RecordError::io("sync", &self.path))
+    }
 }
 
 fn to_text(line: &Line) -> Result<String> {

@@ -2,6 +2,7 @@
 //!
 //! `SPEC`s are always compiled; `run` needs tensors and stands behind the feature `compute`.
 
+pub mod apply_monotonicity;
 #[cfg(feature = "compute")]
 mod attack_summary;
 pub mod context;
@@ -10,6 +11,7 @@ pub mod hotflip;
 pub mod setup;
 pub mod spec;
 pub mod subjects;
+pub mod train;
 pub mod uat;
 
 pub use context::{Context, StageError};
@@ -17,6 +19,6 @@ pub use spec::{Field, FieldType, Preset, Role, Spec};
 
 /// Every built-in stage kind, sorted by its word in `run = "..."`.
 pub fn all_specs() -> &'static [&'static Spec] {
-    static ALL: &[&Spec] = &[&evaluate::SPEC, &hotflip::SPEC, &setup::SPEC, &uat::SPEC];
+    static ALL: &[&Spec] = &[&apply_monotonicity::SPEC, &evaluate::SPEC, &hotflip::SPEC, &setup::SPEC, &train::SPEC, &uat::SPEC];
     ALL
 }

@@ -160,6 +160,20 @@ impl Model {
         Ok(model)
     }
 
+    /// A copy with memory of its own.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn duplicate(&self) -> Result<Self> {
+        let mut model = Self::zeros(self.config(), self.variant, self.layout.lanes)?;
+        for (new, old) in model.flats.iter_mut().zip(&self.flats) {
+            as_f32_mut(new).copy_from_slice(as_f32(old));
+        }
+        // Signs are never changed: their memory may be shared.
+        model.signs = self.signs.iter().map(|s| s.iter().map(|(i, t)| (*i, t.shallow_clone())).collect()).collect();
+        Ok(model)
+    }
+
     /// The configuration.
     pub fn config(&self) -> &ModelConfig {
         self.decoder.config()

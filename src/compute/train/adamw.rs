@@ -1,0 +1,189 @@
+//! AdamW with decoupled decay (Loshchilov and Hutter 2019), one pass over a range of a flat group.
+//!
+//! The operations and their order are those of `torch.optim.AdamW`; every element is computed by itself, so a
+//! shard gives the bits of the whole. Gradients are multiplied by one factor here (1 / tokens and the clip),
+//! so that no scaled copy is ever made.
+
+use crate::compute::model::{GroupLayout, Span};
+
+/// Numbers of the optimizer that do not change between steps.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamW {
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay; not applied to norms and biases.
+    pub weight_decay: f64,
+    /// Whether reparametrised weights (V) decay too, which pulls W towards ln 2.
+    pub decay_constrained: Decay,
+    /// Factor on the learning rate of reparametrised weights.
+    pub lr_constrained_multiplier: f64,
+}
+
+/// Whether reparametrised weights decay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decay {
+    /// As every other matrix.
+    Applied,
+    /// They do not.
+    Excluded,
+}
+
+/// One step of one rank.
+#[derive(Debug, Clone, Copy)]
+pub struct Step {
+    /// Learning rate.
+    pub lr: f64,
+    /// Updates so far, this one included: for the bias correction.
+    pub update: u64,
+    /// What gradients are multiplied by.
+    pub gradient_factor: f32,
+}
+
+/// The part of a group that one rank updates: `first` is the group's element at which the slices begin.
+#[derive(Debug)]
+pub struct Shard<'a> {
+    /// First element in the group.
+    pub first: usize,
+    /// Parameters.
+    pub weights: &'a mut [f32],
+    /// Summed gradient.
+    pub gradients: &'a [f32],
+    /// First moments.
+    pub m: &'a mut [f32],
+    /// Second moments.
+    pub v: &'a mut [f32],
+}
+
+impl AdamW {
+    /// Updates the spans of `group` that lie in `shard`; padding stays as it is.
+    pub fn update(&self, group: &GroupLayout, shard: Shard<'_>, step: Step) {
+        let end = shard.first + shard.weights.len();
+        for span in &group.spans {
+            let from = span.offset.max(shard.first);
+            let to = span.range().end.min(end);
+            if from < to {
+                let range = from - shard.first..to - shard.first;
+                self.update_span(
+                    span,
+                    &mut shard.weights[range.clone()],
+                    &shard.gradients[range.clone()],
+                    &mut shard.m[range.clone()],
+                    &mut shard.v[range],
+                    step,
+                );
+            }
+        }
+    }
+
+    fn update_span(
+        &self,
+        span: &Span,
+        weights: &mut [f32],
+        gradients: &[f32],
+        m: &mut [f32],
+        v: &mut [f32],
+        step: Step,
+    ) {
+        let own_rate = span.constraint.is_reparametrised();
+        let lr = if own_rate { step.lr * self.lr_constrained_multiplier } else { step.lr };
+        let decays = span.role.decays() && !(own_rate && self.decay_constrained == Decay::Excluded);
+        // A count of steps fits an i32.
+        let t = i32::try_from(step.update).unwrap_or(i32::MAX);
+        let correction1 = 1.0 - self.beta1.powi(t);
+        let correction2 = 1.0 - self.beta2.powi(t);
+        let keep = (1.0 - if decays { lr * self.weight_decay } else { 0.0 }) as f32;
+        let size = (lr / correction1) as f32;
+        let root = correction2.sqrt() as f32;
+        let (beta2, eps) = (self.beta2 as f32, self.eps as f32);
+        let (one_minus1, one_minus2) = ((1.0 - self.beta1) as f32, (1.0 - self.beta2) as f32);
+        for (((w, &g), m), v) in weights.iter_mut().zip(gradients).zip(m).zip(v) {
+            let g = g * step.gradient_factor;
+            *m += one_minus1 * (g - *m);
+            *v = *v * beta2 + one_minus2 * g * g;
+            *w = *w * keep - size * (*m / (v.sqrt() / root + eps));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compute::model::{Constraint, Role};
+
+    fn group(role: Role, constraint: Constraint, len: usize) -> GroupLayout {
+        let span = Span { name: "w".into(), shape: vec![len as i64], offset: 0, len, role, constraint };
+        GroupLayout { name: "g".into(), spans: vec![span], len }
+    }
+
+    fn optimizer() -> AdamW {
+        AdamW {
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            decay_constrained: Decay::Excluded,
+            lr_constrained_multiplier: 10.0,
+        }
+    }
+
+    fn stored(name: &str) -> Vec<f32> {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/neox/adamw.safetensors");
+        let bytes = std::fs::read(path).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let data = file.tensor(name).unwrap().data().to_vec();
+        data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    #[test]
+    fn five_steps_are_those_of_pytorch_in_any_shards() {
+        let (gradients, weights) = (stored("gradients"), stored("weights"));
+        let group = group(Role::Input, Constraint::Dense, 40);
+        for cuts in [vec![0, 40], vec![0, 16, 40]] {
+            let mut w = weights[..40].to_vec();
+            let (mut m, mut v) = (vec![0.0; 40], vec![0.0; 40]);
+            for k in 0..5 {
+                for cut in cuts.windows(2) {
+                    let r = cut[0]..cut[1];
+                    // The factor undoes a gradient that is twice as large.
+                    let doubled: Vec<f32> = gradients[40 * k..][r.clone()].iter().map(|g| 2.0 * g).collect();
+                    let shard = Shard {
+                        first: cut[0],
+                        weights: &mut w[r.clone()],
+                        gradients: &doubled,
+                        m: &mut m[r.clone()],
+                        v: &mut v[r],
+                    };
+                    optimizer().update(&group, shard, Step { lr: 0.01, update: k as u64 + 1, gradient_factor: 0.5 });
+                }
+                for (a, b) in w.iter().zip(&weights[40 * (k + 1)..]) {
+                    assert!((a - b).abs() <= 1e-6, "step {k}: {a} {b}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn groups_have_their_own_rate_and_decay() {
+        let step = Step { lr: 0.01, update: 1, gradient_factor: 1.0 };
+        let after = |role, constraint, gradient: f32| {
+            let (mut w, mut m, mut v) = ([1.0f32], [0.0], [0.0]);
+            let shard = Shard { first: 0, weights: &mut w, gradients: &[gradient], m: &mut m, v: &mut v };
+            optimizer().update(&group(role, constraint, 1), shard, step);
+            w[0]
+        };
+        // Without gradient only the decay moves: 1 - 0.01 * 0.1.
+        assert_eq!(after(Role::Input, Constraint::Dense, 0.0), 0.999);
+        assert_eq!(after(Role::Embedding, Constraint::Dense, 0.0), 0.999);
+        assert_eq!(after(Role::Bias, Constraint::Dense, 0.0), 1.0);
+        assert_eq!(after(Role::NormWeight, Constraint::Dense, 0.0), 1.0);
+        assert_eq!(after(Role::Input, Constraint::Softplus, 0.0), 1.0);
+        assert_eq!(after(Role::Input, Constraint::FreeFromAbs, 0.0), 0.999);
+        // A first step moves by the rate.
+        assert!((after(Role::Bias, Constraint::Dense, 3.0) - 0.99).abs() < 1e-6);
+        assert!((after(Role::Input, Constraint::Softplus, 3.0) - 0.9).abs() < 1e-6);
+    }
+}

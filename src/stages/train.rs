@@ -1,0 +1,397 @@
+//! Stage kind `train`: data-parallel training with exact resume.
+//!
+//! The model comes from the needed `apply_monotonicity` stage if there is one (its constraint with it), else from
+//! `setup`; the tokens come from `setup`. Writes `best_model/` (our format: V stays) and the history under
+//! `history_file`; the series of every step go into `run.h5`. Every rank runs it; rank 0 writes.
+
+use serde_json::Value;
+
+use super::{Field, FieldType, Preset, Role, Spec};
+
+const fn count(name: &'static str, min: i64, max: i64, preset: Preset, role: Role, help: &'static str) -> Field {
+    Field { name, ty: FieldType::Integer { min, max }, preset, role, help }
+}
+
+const fn number(name: &'static str, min: f64, max: f64, preset: &'static str, help: &'static str) -> Field {
+    Field { name, ty: FieldType::Number { min, max }, preset: Preset::Is(preset), role: Role::Semantic, help }
+}
+
+const fn choice(name: &'static str, words: &'static [&'static str], preset: &'static str, help: &'static str) -> Field {
+    Field { name, ty: FieldType::OneOf(words), preset: Preset::Is(preset), role: Role::Semantic, help }
+}
+
+const fn switch(name: &'static str, preset: &'static str, role: Role, help: &'static str) -> Field {
+    Field { name, ty: FieldType::Bool, preset: Preset::Is(preset), role, help }
+}
+
+use Preset::{Absent, Is};
+use Role::{Operational, Semantic};
+
+/// The kind.
+pub static SPEC: Spec = Spec {
+    kind: "train",
+    version: 1,
+    binary: "seedbed-train",
+    resumable: true,
+    parallel: true,
+    partial_inputs: false,
+    needs: &["setup"],
+    outputs: &["best_model"],
+    export: None,
+    help: "data-parallel training with checkpoints and exact resume",
+    fields: &[
+        count("epochs", 1, 100_000, Is("1"), Semantic, "passes over the training split"),
+        count("max_steps", 1, 1 << 40, Absent, Semantic, "optimizer steps in all, in place of epochs"),
+        number("lr", 0.0, 10.0, "1e-5", "highest learning rate"),
+        number("min_lr", 0.0, 10.0, "0.0", "lowest learning rate after the warmup"),
+        choice("schedule", SCHEDULES, r#""linear""#, "course of the learning rate"),
+        number("warmup_ratio", 0.0, 1.0, "0.1", "part of all steps that warm up"),
+        number("weight_decay", 0.0, 10.0, "0.01", "decoupled weight decay; norms and biases never decay"),
+        switch("decay_constrained", "false", Semantic, "whether V of constrained weights decays (towards W = ln 2)"),
+        number("lr_constrained_multiplier", 0.0, 1e4, "1.0", "factor on the learning rate of V"),
+        number("beta1", 0.0, 0.999_999, "0.9", "decay of AdamW's first moment"),
+        number("beta2", 0.0, 0.999_999, "0.999", "decay of AdamW's second moment"),
+        number("adam_eps", 1e-20, 1.0, "1e-8", "added to the root of the second moment"),
+        number("max_grad_norm", 0.0, 1e9, "1.0", "clip of the mean gradient's norm; 0: none"),
+        count("global_batch", 1, 1 << 24, Is("32"), Semantic, "samples of one optimizer step, over all ranks"),
+        count(
+            "grain_samples",
+            1,
+            1 << 16,
+            Is("4"),
+            Semantic,
+            "samples of one forward and backward; divides global_batch",
+        ),
+        count("lanes", 1, 1 << 16, Absent, Semantic, "sums that are kept apart: a power of two; ranks must divide it"),
+        count("seq_len", 1, 1 << 20, Absent, Semantic, "tokens of a sample; absent: the model's context"),
+        choice("packing", &["stream", "document"], r#""stream""#, "how documents become samples"),
+        count("val_interval_steps", 1, 1 << 40, Absent, Semantic, "steps between validations; absent: once an epoch"),
+        count("val_samples", 1, 1 << 40, Absent, Semantic, "validation windows, at most; absent: all"),
+        count(
+            "stop_after_skips",
+            1,
+            1 << 20,
+            Is("10"),
+            Semantic,
+            "steps in a row without a finite gradient that end the run",
+        ),
+        count("threads_per_rank", 1, 256, Is("1"), Semantic, "threads of libtorch's kernels in each rank"),
+        Field {
+            name: "history_file",
+            ty: FieldType::Text,
+            preset: Is(r#""training_history.json""#),
+            role: Semantic,
+            help: "name of the history: baseline_training_history.json, ...",
+        },
+        count(
+            "checkpoint_interval_steps",
+            0,
+            1 << 40,
+            Is("500"),
+            Operational,
+            "steps between checkpoints; 0: only the best and at a stop",
+        ),
+        count("keep_last", 1, 1000, Is("2"), Operational, "checkpoints that stay, besides the best"),
+        count("log_interval_steps", 1, 1 << 40, Is("10"), Operational, "steps between log lines"),
+        count("collective_timeout_s", 1, 86_400, Is("600"), Operational, "longest wait for another rank, seconds"),
+        switch("strict", "false", Operational, "refuse to resume where bits may differ"),
+    ],
+    check,
+};
+
+/// As `compute::train::Shape::WORDS`; a test keeps them together.
+const SCHEDULES: &[&str] = &["constant", "linear", "cosine", "neox-v1", "neox-v2"];
+
+fn check(params: &Value) -> Vec<String> {
+    let integer = |name: &str| params.get(name).and_then(Value::as_u64);
+    let mut problems = Vec::new();
+    if let (Some(batch), Some(grain)) = (integer("global_batch"), integer("grain_samples")) {
+        if grain == 0 || batch % grain != 0 {
+            problems.push(format!("`grain_samples` = {grain} does not divide `global_batch` = {batch}"));
+        } else if let Some(lanes) = integer("lanes") {
+            let largest = 1u64 << (batch / grain).trailing_zeros();
+            if !lanes.is_power_of_two() || lanes > largest {
+                problems.push(format!(
+                    "`lanes` = {lanes} is no power of two that divides the {} grains (global_batch / grain_samples): use at most {largest}",
+                    batch / grain
+                ));
+            }
+        }
+    }
+    if let (Some(min), Some(max)) =
+        (params.get("min_lr").and_then(Value::as_f64), params.get("lr").and_then(Value::as_f64))
+    {
+        if min > max {
+            problems.push(format!("`min_lr` = {min} is above `lr` = {max}"));
+        }
+    }
+    if let Some(name) = params.get("history_file").and_then(Value::as_str) {
+        if crate::record::Name::new(name).is_err() || !name.ends_with(".json") {
+            problems.push(format!("`history_file` = {name:?} is no file name that ends in .json"));
+        }
+    }
+    problems
+}
+
+#[cfg(feature = "compute")]
+pub use task::run;
+
+#[cfg(feature = "compute")]
+mod task {
+    use std::path::PathBuf;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use serde::Deserialize;
+    use serde_json::{Value, json};
+
+    use super::super::{Context, StageError};
+    use crate::compute::comm::Comm;
+    use crate::compute::data::{Packing, Samples, Split, Tokens};
+    use crate::compute::model::{Model, Variant};
+    use crate::compute::train::{
+        AdamW, Decay, Finished, Outcome, Plan, Schedule, Settings, Shape, Strict, Surroundings, train,
+    };
+    use crate::record::{RunRecord, files, progress};
+
+    #[derive(Debug, Deserialize)]
+    struct Params {
+        epochs: u64,
+        max_steps: Option<u64>,
+        lr: f64,
+        min_lr: f64,
+        schedule: String,
+        warmup_ratio: f64,
+        weight_decay: f64,
+        decay_constrained: bool,
+        lr_constrained_multiplier: f64,
+        beta1: f64,
+        beta2: f64,
+        adam_eps: f64,
+        max_grad_norm: f64,
+        global_batch: u64,
+        grain_samples: u64,
+        lanes: Option<u64>,
+        seq_len: Option<u64>,
+        packing: String,
+        val_interval_steps: Option<u64>,
+        val_samples: Option<u64>,
+        stop_after_skips: u64,
+        threads_per_rank: u32,
+        history_file: String,
+        checkpoint_interval_steps: u64,
+        keep_last: usize,
+        log_interval_steps: u64,
+        collective_timeout_s: u64,
+        strict: bool,
+    }
+
+    /// Trains, on every rank; rank 0 writes.
+    ///
+    /// # Errors
+    /// An input is missing or does not fit, the ranks cannot share the lanes, a rank is gone, or the run was asked
+    /// to stop ([`StageError::Resume`]).
+    pub fn run(context: &Context) -> Result<Option<RunRecord>, StageError> {
+        let params: Params = context.params()?;
+        let comm = Comm::open(Duration::from_secs(params.collective_timeout_s))?;
+        let result = run_on(context, &params, &comm);
+        match &result {
+            // All ranks end alike: they leave in order. After another error the launcher ends the others.
+            Ok(_) | Err(StageError::Resume(_)) => comm.close()?,
+            Err(_) => {}
+        }
+        result
+    }
+
+    fn run_on(context: &Context, params: &Params, comm: &Comm) -> Result<Option<RunRecord>, StageError> {
+        let source = source_dir(context)?;
+        let model = Model::load(&source)?;
+        let data = context.need_dir(context.need_of_kind("setup")?).join("data");
+        let context_tokens = model.config().max_position_embeddings as u64;
+        let seq_len = params.seq_len.unwrap_or(context_tokens);
+        if seq_len > context_tokens {
+            return Err(StageError::Usage(format!(
+                "`seq_len` = {seq_len} is longer than the model's context of {context_tokens}: lower it"
+            )));
+        }
+        let open = |split: Split, packing: Packing| -> Result<Samples, StageError> {
+            let tokens = Tokens::open(&data.join(split.name()))?;
+            tokens.check_model(model.config().vocab_size)?;
+            Ok(Samples::new(Arc::new(tokens), seq_len as usize, packing)?)
+        };
+        let packing = Packing::parse(&params.packing)
+            .ok_or_else(|| StageError::Usage(format!("`packing` = {:?} is not known", params.packing)))?;
+        let (train_set, validation) = (open(Split::Train, packing)?, open(Split::Validation, Packing::Document)?);
+        train_set.check_batch(params.global_batch)?;
+
+        let steps_per_epoch = train_set.len() / params.global_batch;
+        let settings = settings(context, params, steps_per_epoch)?;
+        let around = Surroundings {
+            train: &train_set,
+            validation: &validation,
+            run_dir: &context.run_dir,
+            checkpoint_dir: &context.checkpoint_dir,
+            stop_requested: &|| context.stop_requested(),
+            is_superseded: &|| context.is_superseded(),
+        };
+        match train(comm, model, &settings, &around)? {
+            Outcome::Interrupted(step) => Err(StageError::Resume(step)),
+            Outcome::Finished(_) if !comm.is_first() => Ok(None),
+            Outcome::Finished(finished) => {
+                finished.best.save(&context.out_dir.join("best_model"), Some(&source))?;
+                let record = record(context, params, &settings, &finished, steps_per_epoch, comm.size())?;
+                files::write_json(&context.out_dir.join(&params.history_file), &record.tree())?;
+                Ok(Some(record))
+            }
+        }
+    }
+
+    fn source_dir(context: &Context) -> Result<PathBuf, StageError> {
+        if context.cell.needs.iter().any(|n| n.kind == "apply_monotonicity") {
+            return Ok(context.need_dir(context.need_of_kind("apply_monotonicity")?).join("monotonic_initialized"));
+        }
+        Ok(context.need_dir(context.need_of_kind("setup")?).join("model"))
+    }
+
+    fn settings(context: &Context, params: &Params, steps_per_epoch: u64) -> Result<Settings, StageError> {
+        let usage = StageError::Usage;
+        Ok(Settings {
+            seed: context.seed(),
+            plan: Plan::new(params.global_batch, params.grain_samples, params.lanes).map_err(usage)?,
+            schedule: Schedule {
+                shape: Shape::parse(&params.schedule)
+                    .ok_or_else(|| StageError::Usage(format!("`schedule` = {:?} is not known", params.schedule)))?,
+                lr: params.lr,
+                min_lr: params.min_lr,
+                warmup_ratio: params.warmup_ratio,
+                steps: params.max_steps.unwrap_or(params.epochs * steps_per_epoch),
+            },
+            adamw: AdamW {
+                beta1: params.beta1,
+                beta2: params.beta2,
+                eps: params.adam_eps,
+                weight_decay: params.weight_decay,
+                decay_constrained: if params.decay_constrained { Decay::Applied } else { Decay::Excluded },
+                lr_constrained_multiplier: params.lr_constrained_multiplier,
+            },
+            max_grad_norm: params.max_grad_norm,
+            val_interval_steps: params.val_interval_steps.unwrap_or(steps_per_epoch),
+            val_samples: params.val_samples,
+            checkpoint_interval_steps: params.checkpoint_interval_steps,
+            log_interval_steps: params.log_interval_steps,
+            keep_last: params.keep_last,
+            stop_after_skips: params.stop_after_skips,
+            threads_per_rank: params.threads_per_rank,
+            strict: if params.strict { Strict::Refuse } else { Strict::GoOn },
+            fingerprint: context.cell.fingerprint.clone(),
+            attempt: context.attempt,
+        })
+    }
+
+    fn record(
+        context: &Context,
+        params: &Params,
+        settings: &Settings,
+        finished: &Finished,
+        steps_per_epoch: u64,
+        ranks: usize,
+    ) -> Result<RunRecord, StageError> {
+        let state = &finished.state;
+        let list = |f: fn(&crate::compute::train::Validation) -> Value| -> Vec<Value> {
+            state.validations.iter().map(f).collect()
+        };
+        let mut record = RunRecord::new(&context.cell);
+        record.metrics = json!({
+            "seed": context.cell.key.seed,
+            "train_losses": list(|v| json!(v.train_loss)),
+            "val_perplexities": list(|v| json!(v.perplexity)),
+            "val_losses": list(|v| json!(v.loss)),
+            "validation_steps": list(|v| json!(v.step)),
+            "best_val_perplexity": state.best.as_ref().map(|b| b.perplexity),
+            "best_step": state.best.as_ref().map(|b| b.step),
+            "best_param_digest": finished.best.param_digest(),
+            "final_param_digest": finished.last.param_digest(),
+            "num_epochs": settings.schedule.steps.div_ceil(steps_per_epoch),
+            "steps": state.step,
+            "steps_per_epoch": steps_per_epoch,
+            "updates": state.updates,
+            "skipped_steps": state.skipped,
+            "clipped_steps": state.clipped,
+            "train_tokens": state.tokens,
+            "num_parameters": finished.last.num_parameters(),
+            "hyperparameters": {
+                "learning_rate": params.lr,
+                "min_learning_rate": params.min_lr,
+                "weight_decay": params.weight_decay,
+                "batch_size": params.global_batch,
+                "grain_samples": params.grain_samples,
+                "lanes": settings.plan.lanes,
+                "warmup_ratio": params.warmup_ratio,
+                "max_grad_norm": params.max_grad_norm,
+                "schedule": params.schedule,
+                "beta1": params.beta1,
+                "beta2": params.beta2,
+                "adam_eps": params.adam_eps,
+                "decay_constrained": params.decay_constrained,
+                "lr_constrained_multiplier": params.lr_constrained_multiplier,
+            },
+        });
+        if let Some(variant) = finished.last.variant() {
+            record.metrics["constraint_info"] = constraint_info(&finished.last, variant, state.constrained_range)?;
+        }
+        let seconds = state.seconds;
+        record.environment = json!({
+            "training_time_seconds": seconds,
+            "training_time_hours": seconds / 3600.0,
+            "tokens_per_second": if seconds > 0.0 { state.tokens as f64 / seconds } else { 0.0 },
+            "ranks": ranks,
+        });
+        record.series = progress::series(&progress::read(&context.run_dir)?);
+        record.param_digest = Some(finished.last.param_digest());
+        record.numerics = finished.numerics.clone();
+        Ok(record)
+    }
+
+    fn constraint_info(model: &Model, variant: Variant, range: Option<[f64; 2]>) -> Result<Value, StageError> {
+        let check = model.check_constraint()?;
+        Ok(json!({
+            "type": variant.word(),
+            "formula": variant.formula(),
+            "scope": model.effective_weights()?.iter().map(|(s, _)| s.name.clone()).collect::<Vec<_>>(),
+            "globally_monotonic": false,
+            "tensors_checked": check.tensors,
+            "weights_checked": check.weights,
+            "min_weight": range.map_or(check.min, |r| r[0]),
+            "max_weight": range.map_or(check.max, |r| r[1]),
+            "all_weights_non_negative": check.negative.is_empty(),
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn batches_and_names_are_checked() {
+        assert!(
+            check(&json!({"global_batch": 24, "grain_samples": 3, "lanes": 8, "history_file": "h.json"})).is_empty()
+        );
+        for (params, named) in [
+            (json!({"global_batch": 24, "grain_samples": 5}), "grain_samples"),
+            (json!({"global_batch": 24, "grain_samples": 4, "lanes": 4}), "at most 2"),
+            (json!({"lr": 1e-4, "min_lr": 1e-3}), "min_lr"),
+            (json!({"history_file": "../x.json"}), "history_file"),
+        ] {
+            let problems = check(&params);
+            assert!(problems.len() == 1 && problems[0].contains(named), "{problems:?}");
+        }
+    }
+
+    #[cfg(feature = "compute")]
+    #[test]
+    fn schedules_are_those_of_the_trainer() {
+        assert_eq!(SCHEDULES, crate::compute::train::Shape::WORDS);
+    }
+}
