@@ -3,3 +3,4 @@
 mod chain;
 mod commands;
 mod nodes;
+mod seeds;

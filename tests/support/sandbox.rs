@@ -67,6 +67,21 @@ impl Sandbox {
         String::from_utf8(output.stdout).expect("UTF-8").trim_end().to_owned()
     }
 
+    /// Waits until none of these jobs (ids) is pending or running; panics with the queue after `limit_s` seconds.
+    pub fn wait_until_gone(&self, ids: &[String], limit_s: u64) {
+        let began = Instant::now();
+        loop {
+            let queue = self.head(&["squeue", "--noheader", "--states=PD,R,CG,S,CF", "--format=%F %K %T %r"]);
+            let ours = |line: &&str| line.split(' ').next().is_some_and(|id| ids.iter().any(|i| i == id));
+            let left: Vec<&str> = queue.lines().filter(ours).collect();
+            if left.is_empty() {
+                return;
+            }
+            assert!(began.elapsed() < Duration::from_secs(limit_s), "still queued after {limit_s} s: {left:?}");
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    }
+
     /// `squeue` of one job, one line a task: state and reason. Empty when it has ended.
     pub fn queue(&self, job: &str) -> String {
         self.head(&["squeue", "--noheader", "--array", "--states=PD,R,CG,S,CF", "--format=%i %T %r", "--name", job])
