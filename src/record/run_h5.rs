@@ -53,6 +53,7 @@ pub fn write_run(path: &Path, run: &RunRecord) -> Result<()> {
 fn write_new(path: &Path, run: &RunRecord) -> Result<()> {
     let file = File::with_options()
         .with_fapl(|p| p.libver_v110().file_locking(false))
+        .with_fcpl(|p| p.obj_track_times(false))
         .create(path)
         .map_err(RecordError::hdf5("create", path))?;
     let writer = Writer { path };
@@ -104,7 +105,8 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn group(&self, parent: &Group, name: &str) -> Result<Group> {
-        parent.create_group(name).map_err(RecordError::hdf5("write", self.path))
+        let group = parent.create_group_builder().obj_track_times(false).create(name);
+        group.map_err(RecordError::hdf5("write", self.path))
     }
 
     fn tree(&self, group: &Group, value: &Value) -> Result<()> {

@@ -2,6 +2,7 @@
 //!
 //! `SPEC`s are always compiled; `run` needs tensors and stands behind the feature `compute`.
 
+pub mod aggregate;
 pub mod apply_monotonicity;
 #[cfg(feature = "compute")]
 mod attack_summary;
@@ -19,6 +20,14 @@ pub use spec::{Field, FieldType, Preset, Role, Spec};
 
 /// Every built-in stage kind, sorted by its word in `run = "..."`.
 pub fn all_specs() -> &'static [&'static Spec] {
-    static ALL: &[&Spec] = &[&apply_monotonicity::SPEC, &evaluate::SPEC, &hotflip::SPEC, &setup::SPEC, &train::SPEC, &uat::SPEC];
+    static ALL: &[&Spec] = &[
+        &aggregate::SPEC,
+        &apply_monotonicity::SPEC,
+        &evaluate::SPEC,
+        &hotflip::SPEC,
+        &setup::SPEC,
+        &train::SPEC,
+        &uat::SPEC,
+    ];
     ALL
 }

@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::QueryError;
-use crate::record::{Column, Digest, Items, RunRecord, Seal, files, run_h5};
+use crate::record::run_h5::{self, RUN_FILE};
+use crate::record::{Column, Digest, Items, RunRecord, Seal, files};
 
-/// File name of a run's result.
-const RUN_FILE: &str = "run.h5";
 
 /// What to do with a run without a valid seal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

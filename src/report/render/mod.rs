@@ -29,7 +29,7 @@ pub enum Format {
 
 impl Format {
     /// The formats that are files, in the order in which they are written.
-    pub const FILES: [Format; 4] = [Format::Latex, Format::Markdown, Format::Csv, Format::Json];
+    pub const FILES: [Format; 5] = [Format::Latex, Format::Markdown, Format::Csv, Format::Json, Format::Text];
 
     /// Ending of its files.
     pub fn extension(self) -> &'static str {
