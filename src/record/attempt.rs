@@ -124,9 +124,9 @@ pub fn claim(run_dir: &Path, start: &AttemptStart) -> Result<bool> {
 /// Reads attempt `n`.
 ///
 /// # Errors
-/// It is not there or damaged.
+/// It is not there, damaged, or of a newer version.
 pub fn read_start(run_dir: &Path, n: u32) -> Result<AttemptStart> {
-    files::read_json(&start_path(run_dir, n))
+    files::read_versioned_json(&start_path(run_dir, n), ATTEMPT_VERSION)
 }
 
 /// Says how attempt `n` ended.
@@ -140,9 +140,9 @@ pub fn write_end(run_dir: &Path, n: u32, end: &AttemptEnd) -> Result<()> {
 /// How attempt `n` ended; `None` if it has not said so.
 ///
 /// # Errors
-/// The file is damaged.
+/// The file is damaged, or of a newer version.
 pub fn read_end(run_dir: &Path, n: u32) -> Result<Option<AttemptEnd>> {
-    match files::read_json(&end_path(run_dir, n)) {
+    match files::read_versioned_json(&end_path(run_dir, n), ATTEMPT_VERSION) {
         Ok(end) => Ok(Some(end)),
         Err(e) if e.is_not_found() => Ok(None),
         Err(e) => Err(e),

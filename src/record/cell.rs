@@ -142,7 +142,8 @@ impl Cell {
     /// Reads `cell.toml`.
     ///
     /// # Errors
-    /// It is not there, is damaged, newer, or its fingerprint is not that of its source.
+    /// It is not there, is damaged, newer, its fingerprint is not that of its source, or it says something
+    /// otherwise than the source does.
     pub fn read(path: &Path) -> Result<Self> {
         let text = files::read_text(path)?;
         #[derive(Deserialize)]
@@ -158,6 +159,44 @@ impl Cell {
                 "its fingerprint is not that of its source: submit again with `run_all`",
             ));
         }
+        if let Some(what) = cell.disagreement() {
+            return Err(RecordError::damaged(
+                path,
+                format!("its {what} is not what its fingerprint was made from: submit again with `run_all`"),
+            ));
+        }
         Ok(cell)
+    }
+
+    /// What the cell says otherwise than the source of its fingerprint does: a stage must not run with other
+    /// values than those that it is sealed under.
+    fn disagreement(&self) -> Option<String> {
+        let source = &self.source;
+        if self.kind != source.kind {
+            return Some("kind".to_owned());
+        }
+        if self.key.seed != source.seed {
+            return Some("seed".to_owned());
+        }
+        // A command's words and outputs stand among its semantic parameters, and beside them in the cell.
+        let beside = |key: &str| self.kind == "command" && (key == "command" || key == "outputs");
+        let params = source.params.as_object().into_iter().flatten();
+        for (key, value) in params.filter(|(key, _)| !beside(key)) {
+            if self.params.get(key) != Some(value) {
+                return Some(format!("parameter `{key}`"));
+            }
+        }
+        for (name, fingerprint) in &source.needs {
+            let named = |need: &&Need| need.key.local_name() == *name || need.key.to_string() == *name;
+            if self.needs.iter().find(named).is_none_or(|need| need.fingerprint != *fingerprint) {
+                return Some(format!("needed cell `{name}`"));
+            }
+        }
+        for (name, digest) in &source.inputs {
+            if self.inputs.iter().find(|input| input.name == *name).is_none_or(|input| input.digest != *digest) {
+                return Some(format!("input `{name}`"));
+            }
+        }
+        None
     }
 }

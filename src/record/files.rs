@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
+use super::error::check_version;
 use super::{RecordError, Result};
 
 static NEXT_TEMP: AtomicU64 = AtomicU64::new(0);
@@ -139,6 +141,22 @@ fn last_byte(path: &Path) -> Result<Option<u8>> {
 /// # Errors
 /// The file cannot be read, or a whole line is not a `T`.
 pub fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    whole_lines(path)?.into_iter().map(|(n, value)| from_value(path, Some(n), value)).collect()
+}
+
+/// As [`read_lines`], for lines that say their format version, which is looked at before anything else.
+///
+/// # Errors
+/// As [`read_lines`]; [`RecordError::Newer`] if a line has a version above `known`.
+pub fn read_versioned_lines<T: DeserializeOwned>(path: &Path, known: u32) -> Result<Vec<T>> {
+    let read = |(n, value)| {
+        check_version(path, version_of(&value), known)?;
+        from_value(path, Some(n), value)
+    };
+    whole_lines(path)?.into_iter().map(read).collect()
+}
+
+fn whole_lines(path: &Path) -> Result<Vec<(usize, Value)>> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -148,13 +166,39 @@ pub fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     let mut lines = Vec::new();
     for (i, line) in whole.split(|&b| b == b'\n').enumerate() {
         match serde_json::from_slice(line) {
-            Ok(value) => lines.push(value),
+            Ok(value) => lines.push((i + 1, value)),
             // An empty line, or a torn one that a later writer ended.
             Err(e) if line.is_empty() || e.is_eof() => {}
-            Err(e) => return Err(RecordError::damaged(path, format!("line {}: {e}", i + 1))),
+            Err(e) => return Err(damaged_line(path, i + 1, &e)),
         }
     }
     Ok(lines)
+}
+
+fn damaged_line(path: &Path, n: usize, error: &serde_json::Error) -> RecordError {
+    RecordError::damaged(path, format!("line {n}: {error}: restore the file from a copy, or remove that line"))
+}
+
+fn from_value<T: DeserializeOwned>(path: &Path, line: Option<usize>, value: Value) -> Result<T> {
+    serde_json::from_value(value).map_err(|e| match line {
+        Some(n) => damaged_line(path, n, &e),
+        None => RecordError::damaged(path, e.to_string()),
+    })
+}
+
+/// The version that a value says; 0 where it says none, and then its reader misses the field.
+fn version_of(value: &Value) -> u32 {
+    value.get("version").and_then(Value::as_u64).map_or(0, |v| u32::try_from(v).unwrap_or(u32::MAX))
+}
+
+/// Reads a JSON file that says its format version, which is looked at before anything else.
+///
+/// # Errors
+/// As [`read_json`]; [`RecordError::Newer`] if its version is above `known`.
+pub fn read_versioned_json<T: DeserializeOwned>(path: &Path, known: u32) -> Result<T> {
+    let value: Value = read_json(path)?;
+    check_version(path, version_of(&value), known)?;
+    from_value(path, None, value)
 }
 
 /// Reads a JSON file.

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use hdf5::types::{CompoundField, CompoundType, EnumMember, EnumType, FloatSize, IntSize, TypeDescriptor};
 use hdf5::{Dataset, File, Group};
+use hdf5_sys::h5a::{H5Aread, H5Awrite};
 use hdf5_sys::h5d::{H5Dread, H5Dwrite};
 use hdf5_sys::h5p::H5P_DEFAULT;
 use hdf5_sys::h5s::H5S_ALL;
@@ -153,16 +154,26 @@ impl Writer<'_> {
                         self.rows(&arrays, &i.to_string(), &TypeDescriptor::Float(FloatSize::U8), xs.len(), &bytes)?
                     }
                 };
-                let text: hdf5::types::VarLenUnicode =
-                    path.parse().map_err(|e| RecordError::Value(format!("path {path:?}: {e}")))?;
-                dataset
-                    .new_attr::<hdf5::types::VarLenUnicode>()
-                    .create("path")
-                    .and_then(|a| a.write_scalar(&text))
-                    .map_err(RecordError::hdf5("write", self.path))?;
+                self.path_of_array(&dataset, path)?;
             }
         }
         Ok(())
+    }
+
+    /// The path as an attribute. Of fixed length, so that it lies in the checksummed header: texts of variable
+    /// length lie in a heap that nothing guards.
+    fn path_of_array(&self, dataset: &Dataset, path: &str) -> Result<()> {
+        let mut bytes = Vec::new();
+        push_text(&mut bytes, path, path.len().max(1));
+        let attribute = dataset
+            .new_attr_builder()
+            .empty_as(&TypeDescriptor::FixedUnicode(bytes.len()))
+            .create("path")
+            .map_err(RecordError::hdf5("write", self.path))?;
+        let file_type = attribute.dtype().map_err(RecordError::hdf5("write", self.path))?;
+        // SAFETY: the buffer is one value of exactly the file's own type; the lock of `sync` is held.
+        let rc = hdf5::sync::sync(|| unsafe { H5Awrite(attribute.id(), file_type.id(), bytes.as_ptr().cast()) });
+        if rc < 0 { Err(disk_full_or(self.path, "path")) } else { Ok(()) }
     }
 
     fn table(&self, group: &Group, name: &str, items: &Items) -> Result<()> {
@@ -334,9 +345,9 @@ impl Reader<'_> {
         for (name, items) in self.tables(file, "series")? {
             series.insert(name.clone(), self.points(&name, items)?);
         }
-        let environment = match file.group("environment") {
-            Ok(group) => self.tree(&group)?,
-            Err(_) => Value::Object(Map::new()),
+        let environment = match self.group(file, "environment")? {
+            Some(group) => self.tree(&group)?,
+            None => Value::Object(Map::new()),
         };
         let run = RunRecord {
             key,
@@ -370,8 +381,22 @@ impl Reader<'_> {
         }
     }
 
+    /// A member that is absent is `None`; one that is there and cannot be opened is damage, and no absence.
+    fn group(&self, parent: &Group, name: &str) -> Result<Option<Group>> {
+        self.has(parent, name)?.then(|| parent.group(name).map_err(self.hdf5())).transpose()
+    }
+
+    /// As [`Self::group`].
+    fn dataset(&self, parent: &Group, name: &str) -> Result<Option<Dataset>> {
+        self.has(parent, name)?.then(|| parent.dataset(name).map_err(self.hdf5())).transpose()
+    }
+
+    fn has(&self, parent: &Group, name: &str) -> Result<bool> {
+        Ok(parent.member_names().map_err(self.hdf5())?.iter().any(|member| member == name))
+    }
+
     fn tables(&self, file: &File, group: &str) -> Result<Vec<(String, Items)>> {
-        let Ok(group) = file.group(group) else { return Ok(Vec::new()) };
+        let Some(group) = self.group(file, group)? else { return Ok(Vec::new()) };
         let mut tables = Vec::new();
         for name in group.member_names().map_err(self.hdf5())? {
             let rows = self.rows(&group.dataset(&name).map_err(self.hdf5())?)?;
@@ -398,7 +423,7 @@ impl Reader<'_> {
 
     fn tree(&self, group: &Group) -> Result<Value> {
         let mut flat = Flat::default();
-        if let Ok(dataset) = group.dataset("metrics") {
+        if let Some(dataset) = self.dataset(group, "metrics")? {
             let rows = self.rows(&dataset)?;
             let (path, value, kind) =
                 (self.field(&rows, "path")?, self.field(&rows, "value")?, self.field(&rows, "kind")?);
@@ -412,18 +437,17 @@ impl Reader<'_> {
                 flat.numbers.push((self.text(rows.cell(i, path))?, f64::from_ne_bytes(rows.word(i, value)), kind));
             }
         }
-        if let Ok(dataset) = group.dataset("texts") {
+        if let Some(dataset) = self.dataset(group, "texts")? {
             let rows = self.rows(&dataset)?;
             let (path, text) = (self.field(&rows, "path")?, self.field(&rows, "text")?);
             for i in 0..rows.n {
                 flat.texts.push((self.text(rows.cell(i, path))?, self.text(rows.cell(i, text))?));
             }
         }
-        if let Ok(arrays) = group.group("arrays") {
+        if let Some(arrays) = self.group(group, "arrays")? {
             for name in arrays.member_names().map_err(self.hdf5())? {
                 let dataset = arrays.dataset(&name).map_err(self.hdf5())?;
-                let path: hdf5::types::VarLenUnicode =
-                    dataset.attr("path").and_then(|a| a.read_scalar()).map_err(self.hdf5())?;
+                let path = self.path_of_array(&dataset)?;
                 let (ty, n, bytes) = self.raw(&dataset)?;
                 if bytes.len() != n * 8 {
                     return Err(self.damaged(format!("array `{path}` has an unknown type")));
@@ -435,10 +459,28 @@ impl Reader<'_> {
                     TypeDescriptor::Float(_) => NumberArray::Floats(words.map(f64::from_ne_bytes).collect()),
                     _ => return Err(self.damaged(format!("array `{path}` has an unknown type"))),
                 };
-                flat.arrays.push((path.to_string(), array));
+                flat.arrays.push((path, array));
             }
         }
         tree::unflatten(&flat).map_err(|e| self.damaged(e))
+    }
+
+    fn path_of_array(&self, dataset: &Dataset) -> Result<String> {
+        let attribute = dataset.attr("path").map_err(self.hdf5())?;
+        let ty = attribute.dtype().map_err(self.hdf5())?;
+        let TypeDescriptor::FixedUnicode(width) = ty.to_descriptor().map_err(self.hdf5())? else {
+            return Err(self.damaged(format!("`{}` has a path of another type than text", dataset.name())));
+        };
+        if attribute.size() != 1 || width as u64 > self.size {
+            return Err(self.damaged(format!("`{}` has a path that claims to be larger than the file", dataset.name())));
+        }
+        let mut bytes = vec![0u8; width];
+        // SAFETY: the buffer holds one value of exactly the file's own type; the lock of `sync` is held.
+        let rc = hdf5::sync::sync(|| unsafe { H5Aread(attribute.id(), ty.id(), bytes.as_mut_ptr().cast()) });
+        if rc < 0 {
+            return Err(self.damaged(format!("the path of `{}` cannot be read", dataset.name())));
+        }
+        self.text(&bytes)
     }
 
     fn field<'r>(&self, rows: &'r Rows, name: &str) -> Result<&'r CompoundField> {

@@ -9,7 +9,6 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::error::check_version;
 use super::{CellKey, Digest, Fingerprint, FingerprintSource, RecordError, Result, files};
 
 /// Format version of `seal.json`.
@@ -141,15 +140,11 @@ impl Seal {
     /// It is damaged, was edited, or has a newer version.
     pub fn read(run_dir: &Path) -> Result<Option<Self>> {
         let path = run_dir.join(SEAL_FILE);
-        let value: Value = match files::read_json(&path) {
-            Ok(value) => value,
+        let seal: Self = match files::read_versioned_json(&path, SEAL_VERSION) {
+            Ok(seal) => seal,
             Err(e) if e.is_not_found() => return Ok(None),
             Err(e) => return Err(hint(e, &path)),
         };
-        let version = value.get("version").and_then(Value::as_u64).unwrap_or(0);
-        check_version(&path, u32::try_from(version).unwrap_or(u32::MAX), SEAL_VERSION)?;
-        let seal: Self =
-            serde_json::from_value(value).map_err(|e| hint(RecordError::damaged(&path, e.to_string()), &path))?;
         if seal.own_digest() != seal.digest || seal.source.fingerprint() != seal.fingerprint {
             return Err(RecordError::damaged(
                 &path,

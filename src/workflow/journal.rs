@@ -13,6 +13,9 @@ use crate::record::{Fingerprint, Name, RecordError, attempt, files};
 /// Format version of a journal line.
 pub const JOURNAL_VERSION: u32 = 1;
 
+/// Format version of `slots.json`.
+pub const SLOTS_VERSION: u32 = 1;
+
 /// One line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
@@ -161,12 +164,7 @@ impl Journal {
     /// # Errors
     /// A whole line is damaged, or was written by a newer program.
     pub fn read(&self) -> Result<Vec<Entry>> {
-        let entries: Vec<Entry> = files::read_lines(&self.path)?;
-        if let Some(newer) = entries.iter().find(|e| e.version > JOURNAL_VERSION) {
-            let path = self.path.clone();
-            return Err(RecordError::Newer { path, found: newer.version, known: JOURNAL_VERSION }.into());
-        }
-        Ok(entries)
+        Ok(files::read_versioned_lines(&self.path, JOURNAL_VERSION)?)
     }
 }
 
@@ -237,7 +235,7 @@ pub fn slots(own: &Path, wanted: &[u32]) -> Result<BTreeMap<u32, u32>> {
     let known = read_slots(&path)?;
     let seeds = extended(&known, wanted);
     if seeds.len() > known.len() {
-        files::write_json(&path, &Slots { version: 1, seeds: seeds.clone() })?;
+        files::write_json(&path, &Slots { version: SLOTS_VERSION, seeds: seeds.clone() })?;
     }
     Ok(numbered(&seeds))
 }
@@ -252,10 +250,7 @@ pub fn preview_slots(own: &Path, wanted: &[u32]) -> Result<BTreeMap<u32, u32>> {
 }
 
 fn read_slots(path: &Path) -> Result<Vec<u32>> {
-    match files::read_json::<Slots>(path) {
-        Ok(slots) if slots.version > 1 => {
-            Err(RecordError::Newer { path: path.to_path_buf(), found: slots.version, known: 1 }.into())
-        }
+    match files::read_versioned_json::<Slots>(path, SLOTS_VERSION) {
         Ok(slots) => Ok(slots.seeds),
         Err(e) if e.is_not_found() => Ok(Vec::new()),
         Err(e) => Err(e.into()),

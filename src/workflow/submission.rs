@@ -15,7 +15,7 @@ use super::place::Place;
 use super::plan::{CellDef, Expansion, Plan, PlannedJob};
 use super::study::{Run, Study};
 use crate::record::cell::{CELL_VERSION, Cell, ExternalInput, Need};
-use crate::record::{CellKey, Digest, Fingerprint, Name, RecordError, files};
+use crate::record::{CellKey, Digest, Fingerprint, Name, files};
 
 /// Format version of `plan.json`.
 pub const SUBMISSION_VERSION: u32 = 1;
@@ -156,12 +156,7 @@ impl Submission {
     /// # Errors
     /// It is not there, damaged or newer.
     pub fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join("plan.json");
-        let submission: Self = files::read_json(&path)?;
-        if submission.version > SUBMISSION_VERSION {
-            return Err(RecordError::Newer { path, found: submission.version, known: SUBMISSION_VERSION }.into());
-        }
-        Ok(submission)
+        Ok(files::read_versioned_json(&dir.join("plan.json"), SUBMISSION_VERSION)?)
     }
 
     /// The cell that runs in `slot` of `job`.
