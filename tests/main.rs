@@ -4,6 +4,7 @@ mod architecture;
 mod chain;
 #[cfg(feature = "compute")]
 mod data_stages;
+mod formats;
 #[cfg(feature = "compute")]
 mod model;
 mod real_slurm;

@@ -1,0 +1,312 @@
+//! The values that the golden files hold: one of everything, every optional field given. Literals, so that a new
+//! field does not compile before it is here.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use chrono::{DateTime, TimeZone, Utc};
+use hdf5::types::{FixedUnicode, TypeDescriptor};
+use seedbed::record::progress::Line;
+use seedbed::record::seal::SealedFile;
+use seedbed::record::{
+    AttemptEnd, AttemptStart, Cell, CellKey, Column, Digest, ExternalInput, FingerprintSource, Items, JobRef, Name,
+    Need, Origin, Outcome, Resources, RunRecord, Seal, SeriesPoint,
+};
+use seedbed::workflow::journal::{Entry, Event, IntendedCell};
+use seedbed::workflow::submission::{ExpectedStage, Rules, Submission, SubmittedJob};
+use serde_json::json;
+
+pub const STUDY: &str = "schema = 1\n\n[study]\nname = \"monotone\"\n";
+const SUBMISSION: &str = "20261121T081500-0a1b2c";
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn digest(of: &str) -> Digest {
+    Digest::of_bytes(of.as_bytes())
+}
+
+fn at(second: u32) -> DateTime<Utc> {
+    Utc.with_ymd_and_hms(2026, 11, 21, 8, 15, second).unwrap()
+}
+
+fn key(stage: &str, arm: Option<&str>, seed: Option<u32>) -> CellKey {
+    CellKey { study: name("monotone"), profile: name("quick"), stage: name(stage), arm: arm.map(name), seed }
+}
+
+fn source() -> FingerprintSource {
+    FingerprintSource {
+        version: 1,
+        kind: "train".into(),
+        kind_version: 1,
+        params: json!({"lr": 0.001, "max_steps": 120, "model": "constrained"}),
+        seed: Some(42),
+        needs: BTreeMap::from([("setup".to_owned(), digest("setup"))]),
+        inputs: BTreeMap::from([("corpus_dir".to_owned(), digest("corpus"))]),
+    }
+}
+
+pub fn cell() -> Cell {
+    Cell {
+        version: 1,
+        kind: "train".into(),
+        number: 3,
+        fingerprint: source().fingerprint(),
+        base: "/data/ada/results/monotone/quick".into(),
+        scratch: Some("/scratch/ada/seedbed-4f3e2d1c/monotone/quick/train_monotonic/mlp_in/seed-42".into()),
+        command: vec!["python3".into(), "train.py".into()],
+        outputs: vec!["best_model".into(), "training_history.json".into()],
+        resumable: true,
+        labels: BTreeMap::from([("variant".to_owned(), "in".to_owned())]),
+        key: key("train_monotonic", Some("mlp_in"), Some(42)),
+        resources: Resources {
+            nodes: 2,
+            tasks_per_node: 2,
+            cpus_per_task: 1,
+            gpus_per_node: 0,
+            mem_bytes: Some(2_147_483_648),
+            time_s: 600,
+        },
+        params: json!({"log_every": 20, "lr": 0.001, "max_steps": 120, "model": "constrained"}),
+        needs: vec![Need {
+            key: key("setup", None, None),
+            kind: "setup".into(),
+            number: 0,
+            labels: BTreeMap::from([("text".to_owned(), "generated".to_owned())]),
+            dir: "setup".into(),
+            fingerprint: digest("setup"),
+        }],
+        inputs: vec![ExternalInput {
+            name: "corpus_dir".into(),
+            path: "/data/ada/corpus".into(),
+            digest: digest("corpus"),
+        }],
+        source: source(),
+    }
+}
+
+pub fn attempt_start() -> AttemptStart {
+    AttemptStart {
+        version: 1,
+        attempt: 2,
+        key: cell().key,
+        fingerprint: source().fingerprint(),
+        submission: SUBMISSION.into(),
+        job: Some(JobRef { id: "1187_0".into(), restart: 1 }),
+        host: "n1".into(),
+        pid: 4711,
+        boot_id: "6d6f6e6f-746f-6e65-9a6e-6f6e65676174".into(),
+        user: "ada".into(),
+        started_at: at(20),
+    }
+}
+
+pub fn attempt_end() -> AttemptEnd {
+    AttemptEnd {
+        version: 1,
+        exit_code: 75,
+        cause: "checkpointed, to be run again".into(),
+        step: Some(60),
+        ended_at: at(48),
+        wall_s: 28.25,
+    }
+}
+
+pub fn progress() -> Vec<Line> {
+    let line = |step: u64, loss: f64| Line {
+        step,
+        total: Some(120),
+        time_s: step as f64 * 0.25,
+        values: BTreeMap::from([("loss".to_owned(), loss), ("lr".to_owned(), 0.001)]),
+    };
+    vec![line(20, 5.125), line(40, 4.0625), line(60, 3.5)]
+}
+
+pub fn run() -> RunRecord {
+    let points = |values: [f64; 2]| {
+        let point = |(i, value): (usize, &f64)| SeriesPoint { step: 20 * (i as u64 + 1), value: *value, time_s: 0.5 };
+        values.iter().enumerate().map(point).collect()
+    };
+    let items = Items {
+        columns: vec![
+            ("id".to_owned(), Column::Texts(vec!["doc-0".into(), "naïve".into()])),
+            ("nll".to_owned(), Column::Floats(vec![1.25, f64::NEG_INFINITY])),
+            ("tokens".to_owned(), Column::Integers(vec![64, -1])),
+        ],
+    };
+    RunRecord {
+        key: cell().key,
+        kind: "train".into(),
+        fingerprint: source().fingerprint(),
+        labels: cell().labels,
+        metrics: json!({
+            "best_val_perplexity": 6.918_123_456_789_1,
+            "num_epochs": 1,
+            "train_losses": [5.125, 4.0625],
+            "trigger_ids": [3, 1, 4],
+            "constraint_info": {"type": "softplus", "globally_monotonic": false},
+            "lambada": null,
+            "results": [{"loss": 1.5}, {"loss": 2.5, "why.not": "a [name]"}],
+            "skipped": [],
+            "empty": {},
+        }),
+        environment: json!({"training_time_seconds": 28.25, "host": "n1", "rates": [1.5, 2.5]}),
+        series: BTreeMap::from([("loss".to_owned(), points([5.125, 4.0625]))]),
+        items: BTreeMap::from([("pile_test".to_owned(), items)]),
+        param_digest: Some(digest("parameters")),
+        numerics: json!({"libtorch": "2.11.0", "threads_per_rank": 1, "lanes": 8}),
+    }
+}
+
+pub fn seal() -> Seal {
+    let file = |path: &str, size_bytes: u64| SealedFile { path: path.into(), size_bytes, digest: digest(path) };
+    Seal {
+        version: 1,
+        key: cell().key,
+        fingerprint: source().fingerprint(),
+        source: source(),
+        outcome: Outcome::Done,
+        origin: Origin::Run,
+        evidence: Some(json!({"criterion": "none"})),
+        content: Some(run().content_digest()),
+        outputs: vec![file("best_model/model.safetensors", 693_248), file("run.h5", 11_264)],
+        read: vec![file("setup/run.h5", 9_216)],
+        jobs: vec!["1187_0".into()],
+        attempt: 2,
+        host: "n1".into(),
+        started_at: at(20),
+        sealed_at: at(52),
+        wall_s: 56.5,
+        code: "0.1.0 0a1b2c3".into(),
+        digest: digest(""),
+    }
+}
+
+pub fn submission() -> Submission {
+    let job = |stage: &str| format!("monotone.{stage}.{SUBMISSION}");
+    Submission {
+        version: 1,
+        name: SUBMISSION.into(),
+        study: name("monotone"),
+        profile: name("quick"),
+        created_at: at(0),
+        base: "/data/ada/results/monotone/quick".into(),
+        programs: "/data/ada/results/monotone/quick/.seedbed/bin/0123456789abcdef".into(),
+        rules: Rules { settle_s: 90, lease_s: 120, beat_s: 30, without_progress: 3, requeue: true },
+        jobs: vec![
+            SubmittedJob { name: job("train_monotonic.mlp_in"), cells: BTreeMap::from([(1, cell().key.local_name())]) },
+            SubmittedJob { name: job("aggregate"), cells: BTreeMap::from([(0, "aggregate".to_owned())]) },
+        ],
+        stages: vec![
+            ExpectedStage {
+                name: name("train_monotonic"),
+                number: 3,
+                cells: vec![(cell().key, source().fingerprint())],
+            },
+            ExpectedStage {
+                name: name("aggregate"),
+                number: 7,
+                cells: vec![(key("aggregate", None, None), digest("aggregate"))],
+            },
+        ],
+    }
+}
+
+pub fn journal() -> Vec<Entry> {
+    let job = |stage: &str| format!("monotone.{stage}.{SUBMISSION}");
+    let intent = |stage: &str, cells: BTreeMap<String, IntendedCell>| Event::Intent {
+        submission: SUBMISSION.into(),
+        job: job(stage),
+        stage: name(stage),
+        cells,
+    };
+    let one = |cell: &str, slot| {
+        BTreeMap::from([(cell.to_owned(), IntendedCell { slot, fingerprint: source().fingerprint() })])
+    };
+    let events = vec![
+        Event::Asked { seeds: vec![42, 1337] },
+        intent("train_baseline", one("train_baseline/seed-42", Some(0))),
+        Event::Submitted { job: job("train_baseline"), id: "1187".into() },
+        intent("uat", one("uat/seed-42", Some(0))),
+        Event::Refused { job: job("uat"), message: "Invalid account or account/partition combination".into() },
+        intent("aggregate", one("aggregate", None)),
+        Event::Uncertain { job: job("aggregate"), reason: "no reply in 30 s".into() },
+        Event::Gone { job: job("train_baseline"), slots: vec![0], reason: "replaced by a newer submission".into() },
+    ];
+    let entry = |(i, event)| Entry {
+        version: 1,
+        time: at(u32::try_from(i).unwrap()),
+        user: "ada".into(),
+        cluster: "sandbox".into(),
+        event,
+    };
+    events.into_iter().enumerate().map(entry).collect()
+}
+
+/// One line for every group and dataset of an HDF5 file: path, fields with their types, rows, layout, attributes.
+/// Widths of texts are those of the longest one.
+pub fn structure(path: &Path) -> Vec<String> {
+    fn walk(group: &hdf5::Group, lines: &mut Vec<String>) {
+        let mut names = group.member_names().unwrap();
+        names.sort();
+        for name in names {
+            if let Ok(sub) = group.group(&name) {
+                lines.push(format!("{}/", sub.name()));
+                walk(&sub, lines);
+                continue;
+            }
+            let dataset = group.dataset(&name).unwrap();
+            let attributes = dataset.attr_names().unwrap().join(", ");
+            let layout = format!("{:?}", dataset.layout()).to_lowercase();
+            let ty = shown(&dataset.dtype().unwrap().to_descriptor().unwrap());
+            let attributes = if attributes.is_empty() { String::new() } else { format!(" @{attributes}") };
+            lines.push(format!("{} {ty} x {} {layout}{attributes}", dataset.name(), dataset.size()));
+        }
+    }
+    let file = hdf5::File::open(path).unwrap();
+    let mut lines = Vec::new();
+    walk(&file, &mut lines);
+    lines
+}
+
+fn shown(ty: &TypeDescriptor) -> String {
+    match ty {
+        TypeDescriptor::Compound(compound) => {
+            let fields: Vec<String> = compound.fields.iter().map(|f| format!("{} {}", f.name, shown(&f.ty))).collect();
+            format!("{{{}}}", fields.join(", "))
+        }
+        TypeDescriptor::Enum(members) => {
+            let names: Vec<&str> = members.members.iter().map(|m| m.name.as_str()).collect();
+            format!("enum({})", names.join("|"))
+        }
+        other => other.to_string(),
+    }
+}
+
+/// A `run.h5` of which nothing is known but its version.
+pub fn write_version_only(path: &Path, version: u32) {
+    #[derive(hdf5::H5Type, Clone)]
+    #[repr(C)]
+    struct Row {
+        path: FixedUnicode<7>,
+        value: f64,
+        kind: u8,
+    }
+    let file = hdf5::File::create(path).unwrap();
+    let row = Row { path: "version".parse().unwrap(), value: f64::from(version), kind: 1 };
+    let dataset = file.create_group("meta").unwrap().new_dataset::<Row>().shape([1]).create("metrics").unwrap();
+    dataset.write(&[row]).unwrap();
+}
+
+/// Paths of the rows of `/meta`: what `run.h5` says of itself.
+pub fn meta_paths(path: &Path) -> Vec<String> {
+    #[derive(hdf5::H5Type, Clone)]
+    #[repr(C)]
+    struct Row {
+        path: FixedUnicode<200>,
+    }
+    let file = hdf5::File::open(path).unwrap();
+    let rows = ["meta/metrics", "meta/texts"].map(|name| file.dataset(name).unwrap().read_raw::<Row>().unwrap());
+    rows.concat().iter().map(|row| row.path.to_string()).collect()
+}
