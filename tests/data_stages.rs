@@ -196,6 +196,24 @@ fn setup_is_the_same_every_time() {
 }
 
 #[test]
+fn pretraining_learns_from_a_corpus_that_is_neither_trivial_nor_noise() {
+    let study = Study::new();
+    let mut params = small();
+    params.as_object_mut().unwrap().extend(
+        json!({"generated_documents": 400, "hidden_size": 32, "pretrain_steps": 150}).as_object().unwrap().clone(),
+    );
+    let (record, out) = study.run(&setup::SPEC, setup::run, "setup", &params);
+    let pretraining = &record.metrics["pretraining"];
+    let [before, after] = ["/val_perplexity_before", "/val_perplexity_after"].map(|at| number(pretraining, at));
+    let open = |split: Split| Tokens::open(&out.join("data").join(split.name())).unwrap();
+    let unigram =
+        seedbed::compute::evaluate::unigram_perplexity(&open(Split::Train), &open(Split::Validation)).unwrap();
+    assert!(after < unigram && unigram < before, "{after} {unigram} {before}");
+    assert!(after > 1.5, "{after}: the text repeats itself");
+    assert_eq!(record.series["loss"].last().map(|p| p.step), Some(150));
+}
+
+#[test]
 fn results_agree_with_their_items_and_no_batch_size_changes_them() {
     let (study, _) = Study::prepared();
 

@@ -33,7 +33,7 @@ pub static SPEC: Spec = Spec {
     kind: "setup",
     version: 1,
     binary: "seedbed-setup",
-    resumable: false,
+    resumable: true,
     parallel: false,
     partial_inputs: false,
     needs: &[],
@@ -54,6 +54,12 @@ pub static SPEC: Spec = Spec {
         number("rotary_pct", 0.0, 1.0, "0.25", "part of each head that is rotated by position"),
         choice("hidden_act", &["gelu", "gelu_new", "relu", "softplus"], r#""gelu""#, "activation of a random model"),
         count("vocab_size", 258, 1 << 20, "512", "ids of the tokenizer that is trained for a random model"),
+        count("pretrain_steps", 0, 1 << 40, "0", "steps of training a random model, in place of a download"),
+        count("pretrain_global_batch", 1, 1 << 24, "24", "samples of one step of pretraining"),
+        count("pretrain_grain_samples", 1, 1 << 16, "24", "samples of one forward and backward of pretraining"),
+        number("pretrain_lr", 0.0, 10.0, "3e-3", "highest learning rate of pretraining"),
+        number("pretrain_warmup_ratio", 0.0, 1.0, "0.05", "part of the steps of pretraining that warm up"),
+        number("pretrain_weight_decay", 0.0, 10.0, "0.01", "decoupled weight decay of pretraining"),
         choice("text_source", &["generated", "directory", "jsonl"], r#""generated""#, "where text comes from"),
         path("corpus_dir", "directory of plain text, read recursively"),
         path("corpus_file", "file of JSON lines"),
@@ -76,6 +82,7 @@ pub static SPEC: Spec = Spec {
 };
 
 fn check(params: &Value) -> Vec<String> {
+    let number = |name: &str| params.get(name).and_then(Value::as_u64).unwrap_or(0);
     let word = |name: &str| params.get(name).and_then(Value::as_str).unwrap_or("");
     let mut problems = Vec::new();
     for (source, value, path) in [
@@ -90,6 +97,15 @@ fn check(params: &Value) -> Vec<String> {
             problems.push(format!("`{path}` is given, but `{source}` is \"{}\": set it to \"{value}\"", word(source)));
         }
     }
+    if word("model_source") == "directory" && number("pretrain_steps") > 0 {
+        problems.push(
+            "`pretrain_steps` trains a random model only: set it to 0 or `model_source` to \"random\"".to_owned(),
+        );
+    }
+    let (batch, grain) = (number("pretrain_global_batch"), number("pretrain_grain_samples"));
+    if grain > 0 && batch % grain != 0 {
+        problems.push(format!("`pretrain_grain_samples` = {grain} does not divide `pretrain_global_batch` = {batch}"));
+    }
     problems
 }
 
@@ -99,17 +115,27 @@ pub use task::run;
 #[cfg(feature = "compute")]
 mod task {
     use std::path::Path;
+    use std::sync::Arc;
 
     use serde::Deserialize;
     use serde_json::{Value, json};
 
     use super::super::subjects::numerics;
     use super::super::{Context, StageError};
+    use crate::compute::comm::Comm;
+    use crate::compute::data::text::Limits;
     use crate::compute::data::tokens::{TokensHeader, write};
-    use crate::compute::data::{Corpus, Document, Special, Split, TextTokenizer, TokensInfo, generated, text::Limits};
+    use crate::compute::data::{
+        Corpus, Document, Packing, Samples, Special, Split, TextTokenizer, Tokens, TokensInfo, generated,
+    };
+    use crate::compute::evaluate::{Grain, perplexity};
     use crate::compute::model::{Activation, Model, ModelConfig, set_threads};
+    use crate::compute::train::{AdamW, Decay, Outcome, Plan, Schedule, Settings, Shape, Strict, Surroundings, train};
     use crate::compute::{ComputeError, LIBTORCH_VERSION};
-    use crate::record::{RunRecord, files};
+    use crate::record::{RunRecord, files, progress};
+
+    /// Rows on which pretraining is judged: the evaluation stage judges on all of the test split.
+    const VALIDATION_ROWS: u64 = 200;
 
     #[derive(Debug, Deserialize)]
     struct Params {
@@ -125,6 +151,12 @@ mod task {
         rotary_pct: f64,
         hidden_act: String,
         vocab_size: usize,
+        pretrain_steps: u64,
+        pretrain_global_batch: u64,
+        pretrain_grain_samples: u64,
+        pretrain_lr: f64,
+        pretrain_warmup_ratio: f64,
+        pretrain_weight_decay: f64,
         text_source: String,
         jsonl_field: String,
         corpus_seed: u32,
@@ -174,12 +206,82 @@ mod task {
                 json!({"tokens": info.tokens, "documents": info.documents, "digest": info.tokens_digest}),
             );
         }
+        let (model, pretraining) = match params.pretrain_steps {
+            0 => (model, Value::Null),
+            _ => pretrain(context, &params, model, &data)?,
+        };
         if params.model_source == "random" {
             model.save(&model_dir, None)?;
         }
         let mut record = record(context, &params, &corpus, &model, &tokenizer);
         record.metrics["data"]["splits"] = Value::Object(splits);
+        record.metrics["pretraining"] = pretraining;
+        record.series = progress::series(&progress::read(&context.run_dir)?);
         Ok(Some(record))
+    }
+
+    /// Trains the random model on the training split, as any training stage does, on one rank.
+    fn pretrain(context: &Context, params: &Params, model: Model, data: &Path) -> Result<(Model, Value), StageError> {
+        let length = usize::try_from(model.config().max_position_embeddings).unwrap_or(usize::MAX);
+        let open = |split: Split, packing: Packing| -> Result<Samples, StageError> {
+            Ok(Samples::new(Arc::new(Tokens::open(&data.join(split.name()))?), length, packing)?)
+        };
+        let (train_set, validation) =
+            (open(Split::Train, Packing::Stream)?, open(Split::Validation, Packing::Document)?);
+        let before = perplexity(&model, &validation, Some(VALIDATION_ROWS), Grain::new(8, 8)?)?;
+        let settings = Settings {
+            seed: params.init_seed,
+            plan: Plan::new(params.pretrain_global_batch, params.pretrain_grain_samples, None)
+                .map_err(StageError::Usage)?,
+            schedule: Schedule {
+                shape: Shape::Linear,
+                lr: params.pretrain_lr,
+                min_lr: 0.0,
+                warmup_ratio: params.pretrain_warmup_ratio,
+                steps: params.pretrain_steps,
+            },
+            adamw: AdamW {
+                beta1: 0.9,
+                beta2: 0.999,
+                eps: 1e-8,
+                weight_decay: params.pretrain_weight_decay,
+                decay_constrained: Decay::Excluded,
+                lr_constrained_multiplier: 1.0,
+            },
+            max_grad_norm: 1.0,
+            val_interval_steps: params.pretrain_steps,
+            val_samples: Some(VALIDATION_ROWS),
+            checkpoint_interval_steps: 500,
+            log_interval_steps: 50,
+            keep_last: 1,
+            stop_after_skips: 10,
+            threads_per_rank: 1,
+            strict: Strict::GoOn,
+            fingerprint: context.cell.fingerprint.clone(),
+            attempt: context.attempt,
+        };
+        let around = Surroundings {
+            train: &train_set,
+            validation: &validation,
+            run_dir: &context.run_dir,
+            checkpoint_dir: &context.checkpoint_dir,
+            stop_requested: &|| context.stop_requested(),
+            is_superseded: &|| context.is_superseded(),
+        };
+        match train(&Comm::Solo, model, &settings, &around)? {
+            Outcome::Interrupted(step) => Err(StageError::Resume(step)),
+            Outcome::Finished(finished) => {
+                let after = finished.state.validations.last();
+                let summary = json!({
+                    "steps": finished.state.step,
+                    "tokens": finished.state.tokens,
+                    "val_perplexity_before": before.perplexity,
+                    "val_perplexity_after": after.map(|v| v.perplexity),
+                    "val_rows": VALIDATION_ROWS.min(validation.len()),
+                });
+                Ok((finished.last, summary))
+            }
+        }
     }
 
     fn record(

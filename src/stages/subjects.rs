@@ -113,11 +113,11 @@ mod opened {
     use std::path::Path;
     use std::sync::Arc;
 
-    use serde_json::{Value, json};
+    use serde_json::Value;
 
-    use crate::compute::LIBTORCH_VERSION;
     use crate::compute::data::{Split, TextTokenizer, Tokens};
     use crate::compute::model::{Model, set_threads};
+    use crate::compute::numerics;
     use crate::record::files;
     use crate::stages::{Context, StageError};
 
@@ -179,12 +179,11 @@ mod opened {
 
     /// What the bits of a forward pass depend on.
     pub fn numerics(threads_per_rank: u32, grain_rows: usize) -> Value {
-        json!({
-            "libtorch": LIBTORCH_VERSION,
-            "arch": std::env::consts::ARCH,
-            "compute": "fp32",
-            "threads_per_rank": threads_per_rank,
-            "grain_rows": grain_rows,
+        numerics::record(&numerics::Settings {
+            threads_per_rank,
+            lanes: 1,
+            grain_samples: grain_rows as u64,
+            transport: "solo",
         })
     }
 }

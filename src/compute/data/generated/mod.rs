@@ -8,9 +8,15 @@
 use crate::compute::rng::{Purpose, Rng};
 
 use super::Document;
+use words::{
+    ADVERBS, COLOURS, DAYS, FAMILY_ENDINGS, FEELINGS, FIRST_SYLLABLES, MIDDLE_SYLLABLES, MORE_ADJECTIVES, MORE_THINGS,
+    MORE_VERBS, NAMES, REASONS, TIMES, TOPICS, TOWN_ENDINGS, Topic,
+};
+
+mod words;
 
 /// The shipped text; its own paragraphs are documents.
-pub const HANDBOOK: &str = include_str!("../../../configs/corpus/handbook.txt");
+pub const HANDBOOK: &str = include_str!("../../../../configs/corpus/handbook.txt");
 
 /// Documents `0..count` of the grammar with `seed`.
 pub fn documents(seed: u32, count: u64) -> impl Iterator<Item = Document> {
@@ -38,176 +44,15 @@ pub fn document(seed: u32, n: u64) -> String {
     w.text
 }
 
-struct Topic {
-    name: &'static str,
-    places: [&'static str; 4],
-    things: [&'static str; 8],
-    materials: [&'static str; 4],
-    roles: [&'static str; 3],
-    past: [&'static str; 6],
-    adjectives: [&'static str; 6],
-    unit: &'static str,
-}
-
-const TOPICS: [Topic; 12] = [
-    Topic {
-        name: "the harbour",
-        places: ["quay", "lighthouse", "boat yard", "fish market"],
-        things: ["boat", "anchor", "net", "rope", "sail", "barrel", "lantern", "crane"],
-        materials: ["salt", "tar", "oak", "canvas"],
-        roles: ["sailor", "harbour master", "fisher"],
-        past: ["loaded", "repaired", "painted", "towed", "counted", "hauled"],
-        adjectives: ["heavy", "wet", "rusty", "broad", "northern", "slow"],
-        unit: "metres",
-    },
-    Topic {
-        name: "the bakery",
-        places: ["oven room", "flour store", "front counter", "back kitchen"],
-        things: ["loaf", "tray", "oven", "sack", "cake", "bowl", "scale", "basket"],
-        materials: ["flour", "butter", "sugar", "yeast"],
-        roles: ["baker", "apprentice", "miller"],
-        past: ["weighed", "baked", "sliced", "warmed", "sold", "wrapped"],
-        adjectives: ["warm", "sweet", "burnt", "fresh", "round", "golden"],
-        unit: "grams",
-    },
-    Topic {
-        name: "the observatory",
-        places: ["dome", "control room", "library", "hill top"],
-        things: ["telescope", "mirror", "star chart", "clock", "lens", "camera", "notebook", "motor"],
-        materials: ["glass", "silver", "brass", "ice"],
-        roles: ["astronomer", "engineer", "night assistant"],
-        past: ["measured", "recorded", "adjusted", "photographed", "cleaned", "compared"],
-        adjectives: ["faint", "bright", "distant", "clear", "cold", "precise"],
-        unit: "seconds",
-    },
-    Topic {
-        name: "the garden",
-        places: ["orchard", "greenhouse", "rose bed", "tool shed"],
-        things: ["seedling", "spade", "fence", "apple tree", "hedge", "pot", "bench", "watering can"],
-        materials: ["clay", "compost", "gravel", "wood"],
-        roles: ["gardener", "botanist", "neighbour"],
-        past: ["planted", "watered", "pruned", "dug up", "carried", "admired"],
-        adjectives: ["green", "dry", "tall", "late", "young", "wild"],
-        unit: "litres",
-    },
-    Topic {
-        name: "the railway",
-        places: ["station", "signal box", "long tunnel", "engine shed"],
-        things: ["train", "signal", "wagon", "ticket", "timetable", "whistle", "bridge", "switch"],
-        materials: ["coal", "steel", "oil", "sand"],
-        roles: ["driver", "conductor", "signaller"],
-        past: ["stopped", "inspected", "delayed", "coupled", "greased", "announced"],
-        adjectives: ["late", "crowded", "narrow", "loud", "empty", "express"],
-        unit: "kilometres",
-    },
-    Topic {
-        name: "the clinic",
-        places: ["waiting room", "laboratory", "pharmacy", "second floor"],
-        things: ["bandage", "chart", "sample", "bottle", "needle", "blanket", "scale", "letter"],
-        materials: ["cotton", "alcohol", "iodine", "paper"],
-        roles: ["doctor", "nurse", "patient"],
-        past: ["examined", "labelled", "tested", "ordered", "returned", "treated"],
-        adjectives: ["clean", "urgent", "small", "careful", "sterile", "quiet"],
-        unit: "millilitres",
-    },
-    Topic {
-        name: "the school",
-        places: ["classroom", "gymnasium", "music room", "court yard"],
-        things: ["book", "map", "violin", "desk", "bell", "ruler", "globe", "window"],
-        materials: ["chalk", "paper", "ink", "glue"],
-        roles: ["teacher", "pupil", "head of school"],
-        past: ["explained", "copied", "borrowed", "opened", "corrected", "lost"],
-        adjectives: ["curious", "noisy", "difficult", "new", "patient", "simple"],
-        unit: "pages",
-    },
-    Topic {
-        name: "the mountain hut",
-        places: ["summit", "glacier", "ridge path", "sleeping room"],
-        things: ["rope", "map", "stove", "boot", "tent", "flag", "ladder", "compass"],
-        materials: ["snow", "granite", "wool", "gas"],
-        roles: ["guide", "climber", "warden"],
-        past: ["crossed", "climbed", "packed", "marked", "found", "dropped"],
-        adjectives: ["steep", "icy", "high", "windy", "hidden", "safe"],
-        unit: "metres",
-    },
-    Topic {
-        name: "the computing centre",
-        places: ["machine room", "help desk", "archive", "cooling plant"],
-        things: ["node", "cable", "queue", "disk", "job script", "fan", "switch", "log file"],
-        materials: ["copper", "water", "silicon", "dust"],
-        roles: ["operator", "researcher", "technician"],
-        past: ["restarted", "submitted", "replaced", "cancelled", "profiled", "measured"],
-        adjectives: ["idle", "busy", "broken", "parallel", "remote", "silent"],
-        unit: "seconds",
-    },
-    Topic {
-        name: "the farm",
-        places: ["barn", "lower field", "mill pond", "stable"],
-        things: ["cow", "tractor", "gate", "plough", "egg", "cart", "bucket", "well"],
-        materials: ["hay", "milk", "wheat", "straw"],
-        roles: ["farmer", "shepherd", "vet"],
-        past: ["fed", "harvested", "milked", "mended", "drove", "chased"],
-        adjectives: ["muddy", "ripe", "stubborn", "brown", "early", "gentle"],
-        unit: "kilograms",
-    },
-    Topic {
-        name: "the theatre",
-        places: ["stage", "dressing room", "balcony", "ticket office"],
-        things: ["curtain", "mask", "costume", "spotlight", "script", "drum", "wig", "poster"],
-        materials: ["velvet", "paint", "powder", "plaster"],
-        roles: ["actor", "director", "musician"],
-        past: ["rehearsed", "forgot", "sewed", "dimmed", "praised", "borrowed"],
-        adjectives: ["famous", "tragic", "funny", "dark", "old", "elegant"],
-        unit: "minutes",
-    },
-    Topic {
-        name: "the museum",
-        places: ["great hall", "store room", "workshop", "south wing"],
-        things: ["statue", "coin", "vase", "painting", "frame", "catalogue", "key", "skeleton"],
-        materials: ["marble", "bronze", "wax", "dust"],
-        roles: ["curator", "guard", "visitor"],
-        past: ["restored", "dated", "moved", "catalogued", "polished", "drew"],
-        adjectives: ["ancient", "broken", "rare", "valuable", "forgotten", "tiny"],
-        unit: "years",
-    },
-];
-
-const NAMES: [&str; 24] = [
-    "Anna", "Boris", "Clara", "David", "Elena", "Frank", "Grace", "Henri", "Irene", "Jonas", "Karin", "Lukas", "Maria",
-    "Nadia", "Oscar", "Paula", "Quentin", "Rosa", "Simon", "Teresa", "Ulrich", "Vera", "Walter", "Yusuf",
-];
-const DAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
-const TIMES: [&str; 8] = [
-    "In the morning",
-    "At noon",
-    "Late in the evening",
-    "After the rain",
-    "Before sunrise",
-    "A week later",
-    "Soon afterwards",
-    "Towards the end of the day",
-];
-const FEELINGS: [&str; 8] = ["tired", "pleased", "worried", "surprised", "calm", "proud", "doubtful", "hungry"];
-const REASONS: [&str; 10] = [
-    "because nobody else had the time",
-    "because the day was short",
-    "although it was not easy",
-    "so that the others could rest",
-    "while the weather was still good",
-    "as had been agreed",
-    "although the list said otherwise",
-    "because the old way was too slow",
-    "before anyone could object",
-    "until there was nothing left to do",
-];
-const COLOURS: [&str; 8] = ["red", "blue", "white", "black", "yellow", "grey", "green", "brown"];
-
 struct Writer {
     rng: Rng,
     text: String,
     topic: &'static Topic,
     people: [&'static str; 2],
     place: &'static str,
+    /// A town and a family name that hold for the whole document.
+    town: String,
+    family: String,
 }
 
 impl Writer {
@@ -215,7 +60,22 @@ impl Writer {
         let topic = &TOPICS[rng.index(TOPICS.len())];
         let pair = rng.distinct(NAMES.len(), 2);
         let place = topic.places[rng.index(topic.places.len())];
-        Self { rng, text: String::new(), topic, people: [NAMES[pair[0]], NAMES[pair[1]]], place }
+        let town = invented(&mut rng, &TOWN_ENDINGS);
+        let family = invented(&mut rng, &FAMILY_ENDINGS);
+        Self { rng, text: String::new(), topic, people: [NAMES[pair[0]], NAMES[pair[1]]], place, town, family }
+    }
+
+    /// From the topic mostly, else from the words that fit everywhere.
+    fn either(&mut self, own: &[&'static str], other: &[&'static str]) -> &'static str {
+        if self.rng.below(3) > 0 { self.pick(own) } else { self.pick(other) }
+    }
+
+    fn adjective(&mut self) -> &'static str {
+        self.either(&self.topic.adjectives, &MORE_ADJECTIVES)
+    }
+
+    fn verb(&mut self) -> &'static str {
+        self.either(&self.topic.past, &MORE_VERBS)
     }
 
     fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
@@ -241,31 +101,38 @@ impl Writer {
 
     fn thing(&mut self) -> String {
         let topic = self.topic;
-        let thing = self.pick(&topic.things);
-        match self.rng.below(5) {
+        let thing = self.either(&topic.things, &MORE_THINGS);
+        match self.rng.below(8) {
             0 => format!("the {thing}"),
             1 => format!("the {} {thing}", self.pick(&COLOURS)),
-            2 => format!("the {} {thing}", self.pick(&topic.adjectives)),
+            2 => format!("the {} {thing}", self.adjective()),
             3 => format!("{} {thing}s", number_word(self.count(2, 11))),
+            4 => format!("the {}, {} {thing}", self.adjective(), self.adjective()),
+            5 => format!("{} {thing} made of {}", article(thing).to_lowercase(), self.pick(&topic.materials)),
+            6 => format!("the {thing} that {} had {}", self.pick(&self.people.clone()), self.verb()),
             _ => format!("the {thing} from the {}", self.pick(&topic.places)),
         }
     }
 
     fn person(&mut self) -> String {
-        match self.rng.below(5) {
+        match self.rng.below(7) {
             0 | 1 => self.people[0].to_owned(),
             2 | 3 => self.people[1].to_owned(),
+            4 => format!("{} {}", self.people[0], self.family),
+            5 => format!("somebody from {}", self.town),
             _ => format!("the {}", self.pick(&self.topic.roles)),
         }
     }
 
     fn event(&mut self) -> String {
-        let (who, verb, what) = (self.person(), self.pick(&self.topic.past), self.thing());
-        match self.rng.below(6) {
+        let (who, verb, what) = (self.person(), self.verb(), self.thing());
+        match self.rng.below(8) {
             0 => format!("{who} {verb} {what} {}", self.pick(&REASONS)),
             1 => format!("{who} {verb} {what} and was {}", self.pick(&FEELINGS)),
             2 => format!("{who} {verb} {what} near the {}", self.place),
             3 => format!("{what} was never {verb} again"),
+            6 => format!("{who} {verb} {what} {}", self.pick(&ADVERBS)),
+            7 => format!("{who} {verb} {what} on the way to {}", self.town),
             4 => format!("{who} {verb} {what} with {}", self.pick(&self.topic.materials)),
             _ => format!("{who} {verb} {what}"),
         }
@@ -276,7 +143,10 @@ impl Writer {
         let (name, place, day) = (self.topic.name, self.place, self.pick(&DAYS));
         let role = self.pick(&self.topic.roles);
         match self.rng.below(3) {
-            0 => self.say(format!("On {day} {a} came to {name} to meet {b}, the {role}.")),
+            0 => {
+                let town = self.town.clone();
+                self.say(format!("On {day} {a} came from {town} to {name} to meet {b}, the {role}."));
+            }
             1 => {
                 let years = number_word(self.rng.below(19) + 2);
                 self.say(format!("{a} had worked at {name} for {years} years."));
@@ -289,7 +159,7 @@ impl Writer {
                 0 => format!("{} {event}.", self.pick(&TIMES)),
                 1 => {
                     let thing = self.thing();
-                    format!("{} {event}, but {thing} was {}.", self.pick(&TIMES), self.pick(&self.topic.adjectives))
+                    format!("{} {event}, but {thing} was {}.", self.pick(&TIMES), self.adjective())
                 }
                 2 => format!("Then {event}."),
                 3 => format!("{}.", capital(&event)),
@@ -315,8 +185,8 @@ impl Writer {
             let said = match self.rng.below(7) {
                 0 => format!("Have you seen {thing}?"),
                 1 => format!("Yes, it is at the {}.", self.pick(&self.topic.places)),
-                2 => format!("I {} {thing} on {}.", self.pick(&self.topic.past), self.pick(&DAYS)),
-                3 => format!("No, {} {} it.", self.person(), self.pick(&self.topic.past)),
+                2 => format!("I {} {thing} on {}.", self.verb(), self.pick(&DAYS)),
+                3 => format!("No, {} {} it.", self.person(), self.verb()),
                 4 => format!("How many do we need? I think {}.", number_word(self.count(2, 30))),
                 5 => format!("I am {} about {thing}.", self.pick(&FEELINGS)),
                 _ => format!("Then we need more {}, {}.", self.pick(&self.topic.materials), self.pick(&REASONS)),
@@ -332,7 +202,7 @@ impl Writer {
         let thing = self.pick(&topic.things);
         self.line(capital(thing));
         let (material, place, role) = (self.pick(&topic.materials), self.place, self.pick(&topic.roles));
-        let adjective = self.pick(&topic.adjectives);
+        let adjective = self.adjective();
         self.say(format!(
             "{} {thing} is a {} object that is used at {}. It is made of {material} and kept in the {place}, where the {role} looks after it.",
             article(thing),
@@ -341,23 +211,23 @@ impl Writer {
         ));
         for _ in 0..self.count(2, 5) {
             let (other, n) = (self.pick(&topic.things), self.count(2, 90));
-            let sentence = match self.rng.below(5) {
+            let sentence = match self.rng.below(6) {
                 0 => format!("A usual {thing} measures {n} {}.", topic.unit),
                 1 => {
-                    format!("It must not be confused with the {other}, which is more {}.", self.pick(&topic.adjectives))
+                    format!("It must not be confused with the {other}, which is more {}.", self.adjective())
+                }
+                5 => {
+                    let other = self.thing();
+                    format!("Near {} one may still see {other}.", self.town)
                 }
                 2 => format!(
                     "The first {thing} was {} by {} in 1{}.",
-                    self.pick(&topic.past),
+                    self.verb(),
                     self.pick(&NAMES),
                     500 + self.rng.below(500)
                 ),
                 3 => format!("Compare: {other}, {}.", self.pick(&topic.things)),
-                _ => format!(
-                    "In former times the {thing} was {} with {}.",
-                    self.pick(&topic.past),
-                    self.pick(&topic.materials)
-                ),
+                _ => format!("In former times the {thing} was {} with {}.", self.verb(), self.pick(&topic.materials)),
             };
             self.say(sentence);
         }
@@ -383,7 +253,7 @@ impl Writer {
         ));
         let remark = match self.rng.below(3) {
             0 => format!("{who} was {} with the result.", self.pick(&FEELINGS)),
-            1 => format!("The {} one will be measured again on {}.", self.pick(&topic.adjectives), self.pick(&DAYS)),
+            1 => format!("The {} one will be measured again on {}.", self.adjective(), self.pick(&DAYS)),
             _ => format!("No value was left out, {}.", self.pick(&REASONS)),
         };
         self.say(remark);
@@ -400,17 +270,9 @@ impl Writer {
                 0 => format!("Take {n} {} of {material}.", topic.unit),
                 1 => format!("Clean the {thing} with {material} and wait {n} minutes."),
                 2 => format!("Carry it to the {} and put it beside the {other}.", self.pick(&topic.places)),
-                3 => format!(
-                    "Ask the {} whether the {other} is {}.",
-                    self.pick(&topic.roles),
-                    self.pick(&topic.adjectives)
-                ),
-                4 => format!(
-                    "If the {other} is {}, go back to step {}.",
-                    self.pick(&topic.adjectives),
-                    self.rng.below(step) + 1
-                ),
-                _ => format!("Do not touch the {other} before the {thing} is {}.", self.pick(&topic.adjectives)),
+                3 => format!("Ask the {} whether the {other} is {}.", self.pick(&topic.roles), self.adjective()),
+                4 => format!("If the {other} is {}, go back to step {}.", self.adjective(), self.rng.below(step) + 1),
+                _ => format!("Do not touch the {other} before the {thing} is {}.", self.adjective()),
             };
             self.line(format!("Step {step}. {text}"));
         }
@@ -421,11 +283,14 @@ impl Writer {
 
     fn letter(&mut self) {
         let [a, b] = self.people;
+        let (day, date) = (self.pick(&DAYS), self.rng.below(28) + 1);
+        let head = format!("{}, {day} {date}", self.town);
+        self.line(head);
         self.line(format!("Dear {b},"));
         let first = format!(
             "I write to you from {}, where it is {} this {}.",
             self.topic.name,
-            self.pick(&self.topic.adjectives),
+            self.adjective(),
             self.pick(&DAYS)
         );
         self.say(first);
@@ -441,7 +306,8 @@ impl Writer {
         let last = format!("Please send {} before {}.", self.thing(), self.pick(&DAYS));
         self.say(last);
         self.line("");
-        self.say(format!("Yours, {a}"));
+        let family = self.family.clone();
+        self.say(format!("Yours, {a} {family}"));
     }
 
     fn questions(&mut self) {
@@ -452,7 +318,7 @@ impl Writer {
             let (q, answer) = match self.rng.below(4) {
                 0 => (format!("What is {a} plus {b}?"), (a + b).to_string()),
                 1 => (format!("There were {} {thing}s and {a} were sold. How many are left?", a + b), b.to_string()),
-                2 => (format!("Who {} the {thing}?", self.pick(&topic.past)), capital(&self.person())),
+                2 => (format!("Who {} the {thing}?", self.verb()), capital(&self.person())),
                 _ => (format!("Where is the {thing} kept?"), format!("In the {}", self.place)),
             };
             self.line(format!("Question: {q}"));
@@ -477,6 +343,12 @@ impl Writer {
         let event = self.event();
         self.say(format!("Note: {event}."));
     }
+}
+
+fn invented(rng: &mut Rng, endings: &[&str]) -> String {
+    let first = FIRST_SYLLABLES[rng.index(FIRST_SYLLABLES.len())];
+    let middle = MIDDLE_SYLLABLES[rng.index(MIDDLE_SYLLABLES.len())];
+    format!("{first}{middle}{}", endings[rng.index(endings.len())])
 }
 
 fn article(noun: &str) -> &'static str {
