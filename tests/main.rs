@@ -5,6 +5,7 @@ mod chain;
 #[cfg(feature = "compute")]
 mod data_stages;
 mod formats;
+mod local;
 #[cfg(feature = "compute")]
 mod model;
 mod real_slurm;
