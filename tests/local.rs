@@ -21,13 +21,8 @@ seeds = [42, 7]
 
 [[stage]]
 name    = "count"
-command = ["sh", "-c", '''
-if [ -e "$1/sick" ] && [ "$SEEDBED_SEED" = 7 ]; then echo "out of luck" >&2; exit 3; fi
-echo started >> "$1/starts"
-while [ -e "$1/slow" ]; do sleep 0.05; done
-printf '{"n": %s, "nested": {"half": 0.5}}\n' "$SEEDBED_SEED" > metrics.json
-echo "$EXPERIMENT_SEED" > out.txt
-''', "count", "@DIR@"]
+command = ["sh", "-c", '''if [ -e "$D/sick" ] && [ "$SEEDBED_SEED" = 7 ]; then echo "out of luck" >&2; exit 3; fi; echo started >> "$D/starts"; while [ -e "$D/slow" ]; do sleep 0.05; done; printf '{"n": %s, "nested": {"half": 0.5}}' "$SEEDBED_SEED" > metrics.json; echo "$EXPERIMENT_SEED" > out.txt''']
+resources = {time = "0:05:00"}
 outputs = ["out.txt"]
 
 [[stage]]
@@ -35,12 +30,14 @@ name    = "double"
 needs   = ["count"]
 command = ["sh", "-c", 'echo $((2 * $(cat "$SEEDBED_NEED_count/out.txt"))) > twice.txt; echo "{\"n\": $(cat twice.txt)}" > metrics.json']
 outputs = ["twice.txt"]
+resources = {time = "0:05:00"}
 
 [[stage]]
 name    = "total"
 needs   = ["double"]
 per     = []
-command = ["sh", "-c", 'for d in $SEEDBED_NEED_double; do cat "$d/twice.txt"; done | awk "{s += \$1} END {printf \"{\\\"sum\\\": %d}\n\", s}" > metrics.json']
+command = ["sh", "-c", '''printf "%s\n" "$SEEDBED_NEED_double" | while read -r d; do cat "$d/twice.txt"; done | awk '{s += $1} END {printf "{\"sum\": %d}", s}' > metrics.json''']
+resources = {time = "0:05:00"}
 "#;
 
 impl Workspace {
@@ -49,8 +46,7 @@ impl Workspace {
     }
 
     fn in_dir(dir: tempfile::TempDir) -> Self {
-        let text = STUDY.replace("@DIR@", dir.path().to_str().unwrap());
-        std::fs::write(dir.path().join("small.toml"), text).unwrap();
+        std::fs::write(dir.path().join("small.toml"), STUDY).unwrap();
         Self { dir }
     }
 
@@ -65,6 +61,8 @@ impl Workspace {
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(program);
         command.args(arguments).arg(self.path("small.toml")).current_dir(self.dir.path()).stdin(Stdio::null());
+        // The programs find the test's switches there.
+        command.env("D", self.dir.path());
         for name in ["SEEDBED_ROOT", "SEEDBED_CLUSTER", "EXPERIMENT_SEED"] {
             command.env_remove(name);
         }
@@ -330,7 +328,7 @@ fn a_program_that_breaks_its_word_is_told_how() {
     for (body, expected) in cases {
         let work = Workspace::new();
         let study = format!(
-            "schema = 1\n[study]\nname = \"small\"\nseeds = [1]\n[[stage]]\nname = \"count\"\ncommand = ['sh', '-c', '''{body}''']\noutputs = ['out.txt']\n"
+            "schema = 1\n[study]\nname = \"small\"\nseeds = [1]\n[[stage]]\nname = \"count\"\ncommand = ['sh', '-c', '''{body}''']\noutputs = ['out.txt']\nresources = {{time = '0:05:00'}}\n"
         );
         std::fs::write(work.path("small.toml"), study).unwrap();
         let output = work.run_all(&[]);
