@@ -214,9 +214,8 @@ fn failures(args: &Args, ran: &LocalRun) -> u8 {
 
 /// The ends of what the attempt and the stage said.
 fn explain(task: &Task) {
-    let attempt = task.run_dir.join("attempts/local.log");
     let log = task.run_dir.join("log.txt");
-    for (path, lines) in [(&log, 8), (&attempt, 3)] {
+    for (path, lines) in [(&log, 8), (&task.log, 3)] {
         for line in tail(path, lines) {
             output::note(&format!("  | {line}"));
         }

@@ -21,6 +21,8 @@ pub struct Task {
     pub key: CellKey,
     /// Its run directory.
     pub run_dir: PathBuf,
+    /// Where its attempts say what they decide.
+    pub log: PathBuf,
     /// Job of the submission that holds it.
     pub job: String,
     /// Slot of that job.
@@ -139,10 +141,10 @@ fn width(task: &Task, cores: usize) -> usize {
 }
 
 fn start(submission_dir: &Path, programs: &Path, task: &Task) -> Result<Child> {
-    let log = task.run_dir.join("attempts").join("local.log");
+    let log = &task.log;
     crate::record::files::make_dirs(log.parent().unwrap_or(Path::new("/")))?;
     let stderr =
-        std::fs::OpenOptions::new().create(true).append(true).open(&log).map_err(RecordError::io("append to", &log))?;
+        std::fs::OpenOptions::new().create(true).append(true).open(log).map_err(RecordError::io("append to", log))?;
     let seedbed = programs.join("seedbed");
     let mut command = Command::new(&seedbed);
     command.args(["attempt", "--local", "--submission"]).arg(submission_dir);

@@ -573,6 +573,7 @@ pub fn run_local(prepared: &Prepared, which: Which, watch: &mut dyn FnMut(local:
             tasks.push(Task {
                 key: key.clone(),
                 run_dir: prepared.place.run_dir(key),
+                log: prepared.place.logs().join(format!("local_{}.log", key.local_name().replace('/', "+"))),
                 job: entry.name.clone(),
                 slot: slot.unwrap_or(0),
                 resources: stage.resources.clone(),

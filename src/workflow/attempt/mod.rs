@@ -53,6 +53,7 @@ pub fn run(options: &Options) -> Result<u8> {
     let run_dir = cell.run_dir();
     say(&format!("cell {} of submission {}", cell.key, submission.name));
 
+    supersede_other_fingerprint(&cell, &run_dir)?;
     if let Some(seal) = own_seal(&run_dir, &cell) {
         refresh_flag(&submission, &cell)?;
         return Ok(match seal.outcome {
@@ -75,7 +76,6 @@ pub fn run(options: &Options) -> Result<u8> {
         }
     };
 
-    supersede_other_fingerprint(&cell, &run_dir)?;
     let job = slurm_job(options.executor);
     let start = claim(&submission, &cell, &run_dir, job)?;
     let n = start.attempt;
