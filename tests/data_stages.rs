@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use seedbed::compute::data::{Split, TextTokenizer, Tokens};
+use seedbed::compute::data::tokens::{TokensHeader, write};
+use seedbed::compute::data::{Packing, Samples, Special, Split, TextTokenizer, Tokens};
+use seedbed::compute::evaluate::{Grain, perplexity};
 use seedbed::compute::model::{Model, Variant};
 use seedbed::record::{
     Cell, CellKey, Digest, ExternalInput, FingerprintSource, Name, Need, Resources, RunRecord, exit,
@@ -120,18 +122,23 @@ impl Study {
         (record, context.out_dir)
     }
 
-    /// Runs setup and publishes it, with its model under both training stages (the second one constrained).
+    /// Runs a small setup and publishes it.
     fn prepared() -> (Self, RunRecord) {
         let study = Self::new();
         let (record, out) = study.run(&setup::SPEC, setup::run, "setup", &small());
-        std::fs::rename(&out, study.dir.path().join("published")).unwrap();
-        std::fs::remove_dir_all(study.dir.path().join("setup")).unwrap();
-        std::fs::rename(study.dir.path().join("published"), study.dir.path().join("setup")).unwrap();
-        let model = Model::load(&study.dir.path().join("setup/model")).unwrap();
-        let best = |stage: &str| study.dir.path().join(stage).join("seed-42/best_model");
+        study.publish(out);
+        (study, record)
+    }
+
+    /// Publishes what setup wrote, with its model under both training stages (the second one constrained).
+    fn publish(&self, out: PathBuf) {
+        std::fs::rename(&out, self.dir.path().join("published")).unwrap();
+        std::fs::remove_dir_all(self.dir.path().join("setup")).unwrap();
+        std::fs::rename(self.dir.path().join("published"), self.dir.path().join("setup")).unwrap();
+        let model = Model::load(&self.dir.path().join("setup/model")).unwrap();
+        let best = |stage: &str| self.dir.path().join(stage).join("seed-42/best_model");
         model.save(&best("train_baseline"), None).unwrap();
         model.constrained(Variant::parse("mlp_both").unwrap()).unwrap().save(&best("train_monotonic"), None).unwrap();
-        (study, record)
     }
 }
 
@@ -280,6 +287,74 @@ fn results_agree_with_their_items_and_no_batch_size_changes_them() {
         assert_eq!(m["statistical_tests"]["baseline_vs_monotonic"]["n"], 10);
         assert_eq!(record.content_digest(), run(64).content_digest());
     }
+}
+
+/// The directory that `scripts/references/neox_directory.py` wrote with transformers and tokenizers.
+fn foreign() -> (PathBuf, Value) {
+    let dir = crate::support::repository().join("tests/fixtures/neox/directory");
+    let expected = serde_json::from_slice(&std::fs::read(dir.join("expected.json")).unwrap()).unwrap();
+    (dir, expected)
+}
+
+#[test]
+fn a_foreign_tokenizer_and_model_give_the_ids_and_perplexity_of_their_own_libraries() {
+    let (dir, expected) = foreign();
+    let tokenizer = TextTokenizer::load(&dir).unwrap();
+    let texts: Vec<&str> = expected["texts"].as_array().unwrap().iter().map(|t| t.as_str().unwrap()).collect();
+    let ids: Vec<Vec<u32>> = texts.iter().map(|t| tokenizer.encode(t, Special::None).unwrap()).collect();
+    assert_eq!(json!(ids), expected["ids"]);
+    for (text, ids) in texts.iter().zip(&ids) {
+        assert_eq!(&tokenizer.decode(ids).unwrap(), text);
+    }
+    let model = Model::load(&dir).unwrap();
+    assert_eq!(json!(model.num_parameters()), expected["num_parameters"]);
+
+    let out = tempfile::tempdir().unwrap();
+    let header = TokensHeader {
+        split: "test".into(),
+        vocab_size: model.config().vocab_size as u32,
+        tokenizer: tokenizer.digest().clone(),
+        special: tokenizer.special(),
+        sources: Vec::new(),
+    };
+    write(out.path(), &header, ids.into_iter().map(Ok)).unwrap();
+    let tokens = std::sync::Arc::new(Tokens::open(out.path()).unwrap());
+    let length = expected["seq_len"].as_u64().unwrap() as usize;
+    let samples = Samples::new(tokens, length, Packing::Stream).unwrap();
+    let found = perplexity(&model, &samples, None, Grain::new(4, 8).unwrap()).unwrap();
+    assert_eq!(json!(found.total_tokens), expected["tokens"]);
+    let relative = found.perplexity / number(&expected, "/perplexity") - 1.0;
+    assert!(relative.abs() <= 1e-5, "{} differs by {relative:e}", found.perplexity);
+}
+
+#[test]
+fn text_it_has_never_seen_and_a_foreign_model_go_through() {
+    // Every Debian has these; some are links to others, so that equal texts must be found.
+    let licences = Path::new("/usr/share/common-licenses");
+    assert!(licences.is_dir(), "this test reads the licence texts that Debian's base-files installs");
+    let (dir, _) = foreign();
+    let study = Study::new();
+    let mut params = resolved(
+        &setup::SPEC,
+        &json!({"model_name": "foreign", "model_source": "directory", "text_source": "directory",
+                "max_document_bytes": 2000}),
+    );
+    params["model_dir"] = json!(dir);
+    params["corpus_dir"] = json!(licences);
+    let inputs = [("model_dir", dir.as_path()), ("corpus_dir", licences)];
+    let context = study.context(&setup::SPEC, "setup", None, &params, &inputs);
+    let record = setup::run(&context).unwrap().unwrap();
+    context::write_record(&setup::SPEC, &context, &record).unwrap();
+    assert!(number(&record.metrics, "/data/documents") > 50.0);
+    assert!(number(&record.metrics, "/data/duplicates") > 0.0);
+    study.publish(context.out_dir);
+
+    let (evaluated, _) = study.run(&evaluate::SPEC, evaluate::run, "evaluate", &json!({"quick_pile_test_size": 50}));
+    let loss = number(&evaluated.metrics, "/pile_test/baseline_pythia/loss");
+    assert!(loss > 4.0, "random weights cannot know licences: {loss}");
+    let flips = json!({"num_flips": 2, "num_samples": 8});
+    let (flipped, _) = study.run(&hotflip::SPEC, hotflip::run, "hotflip", &flips);
+    assert_eq!(flipped.metrics["results"]["baseline_pythia"]["num_samples"], 8);
 }
 
 #[test]

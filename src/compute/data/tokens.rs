@@ -291,9 +291,12 @@ impl Tokens {
     /// How often each id occurs; the length is the vocabulary.
     pub fn counts(&self) -> Vec<u64> {
         let mut counts = vec![0u64; self.info.vocab_size as usize];
-        for id in self.ids(0..self.info.tokens) {
-            if let Some(n) = counts.get_mut(id as usize) {
-                *n += 1;
+        // In blocks, so that a large split is never in memory at once.
+        for start in (0..self.info.tokens).step_by(1 << 20) {
+            for id in self.ids(start..start + (1 << 20)) {
+                if let Some(n) = counts.get_mut(id as usize) {
+                    *n += 1;
+                }
             }
         }
         counts

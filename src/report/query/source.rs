@@ -8,7 +8,6 @@ use super::QueryError;
 use crate::record::run_h5::{self, RUN_FILE};
 use crate::record::{Column, Digest, Items, RunRecord, Seal, files};
 
-
 /// What to do with a run without a valid seal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seals {

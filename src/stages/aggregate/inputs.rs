@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::record::run_h5::RUN_FILE;
 use crate::record::{CellKey, Digest, Fingerprint, Name, Need, Outcome, RunRecord, Seal, run_h5};
 use crate::report::table::{Expected, Run};
-use crate::record::run_h5::RUN_FILE;
 
 /// A needed cell.
 #[derive(Debug, Clone)]
