@@ -91,6 +91,15 @@ fn diff(path: &str, old: Option<&Value>, new: Option<&Value>, found: &mut Vec<Ch
         }
         return;
     }
+    // Of a long command the word that changed, and not all words twice.
+    if let (Some(Value::Array(a)), Some(Value::Array(b))) = (old, new)
+        && a.len() == b.len()
+    {
+        for (i, (a, b)) in a.iter().zip(b).enumerate() {
+            diff(&format!("{path}[{i}]"), Some(a), Some(b), found);
+        }
+        return;
+    }
     found.push(Change { key: path.to_owned(), old: old.cloned(), new: new.cloned() });
 }
 
@@ -101,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_change_names_the_key() {
-        let old = FingerprintSource {
+        let mut old = FingerprintSource {
             version: FINGERPRINT_VERSION,
             kind: "train".into(),
             kind_version: 1,
@@ -113,6 +122,13 @@ mod tests {
         let mut new = old.clone();
         assert!(changes(&old, &new).is_empty());
         assert_eq!(old.fingerprint(), new.fingerprint());
+        let words = |last| json!({"command": ["sh", "-c", last], "inputs": ["a"]});
+        old.params = words("x");
+        new.params = words("y");
+        new.params["inputs"] = json!(["a", "b"]);
+        let text: Vec<String> = changes(&old, &new).iter().map(ToString::to_string).collect();
+        assert_eq!(text, [r#"params.command[2]: "x" -> "y""#, r#"params.inputs: ["a"] -> ["a","b"]"#]);
+        old.params = json!({"lr": 1e-5, "schedule": {"warmup_ratio": 0.1}});
         new.params = json!({"lr": 2e-5, "schedule": {"warmup_ratio": 0.1}, "clip": 1.0});
         new.needs.insert("setup".to_owned(), Digest::of_bytes(b"2"));
         let keys: Vec<String> = changes(&old, &new).into_iter().map(|c| c.key).collect();
