@@ -4,6 +4,7 @@ mod architecture;
 mod chain;
 #[cfg(feature = "compute")]
 mod data_stages;
+mod documents;
 mod formats;
 mod local;
 #[cfg(feature = "compute")]
