@@ -43,6 +43,25 @@ fn a_checkpoint_leads_to_a_requeue_in_place() {
 }
 
 #[test]
+fn the_warning_before_the_time_limit_reaches_the_stage() {
+    let slurm = FakeSlurm::new();
+    slurm.set("max_running", 4);
+    let cluster = Cluster { path: slurm.path(), lines: "grace_s = 10" };
+    // Four seconds to the warning, then four to checkpoint.
+    Chain::timed(cluster, &[42], "0:00:08").goes_on_after_its_time_limit();
+}
+
+#[test]
+fn a_root_that_no_script_can_name_is_refused() {
+    let (slurm, chain) = chain("", &[42]);
+    let output = chain.run_all(&["--root", "a\nb"]);
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(64), "{said}");
+    assert!(said.contains("control character") || said.contains("newline"), "{said}");
+    assert_eq!(slurm.count("sbatch"), 0);
+}
+
+#[test]
 fn a_lost_reply_is_found_by_name_and_nothing_is_submitted_twice() {
     let (slurm, chain) = chain("", &[42]);
     slurm.set("hold", 1);

@@ -34,3 +34,11 @@ fn a_checkpoint_leads_to_a_requeue_in_place() {
     let Some((_commands, chain)) = chain("") else { return };
     chain.goes_on_after_a_checkpoint();
 }
+
+#[test]
+fn the_warning_before_the_time_limit_reaches_the_stage() {
+    let Some(slurm) = sandbox() else { return };
+    let commands = tempfile::tempdir().unwrap();
+    let cluster = Cluster { path: slurm.path(commands.path()), lines: "grace_s = 15" };
+    Chain::timed(cluster, &[42], "0:01:00").goes_on_after_its_time_limit();
+}

@@ -41,7 +41,13 @@ impl Chain {
     /// The eight stages over `seeds`. A file `sick` makes seed 1337 fail in stage 3; a file `tired` lets stage 2
     /// checkpoint once and go on in another attempt.
     pub fn new(cluster: Cluster, seeds: &[u32]) -> Self {
-        let dir = tempfile::Builder::new().prefix("it's a chain ").tempdir().unwrap();
+        Self::timed(cluster, seeds, "0:05:00")
+    }
+
+    /// The same with a time limit for stage 2, which with a file `slow` works until it is told to stop.
+    pub fn timed(cluster: Cluster, seeds: &[u32], limit: &str) -> Self {
+        // Nothing of it may reach a shell or an sbatch line unquoted.
+        let dir = tempfile::Builder::new().prefix("it's 100%j $(touch pwned) \"#\" ").tempdir().unwrap();
         let mut study = format!("schema = 1\n[study]\nname = \"chain\"\nseeds = {seeds:?}\n");
         for (stage, needs) in STAGES {
             let body = match stage {
@@ -49,21 +55,22 @@ impl Chain {
                     r#"if [ -e "$CHAIN_MARKS/sick" ] && [ "$SEEDBED_SEED" = 1337 ]; then exit 3; fi; "#
                 }
                 "train_baseline" => {
-                    r#"if [ -e "$CHAIN_MARKS/tired" ] && [ ! -e "$CHAIN_MARKS/rested_$SEEDBED_SEED" ]; then touch "$CHAIN_MARKS/rested_$SEEDBED_SEED"; exit 75; fi; "#
+                    r#"rested="$CHAIN_MARKS/rested_$SEEDBED_SEED"; if [ ! -e "$rested" ]; then if [ -e "$CHAIN_MARKS/tired" ]; then touch "$rested"; exit 75; fi; if [ -e "$CHAIN_MARKS/slow" ]; then trap 'touch "$rested"; exit 75' USR2; while :; do sleep 0.2; done; fi; fi; "#
                 }
                 _ => "",
             };
             let command = ["sh", "-c", &format!(r#"{body}echo "{{\"x\": 1}}" > metrics.json"#)];
             let words: Vec<_> = command.iter().map(|word| format!("'''{word}'''")).collect();
             study.push_str(&format!("[[stage]]\nname = \"{stage}\"\ncommand = [{}]\n", words.join(", ")));
-            study.push_str(&format!("needs = {needs:?}\nresources = {{mem = \"64M\", time = \"0:05:00\"}}\n"));
+            let time = if stage == "train_baseline" { limit } else { "0:05:00" };
+            study.push_str(&format!("needs = {needs:?}\nresources = {{mem = \"64M\", time = \"{time}\"}}\n"));
             match stage {
                 "aggregate" => study.push_str("per = []\n"),
                 "train_baseline" => study.push_str("resumable = true\n"),
                 _ => {}
             }
         }
-        let file = "schema = 1\n[cluster]\nname = \"test\"\nmpi = \"none\"\nfs_settle_s = 0\ngrace_s = 60\n";
+        let file = "schema = 1\n[cluster]\nname = \"test\"\nmpi = \"none\"\nfs_settle_s = 0\n";
         std::fs::create_dir_all(dir.path().join("configs/clusters")).unwrap();
         std::fs::write(dir.path().join("configs/chain.toml"), study).unwrap();
         std::fs::write(dir.path().join("configs/clusters/test.toml"), format!("{file}{}\n", cluster.lines)).unwrap();
@@ -160,9 +167,10 @@ impl Chain {
         let jobs = self.submit(&[]);
         assert_eq!(jobs.len(), STAGES.len(), "one job for each stage");
         self.wait(&jobs);
-        assert_eq!(self.not_done(), Vec::<String>::new(), "{}", self.log("aggregate"));
+        assert_eq!(self.not_done(), Vec::<String>::new(), "{}{}", self.log("setup"), self.log("aggregate"));
         assert_eq!(self.states().len(), 7 * self.seeds.len() + 1);
         assert_eq!(self.submit(&[]), Vec::<u32>::new(), "everything is sealed");
+        assert!(!self.dir.path().join("pwned").exists(), "a part of a path was run");
     }
 
     /// One seed dies in stage 3: its own later cells end, the others finish, and the aggregation runs and names it. Once
@@ -203,6 +211,18 @@ impl Chain {
     /// A stage that checkpoints is requeued in place while its children wait.
     pub fn goes_on_after_a_checkpoint(&self) {
         self.touch("tired");
+        self.checkpoints_once();
+    }
+
+    /// The warning before the time limit reaches the stage, which checkpoints, is requeued and goes on.
+    pub fn goes_on_after_its_time_limit(&self) {
+        self.touch("slow");
+        self.checkpoints_once();
+        let log = self.log("train_baseline");
+        assert!(log.contains("attempt 1 ended") && log.contains("attempt 2 ended"), "one log of both: {log}");
+    }
+
+    fn checkpoints_once(&self) {
         let jobs = self.submit(&["--stages", "setup,train_baseline,apply,train_monotonic,evaluate"]);
         assert_eq!(jobs.len(), 5);
         self.wait(&jobs);

@@ -39,7 +39,7 @@ pub struct JobSpec {
     pub resources: Resources,
     /// Whether the stage goes on from a checkpoint, and so may be requeued.
     pub resumable: bool,
-    /// How long before the time limit USR2 is sent, seconds.
+    /// How long before the time limit USR2 is sent to a resumable stage, seconds; at most half of the limit.
     pub grace_s: u32,
     /// Threads of one rank.
     pub threads_per_rank: u32,
@@ -224,8 +224,6 @@ pub fn render(job: &JobSpec, template: &str) -> Result<String, ScriptError> {
             return refuse("cluster line", line, "is for sbatch, not for the shell: put it into `options`");
         }
     }
-    // Slurm keeps the signal's time in 16 bits.
-    let grace_s = job.grace_s.min(u32::from(u16::MAX));
     let resources = &job.resources;
     let context = context! {
         title => title(job),
@@ -233,7 +231,7 @@ pub fn render(job: &JobSpec, template: &str) -> Result<String, ScriptError> {
         job_name => &job.name,
         output => log_pattern(job)?,
         requeue => job.resumable && site.requeue,
-        grace_s => grace_s,
+        grace_s => grace_s(job),
         nodes => resources.nodes,
         tasks_per_node => resources.tasks_per_node,
         cpus_per_task => resources.cpus_per_task,
@@ -432,6 +430,14 @@ fn launcher(job: &JobSpec) -> Result<String, ScriptError> {
     Ok(words.join(" "))
 }
 
+/// When a stage is told, seconds before its time limit; none for one that cannot go on from a checkpoint: the signal
+/// would only end it early. Never more than half of the limit, or Slurm would send it as the job starts, and never more
+/// than the 16 bits that Slurm has for it.
+fn grace_s(job: &JobSpec) -> Option<u64> {
+    let most = (job.resources.time_s / 2).min(u64::from(u16::MAX));
+    job.resumable.then(|| u64::from(job.grace_s).min(most).max(1))
+}
+
 /// Slurm's form of a memory size, rounded up to mebibytes.
 fn mebibytes(bytes: u64) -> String {
     format!("{}M", bytes.div_ceil(1 << 20))
@@ -461,6 +467,42 @@ mod tests {
         assert_eq!(time_limit(32 * 3600), "1-08:00:00");
         assert_eq!(mebibytes(80 << 30), "81920M");
         assert_eq!(mebibytes(1), "1M");
+    }
+
+    #[test]
+    fn the_warning_never_comes_at_the_start() {
+        let name = |s| Name::new(s).unwrap();
+        let mut job = JobSpec {
+            name: "a".to_owned(),
+            stage: name("a"),
+            arm: None,
+            number: 0,
+            slots: Slots::Single,
+            throttle: None,
+            resources: Resources {
+                nodes: 1,
+                tasks_per_node: 1,
+                cpus_per_task: 1,
+                gpus_per_node: 0,
+                mem_bytes: None,
+                time_s: 300,
+            },
+            resumable: true,
+            grace_s: 300,
+            threads_per_rank: 1,
+            log_dir: PathBuf::new(),
+            submission_dir: PathBuf::new(),
+            seedbed: PathBuf::new(),
+            site: Site::default(),
+            waits_for: Vec::new(),
+        };
+        assert_eq!(grace_s(&job), Some(150));
+        job.resources.time_s = 1_000_000;
+        assert_eq!(grace_s(&job), Some(300));
+        job.grace_s = 100_000;
+        assert_eq!(grace_s(&job), Some(65_535));
+        job.resumable = false;
+        assert_eq!(grace_s(&job), None);
     }
 
     #[test]
