@@ -9,6 +9,7 @@ mod formats;
 mod local;
 #[cfg(feature = "compute")]
 mod model;
+mod query;
 mod real_slurm;
 mod scripts;
 mod slurm;

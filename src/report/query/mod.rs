@@ -87,10 +87,9 @@ pub struct Query {
 /// # Errors
 /// See [`QueryError`]. Outputs printed before an error stay printed, as with jq.
 pub fn query(query: &Query, out: &mut (dyn Write + Send)) -> Result<Vec<String>, QueryError> {
-    limit::check(&query.filter, &[], Scope::Open)?;
-    let gathered = source::gather(&query.paths, query.seals)?;
-    limit::deep(|| -> Result<(), QueryError> {
+    limit::deep(|| -> Result<Vec<String>, QueryError> {
         let filter = filter::Filter::compile(&query.filter, &[], Scope::Open)?;
+        let gathered = source::gather(&query.paths, query.seals)?;
         for input in &gathered.inputs {
             let mut written = Ok(());
             filter.run_each(filter::to_val(input), Vec::new(), |value| {
@@ -99,12 +98,11 @@ pub fn query(query: &Query, out: &mut (dyn Write + Send)) -> Result<Vec<String>,
             })?;
             match written {
                 // A reader such as `head` that has enough ends the query, and that is no failure.
-                Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+                Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => break,
                 other => other.map_err(QueryError::Write)?,
             }
         }
-        Ok(())
+        Ok(gathered.warnings)
     })
-    .map_err(QueryError::Engine)??;
-    Ok(gathered.warnings)
+    .map_err(QueryError::Engine)?
 }
