@@ -1,29 +1,122 @@
-//! `seedbed aggregate`: the study's tables from what is sealed.
+//! `seedbed aggregate`: the study's tables from what is sealed now, without a job.
 
 use std::path::{Path, PathBuf};
 
-use super::Result;
-use super::output;
 use super::study::StudyArgs;
+use super::{CliError, Result, output};
 use crate::record::{digest, exit};
-use crate::workflow::run::{Intent, prepare};
+use crate::report::render::{self, render};
+use crate::report::table::Partial;
+use crate::stages::aggregate::{self, SPEC};
+use crate::workflow::run::{Intent, Prepared, prepare};
+use crate::workflow::submission::needs_of;
 
 /// Fill the study's tables from its sealed results.
+///
+/// A missing or stale cell is an error that names it, unless `--partial mark` says to mark it. The
+/// aggregation stage of the study does the same in the chain, and seals what it made.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     study: StudyArgs,
+    /// What to do about missing cells
+    #[arg(long, value_enum, default_value_t)]
+    partial: OnMissing,
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+    /// Write every table in every format below DIR/tables, and print nothing
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+enum OnMissing {
+    /// Name them and make no table
+    #[default]
+    Error,
+    /// Mark them in the table
+    Mark,
+    /// Leave them out
+    Drop,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+enum Format {
+    /// For a terminal
+    #[default]
+    Text,
+    /// booktabs and siunitx
+    Latex,
+    /// GitHub's Markdown
+    Markdown,
+    /// Full precision and printed
+    Csv,
+    /// Whole cells with their runs
+    Json,
 }
 
 pub(crate) fn run(args: &Args) -> Result<u8> {
     let prepared = prepare(&args.study.request(), Intent::Look)?;
-    for cell in prepared.plan.cells.iter().filter(|c| prepared.study.stages[c.def.stage].kind() == "aggregate") {
-        let dir = prepared.place.run_dir(&cell.def.key);
-        for table in printed_tables(&dir) {
-            output::text(&table)?;
+    prepared.notes.iter().for_each(|n| output::note(n));
+    let cells: Vec<_> =
+        prepared.plan.cells.iter().filter(|c| prepared.study.stages[c.def.stage].kind() == SPEC.kind).collect();
+    if cells.is_empty() {
+        return Err(CliError::Usage(format!(
+            "the study has no stage of kind `{}`: add one with the tables' stages in `needs`",
+            SPEC.kind
+        )));
+    }
+    let partial = match args.partial {
+        OnMissing::Error => None,
+        OnMissing::Mark => Some(Partial::Mark),
+        OnMissing::Drop => Some(Partial::Drop),
+    };
+    let mut code = exit::DONE;
+    for cell in cells {
+        let needs = needs_of(&prepared.study, &prepared.plan, &cell.def);
+        let inputs = aggregate::collect(&needs, &prepared.place.base);
+        let missing: Vec<String> = inputs
+            .iter()
+            .filter_map(|i| i.run.as_ref().err().map(|why| format!("  {}: {why}", i.key.local_name())))
+            .collect();
+        if !missing.is_empty() {
+            output::note(&format!(
+                "{} of {} needed cells are missing:\n{}",
+                missing.len(),
+                inputs.len(),
+                missing.join("\n")
+            ));
+            if partial.is_none() {
+                output::note(&format!("run `run_all {}` to finish them, or say --partial mark", args.study.again()));
+                code = exit::MISSING_INPUT;
+                continue;
+            }
+        }
+        code = code.max(tables(args, &prepared, &inputs, partial)?);
+    }
+    Ok(code)
+}
+
+fn tables(args: &Args, prepared: &Prepared, inputs: &[aggregate::Input], partial: Option<Partial>) -> Result<u8> {
+    let (grids, problems) = aggregate::tables(&prepared.study.tables, inputs, partial);
+    problems.iter().for_each(|p| output::note(&p.0));
+    if let Some(dir) = &args.output {
+        aggregate::write_tables(dir, &grids)?;
+        output::note(&format!("written below {}", dir.display()));
+    } else {
+        let format = match args.format {
+            Format::Text => render::Format::Text,
+            Format::Latex => render::Format::Latex,
+            Format::Markdown => render::Format::Markdown,
+            Format::Csv => render::Format::Csv,
+            Format::Json => render::Format::Json,
+        };
+        for grid in &grids {
+            output::text(&render(grid, format))?;
         }
     }
-    Ok(exit::DONE)
+    Ok(if problems.is_empty() { exit::DONE } else { exit::INCOMPLETE })
 }
 
 /// The tables of an aggregation as they are printed in a terminal.

@@ -202,23 +202,7 @@ fn cell_path(dir: &Path, local: &str) -> PathBuf {
 fn cell_of(study: &Study, place: &Place, plan: &Plan, def: &CellDef, scratch: Option<&Path>) -> Cell {
     let stage = &study.stages[def.stage];
     let arm = def.key.arm.as_ref();
-    let mut needs: Vec<Need> = def
-        .needs
-        .iter()
-        .map(|&i| {
-            let need = &plan.cells[i].def;
-            let parent = &study.stages[need.stage];
-            Need {
-                key: need.key.clone(),
-                kind: parent.kind().to_owned(),
-                number: parent.number,
-                labels: parent.labels_of(need.key.arm.as_ref()),
-                dir: need.key.local_dir(),
-                fingerprint: need.fingerprint.clone(),
-            }
-        })
-        .collect();
-    needs.sort_by(|a, b| a.key.cmp(&b.key));
+    let needs = needs_of(study, plan, def);
     let (command, outputs, resumable) = match &stage.run {
         Run::Builtin(spec) => (Vec::new(), spec.outputs.iter().map(|o| (*o).to_owned()).collect(), spec.resumable),
         Run::Command(command) => (command.argv.clone(), command.outputs.clone(), command.resumable),
@@ -255,6 +239,28 @@ fn cell_of(study: &Study, place: &Place, plan: &Plan, def: &CellDef, scratch: Op
             .collect(),
         source: def.source.clone(),
     }
+}
+
+/// The needed cells of a cell, sorted by key.
+pub fn needs_of(study: &Study, plan: &Plan, def: &CellDef) -> Vec<Need> {
+    let mut needs: Vec<Need> = def
+        .needs
+        .iter()
+        .map(|&i| {
+            let need = &plan.cells[i].def;
+            let parent = &study.stages[need.stage];
+            Need {
+                key: need.key.clone(),
+                kind: parent.kind().to_owned(),
+                number: parent.number,
+                labels: parent.labels_of(need.key.arm.as_ref()),
+                dir: need.key.local_dir(),
+                fingerprint: need.fingerprint.clone(),
+            }
+        })
+        .collect();
+    needs.sort_by(|a, b| a.key.cmp(&b.key));
+    needs
 }
 
 fn job_name(study: &Study, job: &PlannedJob, submission: &str) -> String {
