@@ -684,6 +684,21 @@ fn depth_is_no_danger() {
 }
 
 #[test]
+fn models_are_needed_stages() {
+    wrong(
+        "lr = 1e-3",
+        "lr = 1e-3, models = {a = \"train\"}",
+        &["17:22: `models` in stage train names stage `train`, which it does not need: add `train` to its `needs`"],
+    );
+    // One typing error, one message.
+    wrong(
+        "[\"setup\"]\nresources = {nodes = 2, tasks_per_node = 2, mem = \"80G\", time = \"32:00:00\"}\nparams = {",
+        "[\"setpu\"]\nresources = {nodes = 2, tasks_per_node = 2, mem = \"80G\", time = \"32:00:00\"}\nparams = {models = {a = \"setup\"}, ",
+        &["15:10: stage train needs an unknown stage `setpu`: did you mean `setup`?"],
+    );
+}
+
+#[test]
 fn a_bad_value_hides_nothing_else() {
     let text = GOOD
         .replace("name = \"demo\"", "name = \"a\\nb\"\nname = \"c\"")

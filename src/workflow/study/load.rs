@@ -334,7 +334,7 @@ fn read_study(
     }
     let all: BTreeSet<&str> = sections.iter().filter_map(|(t, _)| t.text("name")).collect();
     let tables = result_tables(&top, &all, sink);
-    let around = Surroundings { known, dir, tables: &tables, exists };
+    let around = Surroundings { known, dir, stages: &all, tables: &tables, exists };
     let reads: Vec<stage::Read> = sections
         .iter()
         .enumerate()

@@ -53,6 +53,8 @@ pub(super) struct Surroundings<'s> {
     pub(super) known: &'s [&'static Spec],
     /// The study file's directory, absolute.
     pub(super) dir: &'s Path,
+    /// Names of all stages of the file.
+    pub(super) stages: &'s BTreeSet<&'s str>,
     /// The study's tables.
     pub(super) tables: &'s [Value],
     /// Whether a path is there; `None` if nobody asks.
@@ -104,7 +106,7 @@ pub(super) fn read(index: usize, table: &Table, at: Span, around: &Surroundings<
     let storage_bytes = section.parsed("storage", quantity::bytes, sink);
     let needs = needs(&section, sink);
     match &run {
-        Some(Run::Builtin(spec)) => named_needs(&section, spec, &needs, &params, &arms, sink),
+        Some(Run::Builtin(spec)) => named_needs(&section, spec, &needs, around.stages, &params, &arms, sink),
         Some(Run::Command(_)) => variables(&section, &needs, sink),
         None => {}
     }
@@ -276,10 +278,15 @@ fn named_needs(
     section: &Section<'_>,
     spec: &Spec,
     needs: &[(Name, Span)],
+    stages: &BTreeSet<&str>,
     params: &Value,
     arms: &[Arm],
     sink: &mut Sink,
 ) {
+    if needs.iter().any(|(need, _)| !stages.contains(need.as_str())) {
+        // A need that is misspelt is said elsewhere; once is enough.
+        return;
+    }
     let fields = spec.fields.iter().filter(|f| f.ty == FieldType::NeedMap);
     for field in fields {
         let at = match section.entry("params").map(|e| &e.node.value) {
@@ -292,7 +299,11 @@ fn named_needs(
             words.filter_map(Value::as_str).filter(|w| !needs.iter().any(|(n, _)| n.as_str() == *w)).collect();
         for word in unneeded {
             let message = format!("`{}` in {} names stage `{word}`, which it does not need", field.name, section.what);
-            sink.unknown(&at, message, word, needs.iter().map(|(n, _)| n.as_str()));
+            if stages.contains(word) {
+                sink.push(&at, message, format!("add `{word}` to its `needs`"));
+            } else {
+                sink.unknown(&at, message, word, needs.iter().map(|(n, _)| n.as_str()));
+            }
         }
     }
 }
