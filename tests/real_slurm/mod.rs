@@ -2,5 +2,6 @@
 
 mod chain;
 mod commands;
+mod monotone;
 mod nodes;
 mod seeds;
