@@ -6,6 +6,8 @@ mod chain;
 mod data_stages;
 mod documents;
 mod formats;
+#[cfg(feature = "compute")]
+mod generate;
 mod local;
 #[cfg(feature = "compute")]
 mod model;

@@ -30,7 +30,7 @@ pub(crate) struct Args {
     study: StudyArgs,
     #[command(flatten)]
     part: PartArgs,
-    /// Show what would run, with its scripts; change nothing
+    /// Show what would run, with its scripts; submit nothing
     #[arg(long)]
     dry_run: bool,
     /// Submit without asking
@@ -124,7 +124,7 @@ fn dry_run(args: &Args, prepared: &Prepared, policy: Policy) -> Result<u8> {
     for (name, text) in prepared.preview()? {
         output::text(&format!("\n# ---- {name}\n{text}"))?;
     }
-    output::note(&format!("nothing was changed; `run_all {}` does it", args.study.again()));
+    output::note(&format!("nothing was submitted; `run_all {}` does it", args.study.again()));
     Ok(exit::DONE)
 }
 
