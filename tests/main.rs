@@ -17,6 +17,7 @@ mod scripts;
 mod slurm;
 mod slurm_script;
 mod study;
+mod study_text;
 mod support;
 #[cfg(feature = "compute")]
 mod training;
