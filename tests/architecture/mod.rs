@@ -20,7 +20,8 @@ const ARROWS: [(&str, &[&str]); 7] = [
     ("stages", &["stages", "compute", "report", "record"]),
     // What stages say of themselves, and the specification of tables: data, always compiled.
     ("workflow", &["workflow", "record", "report::table", "stages::*::SPEC", "stages::spec"]),
-    ("cli", &["cli", "workflow", "report", "record"]),
+    // The aggregation needs no tensors, and `seedbed aggregate` makes it anew.
+    ("cli", &["cli", "workflow", "report", "record", "stages::aggregate"]),
     ("bin", &["cli", "stages"]),
 ];
 
