@@ -319,6 +319,12 @@ fn resume(options: &Options, submission: &Submission, cell: &Cell, start: &Attem
     else {
         return Ok(exit::RESUME);
     };
+    // A cancelled job is told to end like one at its limit; to requeue it would undo what a person did. A
+    // preempted one is requeued by Slurm itself.
+    if let Some(state) = state_of(&job.id).filter(|s| s != "RUNNING") {
+        say(&format!("job {} is {state}: not requeued; `run_all` goes on from the checkpoint", job.id));
+        return Ok(exit::RESUME);
+    }
     say(&format!("requeueing job {}", job.id));
     let requeued = std::process::Command::new("scontrol").args(["requeue", &job.id]).output();
     match requeued {
@@ -328,6 +334,13 @@ fn resume(options: &Options, submission: &Submission, cell: &Cell, start: &Attem
         Err(error) => say(&format!("scontrol cannot be started: {error}")),
     }
     Ok(exit::RESUME)
+}
+
+/// What Slurm says of a job; `None` where it does not answer.
+fn state_of(id: &str) -> Option<String> {
+    let output = std::process::Command::new("squeue").args(["-h", "-t", "all", "-o", "%T", "-j", id]).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().next().map(|line| line.trim().to_owned()).filter(|state| output.status.success() && !state.is_empty())
 }
 
 /// How many of the last attempts, counted back from `last`, ended with 75 at the same step.
