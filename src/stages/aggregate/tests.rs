@@ -177,7 +177,8 @@ fn params(over: Value) -> Value {
 /// Runs the aggregation as its binary does; the outputs are in the returned directory.
 fn aggregate(base: &Path, needs: Vec<Need>, params: Value) -> (Result<(), StageError>, std::path::PathBuf) {
     let key = key("aggregate", None, None);
-    let source = source("aggregate", &key);
+    // A cell must not contradict its source.
+    let source = FingerprintSource { params: params.clone(), ..source("aggregate", &key) };
     let cell = Cell {
         version: CELL_VERSION,
         kind: "aggregate".into(),
