@@ -3,6 +3,8 @@
 //! The promise under test: the same cell ends with the same parameters and the same series, bit for bit,
 //! whatever happened on the way.
 
+mod faults;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
