@@ -59,8 +59,12 @@ fn processor_model() -> String {
         .unwrap_or_else(|| std::env::consts::ARCH.to_owned())
 }
 
-/// The widest vector extension, by which kernels are chosen.
-fn instruction_set() -> &'static str {
+/// The widest vector extension, by which kernels are chosen; `ATEN_CPU_CAPABILITY` chooses others.
+fn instruction_set() -> String {
+    std::env::var("ATEN_CPU_CAPABILITY").unwrap_or_else(|_| detected_instruction_set().to_owned())
+}
+
+fn detected_instruction_set() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {
         if std::arch::is_x86_feature_detected!("avx512f") {

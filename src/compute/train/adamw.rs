@@ -100,11 +100,14 @@ impl AdamW {
         let root = correction2.sqrt() as f32;
         let (beta2, eps) = (self.beta2 as f32, self.eps as f32);
         let (one_minus1, one_minus2) = ((1.0 - self.beta1) as f32, (1.0 - self.beta2) as f32);
-        for (((w, &g), m), v) in weights.iter_mut().zip(gradients).zip(m).zip(v) {
-            let g = g * step.gradient_factor;
-            *m += one_minus1 * (g - *m);
-            *v = *v * beta2 + one_minus2 * g * g;
-            *w = *w * keep - size * (*m / (v.sqrt() / root + eps));
+        // Slices of one length, by index: the compiler drops the bounds checks.
+        let n = weights.len();
+        let (gradients, m, v) = (&gradients[..n], &mut m[..n], &mut v[..n]);
+        for i in 0..n {
+            let g = gradients[i] * step.gradient_factor;
+            m[i] += one_minus1 * (g - m[i]);
+            v[i] = v[i] * beta2 + one_minus2 * g * g;
+            weights[i] = weights[i] * keep - size * (m[i] / (v[i].sqrt() / root + eps));
         }
     }
 }

@@ -13,9 +13,11 @@ pub fn chunk_sums(values: &[f32]) -> Vec<f64> {
 
 fn sum_of_squares(chunk: &[f32]) -> f64 {
     let mut parts = [0f64; PARTS];
-    for row in chunk.chunks(PARTS) {
-        for (part, &x) in parts.iter_mut().zip(row) {
-            *part += f64::from(x) * f64::from(x);
+    // A chunk is a whole number of rows.
+    for row in chunk.chunks_exact(PARTS) {
+        for k in 0..PARTS {
+            let x = f64::from(row[k]);
+            parts[k] += x * x;
         }
     }
     parts.iter().sum()
