@@ -79,6 +79,27 @@ fn a_lost_reply_is_found_by_name_and_nothing_is_submitted_twice() {
 }
 
 #[test]
+fn a_run_all_that_is_killed_while_it_submits_is_taken_up_by_the_next() {
+    let (slurm, chain) = chain("", &[42, 1337]);
+    slurm.set("hold", 1);
+    // Slurm takes the third job, and the reply never comes.
+    for kind in ["banner", "banner", "hang"] {
+        slurm.fault("sbatch", kind, "");
+    }
+    let mut first = chain.start_run_all();
+    slurm.wait_until(|jobs| jobs.len() == 6);
+    first.kill().unwrap();
+    first.wait().unwrap();
+    let jobs = chain.submit(&[]);
+    assert_eq!((jobs.len(), slurm.count("sbatch")), (5, 3 + 5), "stages 3 to 7, each once");
+    assert_eq!(slurm.jobs().len(), 7 * 2 + 1);
+    slurm.set("hold", 0);
+    assert!(slurm.run("scontrol", &["release", "1"]).status.success());
+    chain.wait(&jobs);
+    assert_eq!(chain.not_done(), Vec::<String>::new());
+}
+
+#[test]
 fn a_refusal_in_the_middle_leaves_what_is_queued_and_goes_on_from_there() {
     let (slurm, chain) = chain("", &[42, 1337]);
     slurm.set("hold", 1);

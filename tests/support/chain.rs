@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use seedbed::workflow::slurm::{Client, Liveness, queue};
@@ -99,6 +99,13 @@ impl Chain {
     pub fn run_all(&self, arguments: &[&str]) -> Output {
         let mut command = self.program(env!("CARGO_BIN_EXE_run_all"));
         command.args(["configs/chain.toml", "--cluster", "test", "--yes"]).args(arguments).output().unwrap()
+    }
+
+    /// `run_all`, started and not waited for.
+    pub fn start_run_all(&self) -> Child {
+        let mut command = self.program(env!("CARGO_BIN_EXE_run_all"));
+        command.args(["configs/chain.toml", "--cluster", "test", "--yes"]);
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 
     /// `run_all`, which must succeed; the ids of the jobs that it submitted.

@@ -1,5 +1,7 @@
 //! Whether there is a Slurm here, and what it is configured to allow.
 
+use std::path::Path;
+
 use super::{Client, SlurmError};
 
 /// Whether there is a Slurm here.
@@ -26,6 +28,10 @@ impl Presence {
         }
         let reply = match client.ask("scontrol", &["ping"]) {
             Ok(reply) => reply,
+            // Without a file only DNS can name the cluster, and without a network that takes long to fail.
+            Err(error @ SlurmError::Timeout { .. }) if has_no_file(client) => {
+                return Ok(Self::NotConfigured(error.to_string()));
+            }
             Err(error @ SlurmError::Timeout { .. }) => return Ok(Self::NotAnswering(error.to_string())),
             Err(error) => return Err(error),
         };
@@ -41,6 +47,15 @@ impl Presence {
             Self::NotAnswering(message.lines().next().unwrap_or_default().to_owned())
         })
     }
+}
+
+/// Whether the system's own Slurm is asked, and the system has no configuration for it. Where another one keeps its
+/// configuration only it knows.
+fn has_no_file(client: &Client) -> bool {
+    let named = ["SLURM_CONF", "SLURM_CONF_SERVER"].iter().any(|name| std::env::var_os(name).is_some());
+    let files = ["/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf"];
+    let of_system = client.find("scontrol").is_some_and(|path| path == Path::new("/usr/bin/scontrol"));
+    of_system && !named && !files.iter().any(|file| Path::new(file).exists())
 }
 
 /// The site's settings that a chain depends on. What a site does not print is absent.
