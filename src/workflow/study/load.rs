@@ -12,7 +12,7 @@ use super::tree::{self, Entry, Node, Syntax, Table, Tree};
 use super::{Budget, DEFAULT_PROFILE, Retry, SCHEMA, Study, graph, quantity};
 use crate::record::Name;
 use crate::report::table::{PathStep, TableSpec};
-use crate::stages::Spec;
+use crate::stages::{FieldType, Spec};
 
 /// Keys of the file.
 const ROOT_KEYS: &[&str] = &["schema", "study", "budget", "retry", "stage", "table", "profile"];
@@ -341,6 +341,9 @@ fn read_study(
         .filter_map(|(index, (table, at))| stage::read(index, table, at.clone(), &around, sink))
         .collect();
     graph::check(&reads, &all, seeds.as_ref().is_none_or(|s| !s.is_empty()), sink);
+    for read in &reads {
+        tables_need(read, &tables, sink);
+    }
     let stages = reads.into_iter().map(|r| r.stage).collect();
     Some(ReadStudy { name: name?, seeds: seeds?, stages, tables, budget, retry })
 }
@@ -433,6 +436,25 @@ fn result_tables(top: &Section<'_>, stages: &BTreeSet<&str>, sink: &mut Sink) ->
         tables.push(section);
     }
     tables
+}
+
+/// A stage that makes the study's tables must need every stage that they read; else the table could only be
+/// refused when everything has run.
+fn tables_need(read: &stage::Read, tables: &[Value], sink: &mut Sink) {
+    let super::Run::Builtin(spec) = &read.stage.run else { return };
+    // A kind that needs nothing reads no results.
+    if spec.needs.is_empty() || !spec.fields.iter().any(|f| f.ty == FieldType::Tables) {
+        return;
+    }
+    for table in tables {
+        let key = table.get("key").and_then(Value::as_str).unwrap_or("without a key");
+        let columns = table.get("columns").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let stages: BTreeSet<&str> = columns.iter().filter_map(|c| c.get("stage")?.as_str()).collect();
+        for unneeded in stages.into_iter().filter(|s| !read.needs.iter().any(|(n, _)| n.as_str() == *s)) {
+            let message = format!("stage {} makes table {key}, which reads stage `{unneeded}`", read.stage.name);
+            sink.push(&read.needs_at, message, format!("add \"{unneeded}\" to its `needs`"));
+        }
+    }
 }
 
 /// Where a path below a table leads: the key of its last step that is there.
