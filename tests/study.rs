@@ -751,3 +751,14 @@ fn a_cluster_brings_resources_by_kind() {
         "{unknown}"
     );
 }
+
+#[test]
+fn a_stage_that_makes_tables_needs_what_they_read() {
+    let text = std::fs::read_to_string(crate::support::repository().join("configs/monotone.toml")).unwrap();
+    let cut = text.replace("= [\"setup\", \"apply_monotonicity\", ", "= [\"apply_monotonicity\", ");
+    assert_ne!(text, cut);
+    let (_dir, file) = write(&cut);
+    let error = study::load(&file, Some("quick"), seedbed::stages::all_specs()).unwrap_err().to_string();
+    let said = "stage aggregate makes table foundation, which reads stage `setup`: add \"setup\" to its `needs`";
+    assert!(error.contains(said), "{error}");
+}
