@@ -249,11 +249,3 @@ impl ModelFile {
         })
     }
 }
-
-/// The digest that a model directory of ours promises, without loading it.
-///
-/// # Errors
-/// `model.json` is missing or damaged.
-pub fn promised_digest(dir: &Path) -> Result<Digest> {
-    Ok(ModelFile::read(&dir.join(MODEL_FILE))?.param_digest)
-}

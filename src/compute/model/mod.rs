@@ -12,7 +12,7 @@ pub mod init;
 pub mod layout;
 
 mod flat;
-pub mod load;
+mod load;
 mod save;
 
 use std::cell::OnceCell;
@@ -206,13 +206,10 @@ impl Model {
 
     /// The effective input embedding, `[V, h]`, detached.
     ///
-    /// # Panics
-    /// Never: the embedding was made when the model was.
-    pub fn embedding(&self) -> Tensor {
-        match self.views() {
-            Ok(views) => views.embed.shallow_clone(),
-            Err(_) => Tensor::new(),
-        }
+    /// # Errors
+    /// Out of memory.
+    pub fn embedding(&self) -> Result<Tensor> {
+        Ok(self.views()?.embed.shallow_clone())
     }
 
     /// Effective weights without gradients.
