@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{CliError, Result, output};
-use crate::record::{Name, RecordError, exit, files};
+use crate::record::{Name, exit, files};
 use crate::workflow::study;
 
 /// Write a commented study to start from.
@@ -21,8 +21,10 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
     let file = format!("{name}.toml");
     let default =
         if PathBuf::from("configs").is_dir() { PathBuf::from("configs").join(&file) } else { PathBuf::from(&file) };
+    // The text says how it is run from here; a path of the user's own is left to the user.
+    let text = study::new_study(&name).replace(&format!("run_all {file}"), &format!("run_all {}", default.display()));
     let path = args.output.clone().unwrap_or(default);
-    let written = files::create_exclusive(&path, study::new_study(&name).as_bytes()).map_err(|e: RecordError| e)?;
+    let written = files::create_exclusive(&path, text.as_bytes())?;
     if !written {
         return Err(CliError::Usage(format!(
             "`{}` is there already: choose another name, or --output FILE",
