@@ -1,10 +1,10 @@
 //! Documents that say the truth: exit codes, links, and commands that were run.
 //!
-//! Every ```` ```console ```` block of a document is run. The blocks of one document are one session, in order, in an empty
-//! directory with a copy of `configs/` and `slurm/` and the programs on `PATH`. A line that starts with `$ ` is a command
-//! (lines that start with `> ` go on with it); the lines behind it are what it prints, stdout and stderr together.
-//! `[..]` stands for any text within a line, and a line `...` for any lines. A command that is to fail says so in
-//! its last line: `[exit 64]`. Blocks of other kinds (`sh`, `text`) are not run.
+//! Every ```` ```console ```` block of a document is run. The blocks of one document are one session, in order, in a
+//! new directory with a copy of `configs/`, `slurm/` and `results/samples/`, and the programs on `PATH`. A line that
+//! starts with `$ ` is a command (lines that start with `> ` go on with it); the lines behind it are what it prints,
+//! stdout and stderr together. `[..]` stands for any text within a line, and a line `...` for any lines. A command
+//! that is to fail says so in its last line: `[exit 64]`. Blocks of other kinds (`sh`, `text`) are not run.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +18,7 @@ use crate::support::repository;
 /// Every Markdown file that users read.
 fn documents() -> Vec<PathBuf> {
     let mut found = vec![repository().join("README.md"), repository().join("CHANGELOG.md")];
-    let mut open = vec![repository().join("docs"), repository().join("slurm")];
+    let mut open = ["docs", "slurm", "results/samples"].map(|dir| repository().join(dir)).to_vec();
     while let Some(dir) = open.pop() {
         for entry in fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
@@ -119,6 +119,103 @@ fn every_link_leads_somewhere() {
     assert!(broken.is_empty(), "links that lead nowhere:\n{}", broken.join("\n"));
 }
 
+#[test]
+fn every_page_is_linked_from_the_readme_or_the_list_of_formats() {
+    let read = |path: &str| fs::read_to_string(repository().join(path)).unwrap();
+    let (readme, formats) = (read("README.md"), read("docs/formats/README.md"));
+    for document in documents() {
+        let name = shown(&document);
+        let linked = match name.strip_prefix("docs/formats/") {
+            Some(page) => page == "README.md" || formats.contains(&format!("({page})")),
+            None => !name.starts_with("docs/") || readme.contains(&format!("({name})")),
+        };
+        assert!(linked, "{name} is on no list: link it in README.md, or in docs/formats/README.md");
+    }
+}
+
+#[test]
+fn every_page_that_the_source_names_is_there() {
+    let mut named = 0;
+    for dir in ["src", "configs", "scripts", "slurm", "tests"] {
+        for file in seedbed::record::digest::files_below(&repository().join(dir)).unwrap() {
+            let Ok(text) = fs::read_to_string(repository().join(dir).join(&file)) else { continue };
+            for (at, _) in text.match_indices("docs/") {
+                let name: String =
+                    text[at..].chars().take_while(|c| c.is_ascii_alphanumeric() || "/._-".contains(*c)).collect();
+                let name = name.trim_end_matches('.');
+                if name.ends_with(".md") {
+                    named += 1;
+                    assert!(repository().join(name).exists(), "{dir}/{} names {name}", file.display());
+                }
+            }
+        }
+    }
+    assert!(named > 10, "only {named} were found");
+}
+
+/// Command lines of Seedbed's programs in a document: in code spans, and in blocks of commands.
+fn command_lines(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut block: Option<bool> = None;
+    for line in text.lines() {
+        if let Some(kind) = line.trim_start().strip_prefix("```") {
+            block = if block.is_some() { None } else { Some(matches!(kind, "sh" | "console" | "text")) };
+        } else if block == Some(true) {
+            found.push(line.split(" #").next().unwrap_or_default().to_owned());
+        } else if block.is_none() {
+            found.extend(line.split('`').skip(1).step_by(2).map(str::to_owned));
+        }
+    }
+    let starts = |line: &String| line.starts_with("seedbed ") || line.starts_with("run_all ");
+    let bare = |line: String| {
+        let line = line.trim().trim_start_matches("$ ");
+        // `EXPERIMENT_SEED=42 run_all ...`
+        line.split_once(' ').filter(|(first, _)| first.contains('=')).map_or(line, |(_, rest)| rest).to_owned()
+    };
+    found.into_iter().map(bare).filter(starts).collect()
+}
+
+#[test]
+fn every_subcommand_and_option_in_documents_exists() {
+    let mut pages: BTreeMap<String, String> = BTreeMap::new();
+    let mut help = |words: &[&str]| {
+        if let Some(page) = pages.get(&words.join(" ")) {
+            return page.clone();
+        }
+        let program = match words[0] {
+            "run_all" => env!("CARGO_BIN_EXE_run_all"),
+            _ => env!("CARGO_BIN_EXE_seedbed"),
+        };
+        let output = Command::new(program).args(&words[1..]).arg("--help").output().unwrap();
+        let page = String::from_utf8(output.stdout).unwrap();
+        pages.insert(words.join(" "), page.clone());
+        page
+    };
+    let seedbed = help(&["seedbed"]);
+    let mut checked = 0;
+    for document in documents() {
+        for line in command_lines(&fs::read_to_string(&document).unwrap()) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let subcommand = words[1].trim_end_matches([',', ';', '.']);
+            let text = if words[0] == "run_all" {
+                help(&["run_all"])
+            } else if subcommand.starts_with('-') || !subcommand.chars().all(|c| c.is_ascii_lowercase()) {
+                seedbed.clone()
+            } else {
+                let known = seedbed.lines().any(|l| l.trim_start().starts_with(&format!("{subcommand} ")));
+                assert!(known, "{}: there is no `seedbed {subcommand}`: {line}", shown(&document));
+                help(&["seedbed", subcommand])
+            };
+            for word in words.iter().take_while(|w| **w != "|").filter(|w| w.starts_with("--") && w.len() > 2) {
+                let option = word.split('=').next().unwrap().trim_end_matches([',', ';', '.', ')']);
+                assert!(text.contains(option), "{}: `{line}` has no option {option}", shown(&document));
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked > 40, "only {checked} command lines were found");
+}
+
 #[derive(Debug, Default)]
 struct Step {
     command: String,
@@ -187,7 +284,7 @@ fn copy_dir(from: &Path, to: &Path) {
 fn run(document: &str) -> (usize, Vec<String>) {
     let steps = steps(&fs::read_to_string(repository().join(document)).unwrap());
     let dir = tempfile::tempdir().unwrap();
-    for part in ["configs", "slurm"] {
+    for part in ["configs", "slurm", "results/samples"] {
         copy_dir(&repository().join(part), &dir.path().join(part));
     }
     let programs = Path::new(env!("CARGO_BIN_EXE_seedbed")).parent().unwrap();
