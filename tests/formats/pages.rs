@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 
+use seedbed::workflow::lock::{Hold, IfHeld, Lock};
+use seedbed::workflow::{study, survey};
 use serde_json::Value;
 
 use super::{golden, values};
@@ -87,6 +89,30 @@ fn every_dataset_and_field_of_a_run_has_a_line() {
     for path in meta {
         let field = path.split('.').next().unwrap();
         assert!(page.contains(&format!("`{field}`")), "docs/formats/run.md has no line for {path} of /meta");
+    }
+}
+
+#[test]
+fn the_small_formats_have_their_fields_on_the_list() {
+    let dir = tempfile::tempdir().unwrap();
+    let lock = Lock::take(dir.path(), Hold::Short, IfHeld::Respect).unwrap();
+    let owner: Value = seedbed::record::files::read_json(&dir.path().join("lock")).unwrap();
+    drop(lock);
+    let hello = repository().join("configs/hello.toml");
+    let text = fs::read_to_string(hello).unwrap().replace("# Files that", "inputs = [\"a.txt\"]\n# Files that");
+    fs::write(dir.path().join("hello.toml"), text).unwrap();
+    fs::write(dir.path().join("a.txt"), "a").unwrap();
+    let study = study::load(&dir.path().join("hello.toml"), None, seedbed::stages::all_specs()).unwrap();
+    survey::input_digests(&study, dir.path()).unwrap();
+    let cached: Vec<Value> = seedbed::record::files::read_lines(&dir.path().join("digests.jsonl")).unwrap();
+    assert_eq!(cached.len(), 1);
+    let list = page("README.md");
+    for value in [&owner, &cached[0]] {
+        let mut found = BTreeSet::new();
+        keys(value, "", &[], &mut found);
+        assert!(found.len() >= 5, "{found:?}");
+        let lost: Vec<&String> = found.iter().filter(|key| !list.contains(&format!("`{key}`"))).collect();
+        assert!(lost.is_empty(), "docs/formats/README.md has no word of {lost:?}");
     }
 }
 
