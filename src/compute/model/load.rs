@@ -14,7 +14,7 @@ use tch::{Kind, Tensor};
 use super::save::{MODEL_FILE, ModelFile, PARAMETERS_FILE, SIGN_SUFFIX};
 use super::{Model, ModelConfig, Span, Variant, as_f32_mut, save};
 use crate::compute::{ComputeError, Result};
-use crate::record::{Digest, RecordError, files};
+use crate::record::{RecordError, files};
 
 pub(super) fn load(dir: &Path) -> Result<Model> {
     if !dir.is_dir() {
