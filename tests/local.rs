@@ -188,7 +188,7 @@ fn a_changed_parameter_runs_again_what_it_reaches_and_old_results_come_back() {
     let of = |cell: &str| cells.iter().find(|c| c["cell"] == cell).unwrap();
     assert_eq!(of("count/seed-42")["state"], "done");
     assert_eq!(of("double/seed-42")["state"], "stale");
-    assert_eq!(of("double/seed-42")["changes"][0]["key"], "params.command");
+    assert_eq!(of("double/seed-42")["changes"][0]["key"], "params.command[2]");
     assert_eq!(of("total")["state"], "stale");
     work.done(&[]);
     assert_eq!(work.query(".sum", "total"), "147");

@@ -8,6 +8,7 @@ use super::study::{PartArgs, StudyArgs};
 use crate::record::exit;
 use crate::workflow::plan::{CellState, Policy};
 use crate::workflow::run::{Intent, Prepared, prepare};
+use crate::workflow::slurm::script;
 
 /// Show every cell and what is left to do; changes nothing.
 #[derive(Debug, clap::Args)]
@@ -32,6 +33,7 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
     match args.format {
         Format::Text => {
             output::text(&table(&prepared))?;
+            output::text(&left(&prepared))?;
             output::text(&bill(&prepared))?;
         }
         Format::Json => output::json(&to_json(&prepared))?,
@@ -79,6 +81,36 @@ fn list(names: &[String]) -> String {
         [first, .., last] if names.len() > 3 => format!("{first} .. {last} ({})", names.len()),
         _ => names.join(" "),
     }
+}
+
+/// What each stage that is left asks for, a cell.
+fn left(prepared: &Prepared) -> String {
+    let head = ["LEFT", "CELLS", "NODES", "RANKS", "CORES", "GPUS", "MEMORY", "TIME", "DISK"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for (i, stage) in prepared.study.stages.iter().enumerate() {
+        let cells = prepared.plan.to_run().filter(|c| c.def.stage == i).count();
+        if cells == 0 {
+            continue;
+        }
+        let r = &stage.resources;
+        rows.push(vec![
+            format!("{} {}", stage.number, stage.name),
+            cells.to_string(),
+            r.nodes.to_string(),
+            r.ranks().to_string(),
+            (r.ranks() * r.cpus_per_task).to_string(),
+            (r.nodes * r.gpus_per_node).to_string(),
+            r.mem_bytes.map_or("-".to_owned(), memory),
+            script::time_limit(r.time_s),
+            stage.storage_bytes.map_or("-".to_owned(), output::size),
+        ]);
+    }
+    if rows.len() == 1 { String::new() } else { format!("\n{}\n", output::columns(&rows, output::width())) }
+}
+
+/// Memory as sbatch takes it.
+fn memory(bytes: u64) -> String {
+    if bytes.is_multiple_of(1 << 30) { format!("{}G", bytes >> 30) } else { format!("{}M", bytes.div_ceil(1 << 20)) }
 }
 
 /// What is left, in hours, bytes and money.
