@@ -391,3 +391,28 @@ fn the_study_may_say_only_what_is_known() {
     assert_eq!(output.status.code(), Some(64));
     assert!(said(&output).contains("small.toml:15:1: ") && said(&output).contains("`needs`"), "{}", said(&output));
 }
+
+#[test]
+fn a_program_that_never_comes_further_is_stopped_and_one_that_does_goes_on() {
+    let study = |body: &str| {
+        format!(
+            "schema = 1\n[study]\nname = \"small\"\nseeds = [1]\n[[stage]]\nname = \"count\"\ncommand = ['sh', '-c', '''{body}''']\nresumable = true\nresources = {{time = '0:05:00'}}\n"
+        )
+    };
+    let attempts = |work: &Workspace| {
+        let names =
+            std::fs::read_dir(work.base().join("count/seed-1/attempts")).unwrap().map(|e| e.unwrap().file_name());
+        names.filter(|n| n.to_str().unwrap().ends_with(".end.json")).count()
+    };
+    let work = Workspace::new();
+    std::fs::write(work.path("small.toml"), study("exit 75")).unwrap();
+    let output = work.run_all(&[]);
+    assert!(said(&output).contains("made no progress"), "{}", said(&output));
+    assert_eq!(attempts(&work), 3);
+
+    let work = Workspace::new();
+    let body = r#"n=$(ls "$SEEDBED_CHECKPOINT_DIR" | wc -l); [ "$n" = 5 ] || { sleep 0.02; touch "$SEEDBED_CHECKPOINT_DIR/$n"; exit 75; }"#;
+    std::fs::write(work.path("small.toml"), study(body)).unwrap();
+    work.done(&[]);
+    assert_eq!(attempts(&work), 6);
+}

@@ -307,7 +307,7 @@ fn refresh_flag(submission: &Submission, cell: &Cell) -> Result<()> {
 /// local one is started again by `run_all`.
 fn resume(options: &Options, submission: &Submission, cell: &Cell, start: &AttemptStart) -> Result<u8> {
     let run_dir = cell.run_dir();
-    let idle = attempts_without_progress(&run_dir, start.attempt)?;
+    let idle = attempts_without_progress(cell, &run_dir, start.attempt)?;
     if idle >= submission.rules.without_progress {
         say(&format!(
             "{idle} attempts in a row made no progress: stopping; look at {} and give the stage more time, then `run_all` again",
@@ -343,11 +343,11 @@ fn state_of(id: &str) -> Option<String> {
     text.lines().next().map(|line| line.trim().to_owned()).filter(|state| output.status.success() && !state.is_empty())
 }
 
-/// How many of the last attempts, counted back from `last`, ended with 75 at the same step.
-fn attempts_without_progress(run_dir: &Path, last: u32) -> Result<u32> {
+/// How many of the last attempts, counted back from `last`, checkpointed without coming further: they ended
+/// at the same step or, where a stage reports no steps, left no newer file among the checkpoints.
+fn attempts_without_progress(cell: &Cell, run_dir: &Path, last: u32) -> Result<u32> {
     let Some(now) = attempt::read_end(run_dir, last)? else { return Ok(0) };
-    // A stage that reports no steps is taken at its word.
-    let Some(step) = now.step else { return Ok(0) };
+    let Some(step) = now.step else { return Ok(attempts_without_files(cell, run_dir, last)) };
     let mut idle = 0;
     for n in (1..last).rev() {
         match attempt::read_end(run_dir, n)? {
@@ -356,6 +356,18 @@ fn attempts_without_progress(run_dir: &Path, last: u32) -> Result<u32> {
         }
     }
     Ok(idle)
+}
+
+fn attempts_without_files(cell: &Cell, run_dir: &Path, last: u32) -> u32 {
+    let dir = cell.checkpoint_dir();
+    let files = crate::record::digest::files_below(&dir).unwrap_or_default();
+    let modified = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
+    let newest = files.iter().filter_map(|file| modified(&dir.join(file))).max();
+    let idle = (1..=last).rev().take_while(|&n| match (newest, modified(&attempt::start_path(run_dir, n))) {
+        (Some(newest), Some(start)) => newest < start,
+        _ => true,
+    });
+    idle.count() as u32
 }
 
 fn last_step(run_dir: &Path) -> Option<u64> {
