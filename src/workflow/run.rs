@@ -145,16 +145,7 @@ pub fn prepare(request: &Request, intent: Intent) -> Result<Prepared> {
 /// # Errors
 /// Every problem of the file.
 pub fn load_study(request: &Request) -> Result<Study> {
-    let study = study::load(&request.study, request.profile.as_deref(), stages::all_specs())?;
-    if let Some(other) = study::claimed_elsewhere(&request.study, study.name.as_str()) {
-        return Err(WorkflowError::Usage(format!(
-            "`{}` and `{}` both say `name = \"{}\"`: their results would mix; rename one",
-            request.study.display(),
-            other.display(),
-            study.name
-        )));
-    }
-    Ok(study)
+    Ok(study::load(&request.study, request.profile.as_deref(), stages::all_specs())?)
 }
 
 fn load_cluster(request: &Request) -> Result<Cluster> {

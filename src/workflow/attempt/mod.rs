@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use chrono::Utc;
 
 use super::error::{Result, WorkflowError};
+use super::slurm::{Client, Element, JobState, control, queue};
 use super::submission::Submission;
 use crate::record::attempt::{self, ATTEMPT_VERSION};
 use crate::record::{AttemptEnd, AttemptStart, Cell, JobRef, Outcome, RecordError, Seal, exit, files, flag, progress};
@@ -321,26 +322,21 @@ fn resume(options: &Options, submission: &Submission, cell: &Cell, start: &Attem
     };
     // A cancelled job is told to end like one at its limit; to requeue it would undo what a person did. A
     // preempted one is requeued by Slurm itself.
-    if let Some(state) = state_of(&job.id).filter(|s| s != "RUNNING") {
-        say(&format!("job {} is {state}: not requeued; `run_all` goes on from the checkpoint", job.id));
+    let Ok(element) = job.id.parse::<Element>() else { return Ok(exit::RESUME) };
+    let client = Client::new();
+    let queue = queue::query(&client, &[element.job]).ok();
+    let state = queue.as_ref().and_then(|q| q.get(element)).map(|entry| &entry.state);
+    if let Some(state) = state.filter(|s| **s != JobState::Running) {
+        say(&format!("job {} is {}: not requeued; `run_all` goes on from the checkpoint", job.id, state.word()));
         return Ok(exit::RESUME);
     }
     say(&format!("requeueing job {}", job.id));
-    let requeued = std::process::Command::new("scontrol").args(["requeue", &job.id]).output();
-    match requeued {
+    match control::requeue(&client, element) {
         // Slurm ends this job now; should it be slow, 75 keeps the children waiting all the same.
-        Ok(output) if output.status.success() => std::thread::sleep(Duration::from_secs(120)),
-        Ok(output) => say(&format!("scontrol refused: {}", String::from_utf8_lossy(&output.stderr).trim())),
-        Err(error) => say(&format!("scontrol cannot be started: {error}")),
+        Ok(()) => std::thread::sleep(Duration::from_secs(120)),
+        Err(error) => say(&error.to_string()),
     }
     Ok(exit::RESUME)
-}
-
-/// What Slurm says of a job; `None` where it does not answer.
-fn state_of(id: &str) -> Option<String> {
-    let output = std::process::Command::new("squeue").args(["-h", "-t", "all", "-o", "%T", "-j", id]).output().ok()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    text.lines().next().map(|line| line.trim().to_owned()).filter(|state| output.status.success() && !state.is_empty())
 }
 
 /// How many of the last attempts, counted back from `last`, checkpointed without coming further: they ended
@@ -363,9 +359,14 @@ fn attempts_without_files(cell: &Cell, run_dir: &Path, last: u32) -> u32 {
     let files = crate::record::digest::files_below(&dir).unwrap_or_default();
     let modified = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
     let newest = files.iter().filter_map(|file| modified(&dir.join(file))).max();
-    let idle = (1..=last).rev().take_while(|&n| match (newest, modified(&attempt::start_path(run_dir, n))) {
-        (Some(newest), Some(start)) => newest < start,
-        _ => true,
+    let idle = (1..=last).rev().take_while(|&n| {
+        let resumed =
+            attempt::read_end(run_dir, n).ok().flatten().is_some_and(|e| e.exit_code == i32::from(exit::RESUME));
+        let wrote = match (newest, modified(&attempt::start_path(run_dir, n))) {
+            (Some(newest), Some(start)) => newest >= start,
+            _ => false,
+        };
+        resumed && !wrote
     });
     idle.count() as u32
 }
@@ -379,10 +380,7 @@ fn slurm_job(executor: Executor) -> Option<JobRef> {
         return None;
     }
     let get = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
-    let id = match (get("SLURM_ARRAY_JOB_ID"), get("SLURM_ARRAY_TASK_ID")) {
-        (Some(array), Some(task)) => format!("{array}_{task}"),
-        _ => get("SLURM_JOB_ID")?,
-    };
+    let id = Element::from_environment(get)?.to_string();
     let restart = get("SLURM_RESTART_COUNT").and_then(|v| v.parse().ok()).unwrap_or(0);
     Some(JobRef { id, restart })
 }
