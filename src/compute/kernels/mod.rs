@@ -1,0 +1,12 @@
+//! The arithmetic of training on a CPU, over plain slices: matrix products, attention, and the element-wise and
+//! row-wise parts between them.
+//!
+//! A kernel is chosen by instruction set at run time, by an [`Isa`]. Every kernel fixes its order of additions
+//! and uses fused multiply-adds in the same places whatever the instruction set, so the bits of a result depend
+//! on its shapes and inputs only: not on the processor, on alignment, or on the number of threads. Nothing here
+//! allocates once its scratch has grown to a shape; nothing here knows models, tensors or ranks.
+
+mod isa;
+
+pub use isa::{Isa, Level};
+pub(crate) use isa::for_each_isa;
