@@ -5,11 +5,13 @@
 //! [`load`] and [`save`] read and write the Hugging Face layout and our own model directory
 //! (`docs/formats/model.md`), which keeps V.
 
+pub mod batch;
 pub mod config;
 pub mod constraint;
 pub mod decoder;
 pub mod init;
 pub mod layout;
+pub mod passes;
 
 mod flat;
 mod load;
@@ -22,11 +24,13 @@ use std::path::Path;
 use sha2::{Digest as _, Sha256};
 use tch::{Kind, Tensor};
 
+pub use batch::{Batch, Mask};
 pub use config::{Activation, ModelConfig};
 pub use constraint::{Constraint, Variant};
 pub use decoder::{Decoder, Views};
 pub use flat::{as_f32, as_f32_mut};
 pub use layout::{CHUNK, GroupLayout, Layout, Role, Span};
+pub use passes::{Accumulate, GrainAt, GrainSum, Hooks, NoHooks, Passes};
 
 use super::{ComputeError, Result};
 use crate::record::Digest;

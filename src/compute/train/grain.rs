@@ -5,16 +5,7 @@ use tch::{Kind, Tensor};
 use super::lanes::Gradient;
 use crate::compute::Result;
 use crate::compute::data::{IGNORED, Sample};
-use crate::compute::model::{Model, as_f32, decoder};
-
-/// Sums of one grain, added in grain order by every rank.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct GrainSum {
-    /// Summed NLL, nats.
-    pub nll: f64,
-    /// Labelled tokens.
-    pub tokens: i64,
-}
+use crate::compute::model::{GrainSum, Model, as_f32, decoder};
 
 /// Inputs and targets of some samples, i64 `[B, T]` each, and the number of labels.
 ///

@@ -22,7 +22,6 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 pub use adamw::{AdamW, Decay};
-pub use grain::GrainSum;
 pub use lanes::Plan;
 pub use schedule::{Schedule, Shape};
 pub use state::{Best, State, Validation};
@@ -30,7 +29,7 @@ pub use state::{Best, State, Validation};
 use super::checkpoint::{self, Checkpoint, Kind, Saved, Snapshot};
 use super::comm::Comm;
 use super::data::{Sample, Samples};
-use super::model::{CHUNK, Model, as_f32, as_f32_mut};
+use super::model::{CHUNK, GrainSum, Model, as_f32, as_f32_mut};
 use super::{ComputeError, Result, numerics};
 use crate::record::Digest;
 use lanes::{Gradient, LaneTree};

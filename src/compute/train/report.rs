@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::{GrainSum, Settings, State, Surroundings, Validation};
+use super::{Settings, State, Surroundings, Validation};
 use crate::compute::Result;
 use crate::compute::comm::Comm;
+use crate::compute::model::GrainSum;
 use crate::record::progress::{Line, Writer};
 
 /// Writes log lines and series.
