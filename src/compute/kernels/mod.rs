@@ -8,5 +8,5 @@
 
 mod isa;
 
-pub use isa::{Isa, Level};
 pub(crate) use isa::for_each_isa;
+pub use isa::{Isa, Level};

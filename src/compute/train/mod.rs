@@ -8,6 +8,7 @@
 //! The promises and the tests that keep them: `docs/numerics.md`. Dropout is 0.
 
 pub mod adamw;
+pub mod exchange;
 pub mod grain;
 pub mod lanes;
 pub mod norm;
