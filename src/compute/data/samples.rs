@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use crate::compute::model::Batch;
 use crate::compute::rng::{Purpose, philox4x32};
 use crate::compute::{ComputeError, Result};
 
@@ -156,6 +157,20 @@ impl Samples {
         Sample { inputs, targets, segments, start }
     }
 
+    /// Some rows as a model sees them; a row that is `None` holds no label.
+    pub fn batch(&self, rows: impl IntoIterator<Item = Option<u64>>) -> Batch {
+        let mut batch = Batch::causal(0, self.seq_len, Vec::new(), Vec::new());
+        for row in rows {
+            batch.rows += 1;
+            // Beyond every sample there is none.
+            let sample = self.sample(row.unwrap_or(self.tokens.len()));
+            // Ids are below the vocabulary, which an embedding's size bounds far below 2^31.
+            batch.ids.extend(sample.inputs.iter().map(|&id| id as i32));
+            batch.targets.extend(sample.targets.iter().map(|&id| id as i32));
+        }
+        batch
+    }
+
     /// Sample number of position `position` of training with `seed`.
     pub fn at_position(&self, seed: u32, position: u64) -> u64 {
         let n = self.len();
@@ -209,13 +224,13 @@ impl Permutation {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::compute::data::tokens::{SpecialIds, TokensHeader, write};
     use crate::record::Digest;
     use proptest::prelude::*;
 
-    fn tokens(documents: Vec<Vec<u32>>) -> (tempfile::TempDir, Arc<Tokens>) {
+    pub(crate) fn tokens(documents: Vec<Vec<u32>>) -> (tempfile::TempDir, Arc<Tokens>) {
         let dir = tempfile::tempdir().unwrap();
         let header = TokensHeader {
             split: "train".into(),
