@@ -147,7 +147,7 @@ fn bad_weights_are_refused_by_name() {
 #[test]
 fn random_weights_have_their_spread_and_their_seed() {
     let mut config = small_config();
-    config.hidden_size = 128;
+    (config.hidden_size, config.head_dim) = (128, 64);
     config.intermediate_size = 512;
     let model = Model::random(&config, 42).unwrap();
     assert_eq!(model.param_digest(), Model::random(&config, 42).unwrap().param_digest());

@@ -129,7 +129,7 @@ mod task {
         Corpus, Document, Packing, Samples, Special, Split, TextTokenizer, Tokens, TokensInfo, generated,
     };
     use crate::compute::evaluate::{Grain, perplexity};
-    use crate::compute::model::{Activation, Model, ModelConfig, set_threads};
+    use crate::compute::model::{Activation, Family, Model, ModelConfig, Sizes, set_threads};
     use crate::compute::train::{AdamW, Decay, Outcome, Plan, Schedule, Settings, Shape, Strict, Surroundings, train};
     use crate::compute::{ComputeError, LIBTORCH_VERSION};
     use crate::record::{RunRecord, files, progress};
@@ -364,25 +364,21 @@ mod task {
 
     fn config(params: &Params, tokenizer: &TextTokenizer) -> Result<ModelConfig, StageError> {
         let special = tokenizer.special();
-        let config = ModelConfig {
+        let sizes = Sizes {
             hidden_size: params.hidden_size,
             num_hidden_layers: params.num_hidden_layers,
             num_attention_heads: params.num_attention_heads,
             intermediate_size: params.intermediate_size,
             vocab_size: params.vocab_size as i64,
             max_position_embeddings: params.max_position_embeddings,
-            rotary_pct: params.rotary_pct,
-            rotary_emb_base: 10_000.0,
-            hidden_act: Activation::parse(&params.hidden_act)
-                .ok_or_else(|| StageError::Usage(format!("`hidden_act` = {:?} is not known", params.hidden_act)))?,
-            layer_norm_eps: 1e-5,
-            use_parallel_residual: true,
-            tie_word_embeddings: false,
-            attention_bias: true,
-            bos_token_id: special.bos.map(i64::from),
-            eos_token_id: Some(i64::from(special.eos)),
-            pad_token_id: special.pad.map(i64::from),
         };
+        let mut config = ModelConfig::new(Family::GptNeox, sizes);
+        config.rotary_dims = ModelConfig::rotary_part(config.head_dim, params.rotary_pct);
+        config.hidden_act = Activation::parse(&params.hidden_act)
+            .ok_or_else(|| StageError::Usage(format!("`hidden_act` = {:?} is not known", params.hidden_act)))?;
+        config.bos_token_id = special.bos.map(i64::from);
+        config.eos_token_id = Some(i64::from(special.eos));
+        config.pad_token_id = special.pad.map(i64::from);
         config.check().map_err(|e| StageError::Usage(format!("the model of this stage {e}")))?;
         Ok(config)
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use seedbed::compute::data::tokens::{SpecialIds, TokensHeader, write};
 use seedbed::compute::data::{Packing, Samples, Tokens};
-use seedbed::compute::model::{Activation, Model, ModelConfig, Variant, as_f32};
+use seedbed::compute::model::{Family, Model, ModelConfig, Sizes, Variant, as_f32};
 use seedbed::compute::train::grain;
 use seedbed::record::{
     Cell, CellKey, Digest, FingerprintSource, Name, Need, Resources, RunRecord, attempt, progress, run_h5,
@@ -24,24 +24,17 @@ use serde_json::{Value, json};
 const TRAIN: &str = env!("CARGO_BIN_EXE_seedbed-train");
 
 fn tiny() -> ModelConfig {
-    ModelConfig {
+    let sizes = Sizes {
         hidden_size: 16,
         num_hidden_layers: 2,
         num_attention_heads: 2,
         intermediate_size: 40,
         vocab_size: 48,
         max_position_embeddings: 16,
-        rotary_pct: 0.5,
-        rotary_emb_base: 1e4,
-        hidden_act: Activation::Gelu,
-        layer_norm_eps: 1e-5,
-        use_parallel_residual: true,
-        tie_word_embeddings: false,
-        attention_bias: true,
-        bos_token_id: None,
-        eos_token_id: Some(0),
-        pad_token_id: Some(1),
-    }
+    };
+    let mut config = ModelConfig::new(Family::GptNeox, sizes);
+    (config.rotary_dims, config.eos_token_id, config.pad_token_id) = (4, Some(0), Some(1));
+    config
 }
 
 /// Documents of a language that can be learnt: each id follows from the one before, with some noise.

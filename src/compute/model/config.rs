@@ -1,15 +1,56 @@
-//! What a decoder is: the numbers and switches of a `config.json` in the Hugging Face layout.
+//! What a decoder is: the numbers and switches of a `config.json` in the Hugging Face layout, for four
+//! families: GPT-NeoX (Pythia), Llama, Mistral and Qwen2.
 //!
 //! Promises that an architecture, activation or position scaling that the decoder does not compute is
-//! refused by name, never approximated. It does not hold weights.
+//! refused by name, never approximated. It does not hold weights. The reading and writing of the JSON is in
+//! [`json`].
 
-use std::path::Path;
+mod json;
 
-use serde_json::{Map, Value, json};
+/// Whose names, file layout and special rules a decoder follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// GPT-NeoX, of which Pythia is one: layer norms, one fused query-key-value matrix, biases.
+    GptNeox,
+    /// Llama: RMS norms, gated feed-forward layers, grouped key-value heads.
+    Llama,
+    /// Llama with a sliding window.
+    Mistral,
+    /// Llama with biases on query, key and value, often with tied embeddings.
+    Qwen2,
+}
 
-use crate::compute::{ComputeError, Result};
+impl Family {
+    /// All, in the order of the enum.
+    pub const ALL: [Self; 4] = [Self::GptNeox, Self::Llama, Self::Mistral, Self::Qwen2];
 
-/// The element-wise function between the two matrices of a feed-forward layer.
+    /// Its `model_type` in `config.json`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::GptNeox => "gpt_neox",
+            Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
+        }
+    }
+
+    /// By its `model_type`.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|f| f.word() == word)
+    }
+
+    /// Its class in `transformers`.
+    pub fn architecture(self) -> &'static str {
+        match self {
+            Self::GptNeox => "GPTNeoXForCausalLM",
+            Self::Llama => "LlamaForCausalLM",
+            Self::Mistral => "MistralForCausalLM",
+            Self::Qwen2 => "Qwen2ForCausalLM",
+        }
+    }
+}
+
+/// The element-wise function of a feed-forward layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// x Phi(x), by the error function: what `hidden_act = "gelu"` means.
@@ -20,6 +61,8 @@ pub enum Activation {
     Relu,
     /// ln(1 + e^x): monotone.
     Softplus,
+    /// x / (1 + e^-x): `silu` or `swish`.
+    Silu,
 }
 
 impl Activation {
@@ -30,6 +73,7 @@ impl Activation {
             "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Some(Self::GeluTanh),
             "relu" => Some(Self::Relu),
             "softplus" => Some(Self::Softplus),
+            "silu" | "swish" => Some(Self::Silu),
             _ => None,
         }
     }
@@ -41,18 +85,50 @@ impl Activation {
             Self::GeluTanh => "gelu_new",
             Self::Relu => "relu",
             Self::Softplus => "softplus",
+            Self::Silu => "silu",
         }
     }
 }
 
-/// A GPT-NeoX decoder. Fields are named as in `config.json`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ModelConfig {
+/// The normalisation before attention, feed-forward layer and output matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Norm {
+    /// Layer norm: mean and variance, with weight and bias.
+    Layer,
+    /// Root mean square: rounded to the compute type before it is multiplied by its weight.
+    Rms,
+}
+
+/// The stretching of long wavelengths that Llama 3.1 came with (`rope_type = "llama3"`).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Llama3Scaling {
+    /// By which wavelengths above the low-frequency limit are multiplied.
+    pub factor: f64,
+    /// `original_max_position_embeddings / low_freq_factor` is the limit above which all is stretched.
+    pub low_freq_factor: f64,
+    /// `original_max_position_embeddings / high_freq_factor` is the limit below which nothing is.
+    pub high_freq_factor: f64,
+    /// Context of the model before the stretching, tokens.
+    pub original_max_position_embeddings: i64,
+}
+
+/// Attention that looks back a limited number of positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlidingWindow {
+    /// W: the query at position i sees the keys i - W < j <= i.
+    pub size: i64,
+    /// First block that has the window; those before it see everything.
+    pub first_layer: i64,
+}
+
+/// The sizes that every decoder must be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
     /// Width h of the residual stream.
     pub hidden_size: i64,
     /// Blocks.
     pub num_hidden_layers: i64,
-    /// Attention heads; divides `hidden_size`.
+    /// Attention heads.
     pub num_attention_heads: i64,
     /// Width of the feed-forward layer.
     pub intermediate_size: i64,
@@ -60,111 +136,121 @@ pub struct ModelConfig {
     pub vocab_size: i64,
     /// Longest input, tokens.
     pub max_position_embeddings: i64,
-    /// Part of each head that is rotated by position, 0 to 1.
-    pub rotary_pct: f64,
+}
+
+/// A decoder. Fields are named as in `config.json` where that has them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// Names, file layout and special rules.
+    pub family: Family,
+    /// Width h of the residual stream.
+    pub hidden_size: i64,
+    /// Blocks.
+    pub num_hidden_layers: i64,
+    /// Query heads n.
+    pub num_attention_heads: i64,
+    /// Key and value heads; divides `num_attention_heads`.
+    pub num_key_value_heads: i64,
+    /// Width d of one head.
+    pub head_dim: i64,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: i64,
+    /// Rows V of the embedding.
+    pub vocab_size: i64,
+    /// Longest input, tokens.
+    pub max_position_embeddings: i64,
+    /// Dimensions of each head that are rotated by position, from the first; even.
+    pub rotary_dims: i64,
     /// Base of the rotation's wavelengths.
-    pub rotary_emb_base: f64,
+    pub rope_theta: f64,
+    /// Stretching of the wavelengths.
+    pub rope_scaling: Option<Llama3Scaling>,
     /// Activation of the feed-forward layers.
     pub hidden_act: Activation,
-    /// Added to the variance in layer norms.
-    pub layer_norm_eps: f64,
+    /// Kind of all norms.
+    pub norm: Norm,
+    /// Added to the variance or mean square in norms.
+    pub norm_eps: f64,
     /// x + attn(ln1 x) + mlp(ln2 x) if true; else the second norm sees the first sum.
-    pub use_parallel_residual: bool,
+    pub parallel_residual: bool,
+    /// down(act(gate x) * up x) if true; else down(act(up x)).
+    pub gated_mlp: bool,
+    /// Whether query, key and value have biases.
+    pub qkv_bias: bool,
+    /// Whether the attention's output matrix has a bias.
+    pub attention_out_bias: bool,
+    /// Whether the matrices of the feed-forward layer have biases.
+    pub mlp_bias: bool,
+    /// Window of the attention, if there is one.
+    pub sliding_window: Option<SlidingWindow>,
     /// Whether the output matrix is the embedding.
     pub tie_word_embeddings: bool,
-    /// Whether the attention's linear maps have biases.
-    pub attention_bias: bool,
     /// Id that starts a text.
     pub bos_token_id: Option<i64>,
     /// Id that ends a text.
     pub eos_token_id: Option<i64>,
+    /// Further ids that end a text, where `eos_token_id` is a list.
+    pub more_eos_token_ids: Vec<i64>,
     /// Id that fills short rows.
     pub pad_token_id: Option<i64>,
 }
 
 impl ModelConfig {
-    /// Width of one head.
-    pub fn head_dim(&self) -> i64 {
-        self.hidden_size / self.num_attention_heads
-    }
-
-    /// Rotated dimensions of each head.
-    pub fn rotary_dims(&self) -> i64 {
-        // As Python's int(): towards zero.
-        (self.head_dim() as f64 * self.rotary_pct) as i64
-    }
-
-    /// Reads `config.json` of a model directory.
-    ///
-    /// # Errors
-    /// It is not there, is no JSON, lacks a field, or describes a decoder that is not computed here.
-    pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => ComputeError::missing(
-                path,
-                "is not there: name a directory with config.json, model.safetensors and tokenizer.json",
-            ),
-            _ => ComputeError::input(path, format!("cannot be read ({e}): check its permissions")),
-        })?;
-        let value: Value = serde_json::from_str(&text).map_err(|e| {
-            ComputeError::input(path, format!("is no JSON ({e}): copy it again from the model's source"))
-        })?;
-        Self::from_json(&value).map_err(|reason| ComputeError::input(path, reason))
-    }
-
-    /// From the content of `config.json`.
-    ///
-    /// # Errors
-    /// The rest of a sentence about the file: which key is wrong, and what to do.
-    pub fn from_json(value: &Value) -> std::result::Result<Self, String> {
-        let map = value.as_object().ok_or("is no JSON object: copy it again from the model's source")?;
-        let family = map.get("model_type").and_then(Value::as_str).unwrap_or("");
-        if family != "gpt_neox" {
-            return Err(format!("says model_type {family:?}, which is not computed here: use a `gpt_neox` model"));
+    /// A decoder of `family` as its configuration in `transformers` begins: every switch at its default, as many
+    /// key-value heads as query heads, no special ids. GPT-NeoX rotates a quarter of each head.
+    pub fn new(family: Family, sizes: Sizes) -> Self {
+        let neox = family == Family::GptNeox;
+        // `check` refuses zero heads; until then no division by them.
+        let head_dim = sizes.hidden_size / sizes.num_attention_heads.max(1);
+        Self {
+            family,
+            hidden_size: sizes.hidden_size,
+            num_hidden_layers: sizes.num_hidden_layers,
+            num_attention_heads: sizes.num_attention_heads,
+            num_key_value_heads: sizes.num_attention_heads,
+            head_dim,
+            intermediate_size: sizes.intermediate_size,
+            vocab_size: sizes.vocab_size,
+            max_position_embeddings: sizes.max_position_embeddings,
+            rotary_dims: if neox { head_dim / 4 } else { head_dim },
+            rope_theta: 10_000.0,
+            rope_scaling: None,
+            hidden_act: if neox { Activation::Gelu } else { Activation::Silu },
+            norm: if neox { Norm::Layer } else { Norm::Rms },
+            norm_eps: if neox { 1e-5 } else { 1e-6 },
+            parallel_residual: neox,
+            gated_mlp: !neox,
+            qkv_bias: neox || family == Family::Qwen2,
+            attention_out_bias: neox,
+            mlp_bias: neox,
+            sliding_window: None,
+            tie_word_embeddings: false,
+            bos_token_id: None,
+            eos_token_id: None,
+            more_eos_token_ids: Vec::new(),
+            pad_token_id: None,
         }
-        let keys = Keys(map);
-        let rope = map.get("rope_parameters").and_then(Value::as_object);
-        let scaling = map.get("rope_scaling").and_then(Value::as_object).or(rope);
-        if let Some(scaling) = scaling {
-            let kind = scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str);
-            if let Some(kind) = kind.filter(|k| *k != "default") {
-                return Err(format!(
-                    "asks for rope_scaling {kind:?}, which is not computed here: use a model without it"
-                ));
-            }
-        }
-        let rotary = |names: [&str; 3], preset: f64| -> std::result::Result<f64, String> {
-            for name in names {
-                if let Some(v) = rope.and_then(|r| r.get(name)).or_else(|| map.get(name)).filter(|v| !v.is_null()) {
-                    return v.as_f64().ok_or_else(|| format!("has `{name}` that is no number: correct it"));
-                }
-            }
-            Ok(preset)
-        };
-        let act = map.get("hidden_act").and_then(Value::as_str).unwrap_or("gelu");
-        let hidden_act = Activation::parse(act).ok_or_else(|| {
-            format!("asks for hidden_act {act:?}, which is not computed here: known are gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, relu, softplus")
-        })?;
-        let config = Self {
-            hidden_size: keys.integer("hidden_size")?,
-            num_hidden_layers: keys.integer("num_hidden_layers")?,
-            num_attention_heads: keys.integer("num_attention_heads")?,
-            intermediate_size: keys.integer("intermediate_size")?,
-            vocab_size: keys.integer("vocab_size")?,
-            max_position_embeddings: keys.integer("max_position_embeddings")?,
-            rotary_pct: rotary(["partial_rotary_factor", "rotary_pct", "rotary_pct"], 0.25)?,
-            rotary_emb_base: rotary(["rope_theta", "rotary_emb_base", "rope_theta"], 10_000.0)?,
-            hidden_act,
-            layer_norm_eps: keys.number("layer_norm_eps", 1e-5)?,
-            use_parallel_residual: keys.switch("use_parallel_residual", true)?,
-            tie_word_embeddings: keys.switch("tie_word_embeddings", false)?,
-            attention_bias: keys.switch("attention_bias", true)?,
-            bos_token_id: map.get("bos_token_id").and_then(Value::as_i64),
-            eos_token_id: map.get("eos_token_id").and_then(Value::as_i64),
-            pad_token_id: map.get("pad_token_id").and_then(Value::as_i64),
-        };
-        config.check()?;
-        Ok(config)
+    }
+
+    /// Dimensions that a factor (`rotary_pct`, `partial_rotary_factor`) rotates: as Python's int(), towards zero.
+    pub fn rotary_part(head_dim: i64, factor: f64) -> i64 {
+        (head_dim as f64 * factor) as i64
+    }
+
+    /// Width of all query heads together.
+    pub fn query_width(&self) -> i64 {
+        self.num_attention_heads * self.head_dim
+    }
+
+    /// Width of all key heads together, which is that of the values.
+    pub fn key_value_width(&self) -> i64 {
+        self.num_key_value_heads * self.head_dim
+    }
+
+    /// Window W of block `layer`, if it has one.
+    pub fn window_of(&self, layer: usize) -> Option<i64> {
+        // At most 2^24 layers.
+        self.sliding_window.filter(|w| layer as i64 >= w.first_layer).map(|w| w.size)
     }
 
     /// What no single field can tell.
@@ -176,6 +262,8 @@ impl ModelConfig {
             ("hidden_size", self.hidden_size),
             ("num_hidden_layers", self.num_hidden_layers),
             ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", self.num_key_value_heads),
+            ("head_dim", self.head_dim),
             ("intermediate_size", self.intermediate_size),
             ("vocab_size", self.vocab_size),
             ("max_position_embeddings", self.max_position_embeddings),
@@ -185,126 +273,46 @@ impl ModelConfig {
                 return Err(format!("has {name} = {value}: it must lie between 1 and {}", 1 << 24));
             }
         }
-        if self.hidden_size % self.num_attention_heads != 0 {
+        if self.family == Family::GptNeox && self.query_width() != self.hidden_size {
             return Err(format!(
                 "has hidden_size {} that {} heads do not divide: change one of them",
                 self.hidden_size, self.num_attention_heads
             ));
         }
-        if !(0.0..=1.0).contains(&self.rotary_pct) || self.rotary_dims() % 2 != 0 {
+        if self.num_attention_heads % self.num_key_value_heads != 0 {
             return Err(format!(
-                "rotates {} of {} dimensions of a head (rotary_pct {}): it must be an even number",
-                self.rotary_dims(),
-                self.head_dim(),
-                self.rotary_pct
+                "has {} heads that num_key_value_heads {} does not divide: change one of them",
+                self.num_attention_heads, self.num_key_value_heads
             ));
         }
-        if !(self.rotary_emb_base > 0.0 && self.layer_norm_eps > 0.0) {
-            return Err("has a rotary_emb_base or layer_norm_eps that is not positive: correct it".to_owned());
+        if !(0..=self.head_dim).contains(&self.rotary_dims) || self.rotary_dims % 2 != 0 {
+            return Err(format!(
+                "rotates {} of {} dimensions of a head (rotary_pct or partial_rotary_factor): it must be an even number",
+                self.rotary_dims, self.head_dim
+            ));
+        }
+        if !(self.rope_theta > 0.0 && self.norm_eps > 0.0) {
+            return Err("has a rope_theta (rotary_emb_base) or norm eps that is not positive: correct it".to_owned());
+        }
+        if let Some(s) = self.rope_scaling {
+            let sound = s.factor >= 1.0
+                && s.low_freq_factor > 0.0
+                && s.high_freq_factor > s.low_freq_factor
+                && s.original_max_position_embeddings > 0;
+            if !sound {
+                return Err("has a rope_scaling `llama3` whose factors do not fit: factor must be at least 1, \
+                     high_freq_factor above low_freq_factor above 0"
+                    .to_owned());
+            }
+        }
+        if let Some(window) = self.sliding_window {
+            if window.size < 1 || window.first_layer < 0 {
+                return Err(format!(
+                    "has sliding_window {} from layer {}: the first must be positive, the second not negative",
+                    window.size, window.first_layer
+                ));
+            }
         }
         Ok(())
-    }
-
-    /// The content of `config.json`, as `transformers` reads it.
-    pub fn to_json(&self) -> Value {
-        json!({
-            "architectures": ["GPTNeoXForCausalLM"],
-            "model_type": "gpt_neox",
-            "hidden_size": self.hidden_size,
-            "num_hidden_layers": self.num_hidden_layers,
-            "num_attention_heads": self.num_attention_heads,
-            "intermediate_size": self.intermediate_size,
-            "vocab_size": self.vocab_size,
-            "max_position_embeddings": self.max_position_embeddings,
-            "rotary_pct": self.rotary_pct,
-            "partial_rotary_factor": self.rotary_pct,
-            "rotary_emb_base": self.rotary_emb_base,
-            "rope_theta": self.rotary_emb_base,
-            "hidden_act": self.hidden_act.word(),
-            "layer_norm_eps": self.layer_norm_eps,
-            "use_parallel_residual": self.use_parallel_residual,
-            "tie_word_embeddings": self.tie_word_embeddings,
-            "attention_bias": self.attention_bias,
-            "attention_dropout": 0.0,
-            "hidden_dropout": 0.0,
-            "bos_token_id": self.bos_token_id,
-            "eos_token_id": self.eos_token_id,
-            "pad_token_id": self.pad_token_id,
-            "torch_dtype": "float32",
-        })
-    }
-}
-
-struct Keys<'a>(&'a Map<String, Value>);
-
-impl Keys<'_> {
-    fn integer(&self, name: &str) -> std::result::Result<i64, String> {
-        match self.0.get(name) {
-            Some(v) => v.as_i64().ok_or_else(|| format!("has `{name}` that is no whole number: correct it")),
-            None => Err(format!("lacks `{name}`: copy it again from the model's source")),
-        }
-    }
-
-    fn number(&self, name: &str, preset: f64) -> std::result::Result<f64, String> {
-        match self.0.get(name) {
-            None | Some(Value::Null) => Ok(preset),
-            Some(v) => v.as_f64().ok_or_else(|| format!("has `{name}` that is no number: correct it")),
-        }
-    }
-
-    fn switch(&self, name: &str, preset: bool) -> std::result::Result<bool, String> {
-        match self.0.get(name) {
-            None | Some(Value::Null) => Ok(preset),
-            Some(v) => v.as_bool().ok_or_else(|| format!("has `{name}` that is neither true nor false: correct it")),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pythia() -> Value {
-        json!({
-            "model_type": "gpt_neox", "hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16,
-            "intermediate_size": 8192, "vocab_size": 50304, "max_position_embeddings": 2048, "rotary_pct": 0.25,
-            "rotary_emb_base": 10000, "hidden_act": "gelu", "layer_norm_eps": 1e-5, "use_parallel_residual": true,
-            "tie_word_embeddings": false, "bos_token_id": 0, "eos_token_id": 0
-        })
-    }
-
-    #[test]
-    fn synonyms_mean_the_same() {
-        let old = ModelConfig::from_json(&pythia()).unwrap();
-        assert_eq!(old.rotary_dims(), 32);
-        let mut new = pythia();
-        let map = new.as_object_mut().unwrap();
-        map.remove("rotary_pct");
-        map.remove("rotary_emb_base");
-        map.insert(
-            "rope_parameters".into(),
-            json!({"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}),
-        );
-        assert_eq!(ModelConfig::from_json(&new).unwrap(), old);
-        assert_eq!(ModelConfig::from_json(&old.to_json()).unwrap(), old);
-    }
-
-    #[test]
-    fn what_is_not_computed_is_refused_by_name() {
-        for (key, value, named) in [
-            ("model_type", json!("mamba"), "mamba"),
-            ("hidden_act", json!("swish9"), "swish9"),
-            ("rope_scaling", json!({"type": "yarn", "factor": 2.0}), "yarn"),
-            ("rope_parameters", json!({"rope_type": "llama3"}), "llama3"),
-            ("num_attention_heads", json!(15), "15 heads"),
-            ("hidden_size", json!("wide"), "hidden_size"),
-            ("vocab_size", json!(-1), "vocab_size"),
-            ("rotary_pct", json!(0.01), "rotary_pct"),
-        ] {
-            let mut config = pythia();
-            config[key] = value;
-            let error = ModelConfig::from_json(&config).unwrap_err();
-            assert!(error.contains(named), "{key}: {error}");
-        }
     }
 }

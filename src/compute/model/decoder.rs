@@ -6,7 +6,7 @@
 
 use tch::{Kind, Reduction, Tensor};
 
-use super::config::{Activation, ModelConfig};
+use super::config::{Activation, Family, ModelConfig};
 use super::constraint::Constraint;
 use super::layout::GroupLayout;
 use crate::compute::{ComputeError, Result};
@@ -103,14 +103,13 @@ impl Views {
         let mut blocks = Vec::new();
         for _ in 0..config.num_hidden_layers {
             let mut parts = next()?;
-            let bias = config.attention_bias;
             blocks.push(BlockView {
                 attention_norm: parts.norm()?,
                 mlp_norm: parts.norm()?,
-                query_key_value: parts.linear(bias)?,
-                attention_out: parts.linear(bias)?,
-                up: parts.linear(true)?,
-                down: parts.linear(true)?,
+                query_key_value: parts.linear(config.qkv_bias)?,
+                attention_out: parts.linear(config.attention_out_bias)?,
+                up: parts.linear(config.mlp_bias)?,
+                down: parts.linear(config.mlp_bias)?,
             });
         }
         let mut parts = next()?;
@@ -170,14 +169,23 @@ pub struct Decoder {
 
 impl Decoder {
     /// Computes the rotations, in fp32 as `transformers` does.
+    ///
+    /// # Errors
+    /// The family is not computed.
     pub fn new(config: &ModelConfig) -> Result<Self> {
-        let dims = config.rotary_dims();
+        if config.family != Family::GptNeox {
+            return Err(ComputeError::Config(format!(
+                "a model of family `{}` is not computed: use a `gpt_neox` model",
+                config.family.word()
+            )));
+        }
+        let dims = config.rotary_dims;
         let half = dims / 2;
         let mut cos = Vec::new();
         let mut sin = Vec::new();
         // inv_freq and the angle are rounded to fp32 before cosine and sine: parity with the reference.
         let inverse: Vec<f32> =
-            (0..half).map(|k| 1.0 / (config.rotary_emb_base as f32).powf((2 * k) as f32 / dims as f32)).collect();
+            (0..half).map(|k| 1.0 / (config.rope_theta as f32).powf((2 * k) as f32 / dims as f32)).collect();
         for t in 0..config.max_position_embeddings {
             for k in 0..dims {
                 let angle = t as f32 * inverse[(k % half) as usize];
@@ -204,7 +212,7 @@ impl Decoder {
     /// T is longer than the model's context.
     pub fn block(&self, view: &BlockView, x_bth: &Tensor) -> Result<Tensor> {
         let attention = self.attention(view, &self.norm(&view.attention_norm, x_bth)?)?;
-        if self.config.use_parallel_residual {
+        if self.config.parallel_residual {
             let mlp = self.mlp(view, &self.norm(&view.mlp_norm, x_bth)?)?;
             // The order of the reference: mlp + attention + x.
             Ok(mlp.f_add(&attention)?.f_add(x_bth)?)
@@ -235,7 +243,7 @@ impl Decoder {
     }
 
     fn norm(&self, norm: &Norm, x: &Tensor) -> Result<Tensor> {
-        let eps = self.config.layer_norm_eps;
+        let eps = self.config.norm_eps;
         Ok(x.f_layer_norm([self.config.hidden_size], Some(&norm.weight), Some(&norm.bias), eps, false)?)
     }
 
@@ -247,7 +255,7 @@ impl Decoder {
                 self.config.max_position_embeddings
             )));
         }
-        let (n, d, r) = (self.config.num_attention_heads, self.config.head_dim(), self.config.rotary_dims());
+        let (n, d, r) = (self.config.num_attention_heads, self.config.head_dim, self.config.rotary_dims);
         // Per head q, k and v lie side by side: [B, T, n, 3d] -> three of [B, n, T, d].
         let qkv_bntd = view.query_key_value.apply(x_bth)?.f_view([b, t, n, 3 * d])?.f_transpose(1, 2)?;
         let mut qkv = qkv_bntd.f_chunk(3, -1)?.into_iter();
@@ -278,6 +286,7 @@ impl Decoder {
             Activation::GeluTanh => up.f_gelu("tanh")?,
             Activation::Relu => up.f_relu()?,
             Activation::Softplus => up.f_softplus()?,
+            Activation::Silu => up.f_silu()?,
         };
         view.down.apply(&active)
     }

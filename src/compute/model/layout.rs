@@ -5,7 +5,7 @@
 //! computed by another kernel, and give other bits). A group is padded so that each lane's share of it is a
 //! whole number of chunks of [`CHUNK`] elements.
 
-use super::config::ModelConfig;
+use super::config::{Family, ModelConfig, Norm};
 use super::constraint::{Constraint, Variant};
 
 /// Elements whose squares are summed together in the gradient norm; shard boundaries are multiples of it.
@@ -19,7 +19,7 @@ const ALIGN: usize = 16;
 pub enum Role {
     /// Token embedding, or the output matrix.
     Embedding,
-    /// Weight of a layer norm.
+    /// Weight of a norm.
     NormWeight,
     /// Any bias.
     Bias,
@@ -100,39 +100,31 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout of a GPT-NeoX decoder, padded for `lanes` lanes.
+    /// The layout of a decoder, padded for `lanes` lanes. Query, key and value lie side by side, and so do gate
+    /// and up: where h is a multiple of 16 there is no gap, and one product may serve them together.
     pub fn new(config: &ModelConfig, variant: Option<Variant>, lanes: usize) -> Self {
         let lanes = lanes.max(1);
-        let (h, f, v) = (config.hidden_size, config.intermediate_size, config.vocab_size);
+        let names = Names::of(config.family);
+        let (h, v) = (config.hidden_size, config.vocab_size);
         let mut groups = Vec::new();
         let mut embed = Builder::new("embed", variant);
-        embed.add("gpt_neox.embed_in.weight", &[v, h], Role::Embedding);
+        embed.add(names.embed, &[v, h], Role::Embedding);
         groups.push(embed.finish(lanes));
         for i in 0..config.num_hidden_layers {
             let mut block = Builder::new(&format!("block.{i}"), variant);
-            let name = |rest: &str| format!("gpt_neox.layers.{i}.{rest}");
+            let prefix = format!("{}.{i}.", names.layers);
             for norm in ["input_layernorm", "post_attention_layernorm"] {
-                block.add(&name(&format!("{norm}.weight")), &[h], Role::NormWeight);
-                block.add(&name(&format!("{norm}.bias")), &[h], Role::Bias);
+                block.norm(config.norm, &format!("{prefix}{norm}"), h);
             }
-            for (linear, out, inp, role, bias) in [
-                ("attention.query_key_value", 3 * h, h, Role::Input, config.attention_bias),
-                ("attention.dense", h, h, Role::Output, config.attention_bias),
-                ("mlp.dense_h_to_4h", f, h, Role::Input, true),
-                ("mlp.dense_4h_to_h", h, f, Role::Output, true),
-            ] {
-                block.add(&name(&format!("{linear}.weight")), &[out, inp], role);
-                if bias {
-                    block.add(&name(&format!("{linear}.bias")), &[out], Role::Bias);
-                }
+            for linears in linears(config) {
+                block.linears(&prefix, &linears);
             }
             groups.push(block.finish(lanes));
         }
         let mut head = Builder::new("head", variant);
-        head.add("gpt_neox.final_layer_norm.weight", &[h], Role::NormWeight);
-        head.add("gpt_neox.final_layer_norm.bias", &[h], Role::Bias);
+        head.norm(config.norm, names.last_norm, h);
         if !config.tie_word_embeddings {
-            head.add("embed_out.weight", &[v, h], Role::Embedding);
+            head.add(names.out, &[v, h], Role::Embedding);
         }
         groups.push(head.finish(lanes));
         Self { groups, lanes }
@@ -159,6 +151,74 @@ impl Layout {
     }
 }
 
+/// What a family calls its parts.
+pub(super) struct Names {
+    pub(super) embed: &'static str,
+    layers: &'static str,
+    last_norm: &'static str,
+    pub(super) out: &'static str,
+    /// What names of a decoder without its head lack.
+    pub(super) prefix: &'static str,
+}
+
+impl Names {
+    pub(super) fn of(family: Family) -> Self {
+        match family {
+            Family::GptNeox => Self {
+                embed: "gpt_neox.embed_in.weight",
+                layers: "gpt_neox.layers",
+                last_norm: "gpt_neox.final_layer_norm",
+                out: "embed_out.weight",
+                prefix: "gpt_neox.",
+            },
+            Family::Llama | Family::Mistral | Family::Qwen2 => Self {
+                embed: "model.embed_tokens.weight",
+                layers: "model.layers",
+                last_norm: "model.norm",
+                out: "lm_head.weight",
+                prefix: "model.",
+            },
+        }
+    }
+}
+
+/// Linear maps that read the same input: their weights lie side by side, then their biases.
+struct Linears {
+    /// Name and rows of each.
+    outs: Vec<(&'static str, i64)>,
+    columns: i64,
+    role: Role,
+    bias: bool,
+}
+
+/// The linear maps of a block, in the order of the forward pass.
+fn linears(config: &ModelConfig) -> Vec<Linears> {
+    let (h, f) = (config.hidden_size, config.intermediate_size);
+    let (q, kv) = (config.query_width(), config.key_value_width());
+    let neox = config.family == Family::GptNeox;
+    let (qkv, out, up, down) = if neox {
+        (
+            vec![("attention.query_key_value", 3 * h)],
+            "attention.dense",
+            vec![("mlp.dense_h_to_4h", f)],
+            "mlp.dense_4h_to_h",
+        )
+    } else {
+        (
+            vec![("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)],
+            "self_attn.o_proj",
+            vec![("mlp.gate_proj", f), ("mlp.up_proj", f)],
+            "mlp.down_proj",
+        )
+    };
+    vec![
+        Linears { outs: qkv, columns: h, role: Role::Input, bias: config.qkv_bias },
+        Linears { outs: vec![(out, h)], columns: q, role: Role::Output, bias: config.attention_out_bias },
+        Linears { outs: up, columns: h, role: Role::Input, bias: config.mlp_bias },
+        Linears { outs: vec![(down, h)], columns: f, role: Role::Output, bias: config.mlp_bias },
+    ]
+}
+
 struct Builder {
     group: GroupLayout,
     variant: Option<Variant>,
@@ -178,6 +238,22 @@ impl Builder {
         self.group.len = offset + len;
     }
 
+    fn norm(&mut self, kind: Norm, name: &str, h: i64) {
+        self.add(&format!("{name}.weight"), &[h], Role::NormWeight);
+        if kind == Norm::Layer {
+            self.add(&format!("{name}.bias"), &[h], Role::Bias);
+        }
+    }
+
+    fn linears(&mut self, prefix: &str, linears: &Linears) {
+        for (name, rows) in &linears.outs {
+            self.add(&format!("{prefix}{name}.weight"), &[*rows, linears.columns], linears.role);
+        }
+        for (name, rows) in linears.outs.iter().filter(|_| linears.bias) {
+            self.add(&format!("{prefix}{name}.bias"), &[*rows], Role::Bias);
+        }
+    }
+
     fn finish(mut self, lanes: usize) -> GroupLayout {
         self.group.len = self.group.len.next_multiple_of(lanes * CHUNK);
         self.group
@@ -187,26 +263,43 @@ impl Builder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compute::model::config::Activation;
+    use crate::compute::model::config::Sizes;
 
     fn config(h: i64, layers: i64, heads: i64, f: i64, v: i64) -> ModelConfig {
-        ModelConfig {
+        of_family(Family::GptNeox, h, layers, heads, f, v)
+    }
+
+    fn of_family(family: Family, h: i64, layers: i64, heads: i64, f: i64, v: i64) -> ModelConfig {
+        let sizes = Sizes {
             hidden_size: h,
             num_hidden_layers: layers,
             num_attention_heads: heads,
             intermediate_size: f,
             vocab_size: v,
             max_position_embeddings: 2048,
-            rotary_pct: 0.25,
-            rotary_emb_base: 1e4,
-            hidden_act: Activation::Gelu,
-            layer_norm_eps: 1e-5,
-            use_parallel_residual: true,
-            tie_word_embeddings: false,
-            attention_bias: true,
-            bos_token_id: None,
-            eos_token_id: None,
-            pad_token_id: None,
+        };
+        ModelConfig::new(family, sizes)
+    }
+
+    #[test]
+    fn published_models_have_their_published_sizes() {
+        // Llama-3.2-1B, Mistral-7B-v0.1 and Qwen2-0.5B, as their cards count them.
+        let mut llama = of_family(Family::Llama, 2048, 16, 32, 8192, 128_256);
+        (llama.num_key_value_heads, llama.tie_word_embeddings) = (8, true);
+        let mut mistral = of_family(Family::Mistral, 4096, 32, 32, 14_336, 32_000);
+        mistral.num_key_value_heads = 8;
+        let mut qwen2 = of_family(Family::Qwen2, 896, 24, 14, 4864, 151_936);
+        (qwen2.num_key_value_heads, qwen2.tie_word_embeddings) = (2, true);
+        for (config, parameters) in [(llama, 1_235_814_400), (mistral, 7_241_732_096), (qwen2, 494_032_768)] {
+            let layout = Layout::new(&config, None, 8);
+            assert_eq!(layout.num_parameters(), parameters);
+            for group in &layout.groups[1..layout.groups.len() - 1] {
+                // One product may serve q, k and v, another gate and up.
+                for [first, second] in [["q_proj.w", "k_proj.w"], ["k_proj.w", "v_proj.w"], ["gate_proj", "up_proj"]] {
+                    let at = |part: &str| group.spans.iter().find(|s| s.name.contains(part)).unwrap().range();
+                    assert_eq!(at(first).end, at(second).start, "{first} {second}");
+                }
+            }
         }
     }
 

@@ -164,12 +164,13 @@ impl Mapped {
 /// Copies what `tensors` holds into the groups, and strikes it off `wanted`.
 fn fill(model: &mut Model, path: &Path, tensors: &SafeTensors<'_>, wanted: &mut BTreeSet<String>) -> Result<()> {
     let layout = model.layout.clone();
+    let names = super::layout::Names::of(model.config().family);
     let places: BTreeMap<&str, (usize, &Span)> = layout.spans().map(|(g, s)| (s.name.as_str(), (g, s))).collect();
     for (name, view) in tensors.tensors() {
-        // Names without the prefix are those of a bare `GPTNeoXModel`.
-        let place = places.get(name.as_str()).or_else(|| places.get(format!("gpt_neox.{name}").as_str()));
+        // Names without the prefix are those of a decoder that was saved without its head.
+        let place = places.get(name.as_str()).or_else(|| places.get(format!("{}{name}", names.prefix).as_str()));
         let Some(&(g, span)) = place else {
-            if is_ignored(&name) || model.config().tie_word_embeddings && name == "embed_out.weight" {
+            if is_ignored(&name) || model.config().tie_word_embeddings && name == names.out {
                 continue;
             }
             return Err(ComputeError::input(

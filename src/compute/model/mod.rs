@@ -25,7 +25,7 @@ use sha2::{Digest as _, Sha256};
 use tch::{Kind, Tensor};
 
 pub use batch::{Batch, Mask};
-pub use config::{Activation, ModelConfig};
+pub use config::{Activation, Family, Llama3Scaling, ModelConfig, Norm, Sizes, SlidingWindow};
 pub use constraint::{Constraint, Variant};
 pub use decoder::{Decoder, Views};
 pub use flat::{as_f32, as_f32_mut};
@@ -119,6 +119,13 @@ impl Model {
             return Err(ComputeError::Config(format!(
                 "the model is constrained already ({}): start from an unconstrained one",
                 old.word()
+            )));
+        }
+        if self.config().family != Family::GptNeox {
+            return Err(ComputeError::Config(format!(
+                "`{}` constrains the matrices of a gpt_neox model, this one is of family {}: use a gpt_neox model",
+                variant.word(),
+                self.config().family.word()
             )));
         }
         let mut model = Self::zeros(self.config(), Some(variant), self.layout.lanes)?;
