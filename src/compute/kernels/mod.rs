@@ -6,7 +6,19 @@
 //! on its shapes and inputs only: not on the processor, on alignment, or on the number of threads. Nothing here
 //! allocates once its scratch has grown to a shape; nothing here knows models, tensors or ranks.
 
+pub mod activation;
+pub mod cross_entropy;
+pub mod dropout;
+pub mod embedding;
+pub mod math;
+pub mod norm;
+pub mod residual;
+pub mod rotary;
+
 mod isa;
+mod sums;
+#[cfg(test)]
+mod testing;
 
 pub(crate) use isa::for_each_isa;
 pub use isa::{Isa, Level};

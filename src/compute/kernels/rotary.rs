@@ -1,0 +1,189 @@
+//! Rotary positions: the first r of d dimensions of a head are turned in pairs (k, k + r/2) by an angle that
+//! grows with the position, as `transformers` does it ("rotate half"), in place, with the bias of the map that
+//! made them; and the way back.
+
+use super::{for_each_isa, sums};
+
+/// Scaling of wavelengths for a longer context: `rope_type = "llama3"`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Llama3 {
+    /// Long wavelengths are stretched by this.
+    pub factor: f64,
+    /// Wavelengths above the original context over this are stretched whole.
+    pub low_freq_factor: f64,
+    /// Wavelengths below the original context over this stay.
+    pub high_freq_factor: f64,
+    /// The original context, tokens.
+    pub original_max_position_embeddings: f64,
+}
+
+/// Cosines and sines by position.
+#[derive(Debug, Clone)]
+pub struct Table {
+    half: usize,
+    /// `[positions, half]` each.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl Table {
+    /// For `dims` rotated dimensions (an even number) and positions below `positions`. Frequencies and angles are
+    /// rounded to fp32 before the cosine, as the reference does.
+    pub fn new(dims: usize, base: f64, scaling: Option<Llama3>, positions: usize) -> Self {
+        let half = dims / 2;
+        let frequencies: Vec<f32> = (0..half)
+            .map(|k| scale(1.0 / (base as f32).powf((2 * k) as f32 / dims as f32), scaling))
+            .collect();
+        let angles = (0..positions).flat_map(|t| frequencies.iter().map(move |f| t as f32 * f));
+        let (cos, sin) = angles.map(|angle| (angle.cos(), angle.sin())).unzip();
+        Self { half, cos, sin }
+    }
+
+    /// Rotated dimensions.
+    pub fn dims(&self) -> usize {
+        2 * self.half
+    }
+
+    /// Positions in it.
+    pub fn positions(&self) -> usize {
+        self.cos.len().checked_div(self.half).unwrap_or(usize::MAX)
+    }
+
+    fn at(&self, position: usize) -> (&[f32], &[f32]) {
+        let range = position * self.half..(position + 1) * self.half;
+        (&self.cos[range.clone()], &self.sin[range])
+    }
+}
+
+/// A frequency under llama3 scaling: long waves are stretched, short ones stay, those between are blended.
+fn scale(frequency: f32, scaling: Option<Llama3>) -> f32 {
+    let Some(s) = scaling else { return frequency };
+    let (factor, low, high) = (s.factor as f32, s.low_freq_factor as f32, s.high_freq_factor as f32);
+    let original = s.original_max_position_embeddings as f32;
+    let wavelength = std::f32::consts::TAU / frequency;
+    if wavelength > original / low {
+        frequency / factor
+    } else if wavelength < original / high {
+        frequency
+    } else {
+        let smooth = (original / wavelength - low) / (high - low);
+        (1.0 - smooth) * (frequency / factor) + smooth * frequency
+    }
+}
+
+/// Where the heads lie that are turned: the first element of each in a row, and the length of a row.
+#[derive(Debug, Clone, Copy)]
+pub struct Heads<'a> {
+    /// Elements of a row.
+    pub row: usize,
+    /// First elements of the heads.
+    pub starts: &'a [usize],
+}
+
+for_each_isa! {
+    /// x += bias (if there is one), then its heads are turned by their row's position. x: `[N, row]`.
+    pub fn forward(table: &Table, heads: Heads<'_>, positions: &[u32], bias: Option<&[f32]>, x: &mut [f32]) {
+        for (x, &position) in x.chunks_exact_mut(heads.row).zip(positions) {
+            if let Some(bias) = bias {
+                sums::add(x, bias);
+            }
+            let (cos, sin) = table.at(position as usize);
+            for &start in heads.starts {
+                let (a, b) = x[start..start + 2 * cos.len()].split_at_mut(cos.len());
+                for (((a, b), &c), &s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+                    (*a, *b) = (a.mul_add(c, -(*b * s)), b.mul_add(c, *a * s));
+                }
+            }
+        }
+    }
+}
+
+for_each_isa! {
+    /// The gradient before the rotation from that after it, in place; its sum over rows is added to `dbias`.
+    /// `scratch` has a row's elements.
+    pub fn backward(
+        table: &Table, heads: Heads<'_>, positions: &[u32], dx: &mut [f32], dbias: Option<&mut [f32]>,
+        scratch: &mut [f32],
+    ) {
+        let (mut dbias, part) = (dbias, &mut scratch[..heads.row]);
+        part.fill(0.0);
+        for (n, (dx, &position)) in dx.chunks_exact_mut(heads.row).zip(positions).enumerate() {
+            let (cos, sin) = table.at(position as usize);
+            for &start in heads.starts {
+                let (a, b) = dx[start..start + 2 * cos.len()].split_at_mut(cos.len());
+                for (((a, b), &c), &s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+                    (*a, *b) = (a.mul_add(c, *b * s), b.mul_add(c, -(*a * s)));
+                }
+            }
+            if let Some(dbias) = dbias.as_deref_mut() {
+                if n > 0 && n % sums::ROWS == 0 {
+                    sums::add(dbias, part);
+                    part.fill(0.0);
+                }
+                sums::add(part, dx);
+            }
+        }
+        if let Some(dbias) = dbias {
+            sums::add(dbias, part);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Isa;
+    use super::super::testing::{close, numbers, same_bits};
+    use super::*;
+
+    #[test]
+    fn heads_are_turned_and_turned_back() {
+        // Two heads of 6, of which 4 dimensions turn, in rows of 20; the second row stands at position 5.
+        let table = Table::new(4, 10_000.0, None, 8);
+        let heads = Heads { row: 20, starts: &[0, 9] };
+        let bias = numbers(20, 2);
+        let mut first = None;
+        for isa in Isa::all() {
+            let mut x = numbers(40, 1);
+            let mut exact: Vec<f64> = x.iter().enumerate().map(|(i, x)| f64::from(x + bias[i % 20])).collect();
+            let before = exact.clone();
+            for (row, position) in [(0, 2.0), (1, 5.0)] {
+                for start in [0, 9] {
+                    for k in 0..2 {
+                        let angle = position * 1e4f64.powf(-(k as f64) / 2.0);
+                        let i = row * 20 + start + k;
+                        exact[i] = before[i] * angle.cos() - before[i + 2] * angle.sin();
+                        exact[i + 2] = before[i + 2] * angle.cos() + before[i] * angle.sin();
+                    }
+                }
+            }
+            forward(isa, &table, heads, &[2, 5], Some(&bias), &mut x);
+            close(&x, &exact, 3e-7);
+            let turned = x.clone();
+            let mut dbias = vec![1.0; 20];
+            backward(isa, &table, heads, &[2, 5], &mut x, Some(&mut dbias), &mut [0.0; 20]);
+            // A rotation's transpose is its inverse.
+            close(&x, &before, 5e-7);
+            let sums: Vec<f64> = (0..20).map(|i| 1.0 + before[i] + before[i + 20]).collect();
+            close(&dbias, &sums, 5e-7);
+            same_bits(&mut first, vec![turned, x, dbias], isa);
+        }
+    }
+
+    #[test]
+    fn llama3_stretches_long_waves_only() {
+        let scaling = Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192.0,
+        };
+        let of = |wavelength: f64| {
+            let frequency = (std::f64::consts::TAU / wavelength) as f32;
+            f64::from(scale(frequency, Some(scaling)) / frequency)
+        };
+        assert_eq!(of(2000.0), 1.0);
+        assert_eq!(of(9000.0), 0.125);
+        // Half-way: 8192 / w = 2.5, smooth = 0.5.
+        assert!((of(8192.0 / 2.5) - (0.5 / 8.0 + 0.5)).abs() < 1e-6);
+    }
+}
