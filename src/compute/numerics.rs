@@ -14,23 +14,39 @@ pub struct Settings<'a> {
     pub grain_samples: u64,
     /// How messages travel.
     pub transport: &'a str,
+    /// `fp32` or `bf16`.
+    pub compute_type: &'a str,
+    /// Who runs the passes: `native` or `libtorch`.
+    pub engine: &'a str,
+    /// Who multiplies matrices.
+    pub gemm: &'a str,
+    /// `cpu`, or the GPU's name.
+    pub device: &'a str,
+    /// Why bits are not promised; `None`: they are.
+    pub inexact: Option<&'a str>,
 }
 
 /// The record. `transport` and the host do not change bits with ordered sums; they are kept for people.
 pub fn record(settings: &Settings<'_>) -> Value {
-    json!({
+    let mut record = json!({
         "program": env!("CARGO_PKG_VERSION"),
         "libtorch": super::LIBTORCH_VERSION,
-        "gemm": "as libtorch chooses",
+        "engine": settings.engine,
+        "gemm": settings.gemm,
+        "device": settings.device,
         "processor": processor_model(),
         "instruction_set": instruction_set(),
         "threads_per_rank": settings.threads_per_rank,
-        "compute_type": "fp32",
+        "compute_type": settings.compute_type,
         "lanes": settings.lanes,
         "grain_samples": settings.grain_samples,
         "transport": settings.transport,
-        "bitwise": true,
-    })
+        "bitwise": settings.inexact.is_none(),
+    });
+    if let Some(reason) = settings.inexact {
+        record["bitwise_note"] = json!(reason);
+    }
+    record
 }
 
 /// Keys in which two records differ and on which bits depend, as `key: old -> new`.
@@ -83,7 +99,17 @@ mod tests {
 
     #[test]
     fn only_what_changes_bits_counts() {
-        let settings = Settings { threads_per_rank: 1, lanes: 4, grain_samples: 3, transport: "solo" };
+        let settings = Settings {
+            threads_per_rank: 1,
+            lanes: 4,
+            grain_samples: 3,
+            transport: "solo",
+            compute_type: "fp32",
+            engine: "native",
+            gemm: "builtin",
+            device: "cpu",
+            inexact: None,
+        };
         let old = record(&settings);
         assert!(differences(&old, &record(&Settings { transport: "mpi", ..settings.clone() })).is_empty());
         let changed = differences(&old, &record(&Settings { threads_per_rank: 2, ..settings }));

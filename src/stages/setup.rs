@@ -126,11 +126,14 @@ mod task {
     use crate::compute::data::text::Limits;
     use crate::compute::data::tokens::{TokensHeader, write};
     use crate::compute::data::{
-        Corpus, Document, Packing, Samples, Special, Split, TextTokenizer, Tokens, TokensInfo, generated,
+        Corpus, Course, Document, LastBatch, Packing, Samples, Special, Split, TextTokenizer, Tokens, TokensInfo,
+        TrainingGrains, ValidationGrains, generated,
     };
     use crate::compute::evaluate::{Grain, perplexity};
     use crate::compute::model::{Activation, Family, Model, ModelConfig, Sizes, set_threads};
-    use crate::compute::train::{AdamW, Decay, Outcome, Plan, Schedule, Settings, Shape, Strict, Surroundings, train};
+    use crate::compute::train::{
+        AdamW, Decay, Exact, Outcome, Overlap, Plan, Schedule, Settings, Shape, Strict, Surroundings, Trainee, train,
+    };
     use crate::compute::{ComputeError, LIBTORCH_VERSION};
     use crate::record::{RunRecord, files, progress};
 
@@ -228,6 +231,12 @@ mod task {
         };
         let (train_set, validation) =
             (open(Split::Train, Packing::Stream)?, open(Split::Validation, Packing::Document)?);
+        let course = Course {
+            seed: params.init_seed,
+            global_batch: params.pretrain_global_batch,
+            grain_samples: params.pretrain_grain_samples,
+            last_batch: LastBatch::Drop,
+        };
         let before = perplexity(&model, &validation, Some(VALIDATION_ROWS), Grain::new(8, 8)?)?;
         let settings = Settings {
             seed: params.init_seed,
@@ -250,25 +259,32 @@ mod task {
             },
             max_grad_norm: 1.0,
             val_interval_steps: params.pretrain_steps,
-            val_samples: Some(VALIDATION_ROWS),
+            prefetch: 4,
             checkpoint_interval_steps: 500,
             log_interval_steps: 50,
             keep_last: 1,
             stop_after_skips: 10,
             threads_per_rank: 1,
             strict: Strict::GoOn,
+            overlap: Overlap::Late,
+            exact: Exact::Required,
+            peak_flops: None,
             fingerprint: context.cell.fingerprint.clone(),
             attempt: context.attempt,
         };
+        let rows = VALIDATION_ROWS.min(validation.len());
+        let validation =
+            ValidationGrains::new(Arc::new(validation), params.pretrain_grain_samples, Some(VALIDATION_ROWS));
         let around = Surroundings {
-            train: &train_set,
+            train: Arc::new(TrainingGrains::new(Arc::new(train_set), course)?),
             validation: &validation,
             run_dir: &context.run_dir,
             checkpoint_dir: &context.checkpoint_dir,
             stop_requested: &|| context.stop_requested(),
             is_superseded: &|| context.is_superseded(),
         };
-        match train(&Comm::Solo, model, &settings, &around)? {
+        let mut model = model.padded_for(settings.plan.padding(1))?;
+        match train(&Comm::Solo, Trainee::of_model(&model), &settings, &around)? {
             Outcome::Interrupted(step) => Err(StageError::Resume(step)),
             Outcome::Finished(finished) => {
                 let after = finished.state.validations.last();
@@ -277,9 +293,11 @@ mod task {
                     "tokens": finished.state.tokens,
                     "val_perplexity_before": before.perplexity,
                     "val_perplexity_after": after.map(|v| v.perplexity),
-                    "val_rows": VALIDATION_ROWS.min(validation.len()),
+                    "val_rows": rows,
                 });
-                Ok((finished.last, summary))
+                // Training changed the model's memory.
+                model.flats_mut();
+                Ok((model, summary))
             }
         }
     }

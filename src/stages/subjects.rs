@@ -184,6 +184,11 @@ mod opened {
             lanes: 1,
             grain_samples: grain_rows as u64,
             transport: "solo",
+            compute_type: "fp32",
+            engine: "libtorch",
+            gemm: "libtorch",
+            device: "cpu",
+            inexact: None,
         })
     }
 }

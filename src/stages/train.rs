@@ -95,6 +95,9 @@ pub static SPEC: Spec = Spec {
         count("log_interval_steps", 1, 1 << 40, Is("10"), Operational, "steps between log lines"),
         count("collective_timeout_s", 1, 86_400, Is("600"), Operational, "longest wait for another rank, seconds"),
         switch("strict", "false", Operational, "refuse to resume where bits may differ"),
+        count("prefetch", 0, 4096, Is("4"), Operational, "grains that a thread prepares ahead of time; 0: none"),
+        switch("overlap", "true", Operational, "send gradients and weights while the passes go on"),
+        switch("exact", "true", Operational, "refuse a number of ranks that cannot give the same bits"),
     ],
     check,
 };
@@ -146,11 +149,13 @@ mod task {
     use serde_json::{Value, json};
 
     use super::super::{Context, StageError};
+    use crate::compute::checkpoint::Checkpoint;
     use crate::compute::comm::Comm;
-    use crate::compute::data::{Packing, Samples, Split, Tokens};
+    use crate::compute::data::{Course, LastBatch, Packing, Samples, Split, Tokens, TrainingGrains, ValidationGrains};
     use crate::compute::model::{Model, Variant};
     use crate::compute::train::{
-        AdamW, Decay, Finished, Outcome, Plan, Schedule, Settings, Shape, Strict, Surroundings, train,
+        AdamW, Decay, Exact, Finished, Outcome, Overlap, Plan, Schedule, Settings, Shape, Strict, Surroundings,
+        Trainee, health, read_weights, train,
     };
     use crate::record::{RunRecord, files, progress};
 
@@ -184,6 +189,9 @@ mod task {
         log_interval_steps: u64,
         collective_timeout_s: u64,
         strict: bool,
+        overlap: bool,
+        exact: bool,
+        prefetch: usize,
     }
 
     /// Trains, on every rank; rank 0 writes.
@@ -222,24 +230,39 @@ mod task {
         let packing = Packing::parse(&params.packing)
             .ok_or_else(|| StageError::Usage(format!("`packing` = {:?} is not known", params.packing)))?;
         let (train_set, validation) = (open(Split::Train, packing)?, open(Split::Validation, Packing::Document)?);
-        train_set.check_batch(params.global_batch)?;
-
-        let steps_per_epoch = train_set.len() / params.global_batch;
+        let course = Course {
+            seed: context.seed(),
+            global_batch: params.global_batch,
+            grain_samples: params.grain_samples,
+            last_batch: LastBatch::Drop,
+        };
+        let grains = Arc::new(TrainingGrains::new(Arc::new(train_set), course)?);
+        let validation = ValidationGrains::new(Arc::new(validation), params.grain_samples, params.val_samples);
+        let steps_per_epoch = grains.steps_per_epoch();
         let settings = settings(context, params, steps_per_epoch)?;
         let around = Surroundings {
-            train: &train_set,
+            train: Arc::clone(&grains),
             validation: &validation,
             run_dir: &context.run_dir,
             checkpoint_dir: &context.checkpoint_dir,
             stop_requested: &|| context.stop_requested(),
             is_superseded: &|| context.is_superseded(),
         };
-        match train(comm, model, &settings, &around)? {
+        let mut model = model.padded_for(settings.plan.padding(comm.size()))?;
+        report_threads(comm, params)?;
+        let trainee = Trainee::of_model(&model);
+        match train(comm, trainee, &settings, &around)? {
             Outcome::Interrupted(step) => Err(StageError::Resume(step)),
             Outcome::Finished(_) if !comm.is_first() => Ok(None),
             Outcome::Finished(finished) => {
-                finished.best.save(&context.out_dir.join("best_model"), Some(&source))?;
-                let record = record(context, params, &settings, &finished, steps_per_epoch, comm.size())?;
+                for (flat, last) in model.flats_mut().iter_mut().zip(&finished.last) {
+                    flat.f_copy_(last).map_err(crate::compute::ComputeError::from)?;
+                }
+                let mut best = model.duplicate()?;
+                read_weights(best.flats_mut(), &Checkpoint::open(&finished.best)?)?;
+                best.save(&context.out_dir.join("best_model"), Some(&source))?;
+                let models = Models { last: &model, best: &best };
+                let record = record(context, params, &settings, &finished, models, steps_per_epoch, comm.size())?;
                 files::write_json(&context.out_dir.join(&params.history_file), &record.tree())?;
                 Ok(Some(record))
             }
@@ -276,16 +299,45 @@ mod task {
             },
             max_grad_norm: params.max_grad_norm,
             val_interval_steps: params.val_interval_steps.unwrap_or(steps_per_epoch),
-            val_samples: params.val_samples,
+            prefetch: params.prefetch,
             checkpoint_interval_steps: params.checkpoint_interval_steps,
             log_interval_steps: params.log_interval_steps,
             keep_last: params.keep_last,
             stop_after_skips: params.stop_after_skips,
             threads_per_rank: params.threads_per_rank,
+            overlap: if params.overlap { Overlap::Early } else { Overlap::Late },
+            exact: if params.exact { Exact::Required } else { Exact::Waived },
+            peak_flops: None,
             strict: if params.strict { Strict::Refuse } else { Strict::GoOn },
             fingerprint: context.cell.fingerprint.clone(),
             attempt: context.attempt,
         })
+    }
+
+    /// What a run leaves.
+    #[derive(Clone, Copy)]
+    struct Models<'a> {
+        last: &'a Model,
+        best: &'a Model,
+    }
+
+    /// Ranks, threads and processors, as they are: the launcher binds.
+    fn report_threads(comm: &Comm, params: &Params) -> Result<(), StageError> {
+        let mine = format!("{:<64.64}", health::allowed_processors());
+        let all = comm.all_gather(mine.as_bytes())?;
+        if comm.is_first() {
+            let cores: Vec<String> = all.iter().map(|c| String::from_utf8_lossy(c).trim().to_owned()).collect();
+            eprintln!(
+                "{} rank{} ({}), {} thread{} each, on processors {}",
+                comm.size(),
+                if comm.size() == 1 { "" } else { "s" },
+                comm.transport(),
+                params.threads_per_rank,
+                if params.threads_per_rank == 1 { "" } else { "s" },
+                cores.join(" | "),
+            );
+        }
+        Ok(())
     }
 
     fn record(
@@ -293,6 +345,7 @@ mod task {
         params: &Params,
         settings: &Settings,
         finished: &Finished,
+        models: Models<'_>,
         steps_per_epoch: u64,
         ranks: usize,
     ) -> Result<RunRecord, StageError> {
@@ -309,8 +362,8 @@ mod task {
             "validation_steps": list(|v| json!(v.step)),
             "best_val_perplexity": state.best.as_ref().map(|b| b.perplexity),
             "best_step": state.best.as_ref().map(|b| b.step),
-            "best_param_digest": finished.best.param_digest(),
-            "final_param_digest": finished.last.param_digest(),
+            "best_param_digest": models.best.param_digest(),
+            "final_param_digest": models.last.param_digest(),
             "num_epochs": settings.schedule.steps.div_ceil(steps_per_epoch),
             "steps": state.step,
             "steps_per_epoch": steps_per_epoch,
@@ -318,7 +371,7 @@ mod task {
             "skipped_steps": state.skipped,
             "clipped_steps": state.clipped,
             "train_tokens": state.tokens,
-            "num_parameters": finished.last.num_parameters(),
+            "num_parameters": models.last.num_parameters(),
             "hyperparameters": {
                 "learning_rate": params.lr,
                 "min_learning_rate": params.min_lr,
@@ -336,8 +389,8 @@ mod task {
                 "lr_constrained_multiplier": params.lr_constrained_multiplier,
             },
         });
-        if let Some(variant) = finished.last.variant() {
-            record.metrics["constraint_info"] = constraint_info(&finished.last, variant, state.constrained_range)?;
+        if let Some(variant) = models.last.variant() {
+            record.metrics["constraint_info"] = constraint_info(models.last, variant, state.constrained_range)?;
         }
         let seconds = state.seconds;
         record.environment = json!({
@@ -347,7 +400,7 @@ mod task {
             "ranks": ranks,
         });
         record.series = progress::series(&progress::read(&context.run_dir)?);
-        record.param_digest = Some(finished.last.param_digest());
+        record.param_digest = Some(models.last.param_digest());
         record.numerics = finished.numerics.clone();
         Ok(record)
     }

@@ -12,8 +12,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use seedbed::compute::data::tokens::{SpecialIds, TokensHeader, write};
-use seedbed::compute::data::{Packing, Samples, Tokens};
-use seedbed::compute::model::{Family, Model, ModelConfig, Sizes, Variant, as_f32};
+use seedbed::compute::data::{Packing, Sample, Samples, Tokens};
+use seedbed::compute::model::{
+    Accumulate, Batch, Family, GrainAt, Model, ModelConfig, NoHooks, Passes, Sizes, Variant, as_f32,
+};
 use seedbed::compute::train::grain;
 use seedbed::record::{
     Cell, CellKey, Digest, FingerprintSource, Name, Need, Resources, RunRecord, attempt, progress, run_h5,
@@ -481,6 +483,11 @@ fn operational_parameters_change_no_bit() {
     assert_eq!(changed, uninterrupted(json!({})));
 }
 
+fn batch(rows: &[Sample]) -> Batch {
+    let narrow = |ids: fn(&Sample) -> &[i64]| rows.iter().flat_map(|r| ids(r).iter().map(|&i| i as i32)).collect();
+    Batch::causal(rows.len(), rows[0].inputs.len(), narrow(|r| &r.inputs), narrow(|r| &r.targets))
+}
+
 #[test]
 fn the_gradient_of_lanes_is_the_gradient_of_the_batch() {
     let work = Workspace::new();
@@ -488,24 +495,27 @@ fn the_gradient_of_lanes_is_the_gradient_of_the_batch() {
     let samples = Samples::new(tokens, 16, Packing::Document).unwrap();
     let rows: Vec<_> = (0..8).map(|i| samples.sample(samples.at_position(7, i))).collect();
     let model = Model::load(&work.base.join("setup/model")).unwrap().constrained(Variant::MlpBoth).unwrap();
-    let leaves = grain::leaves(&model).unwrap();
-    let (whole, sum) = grain::backward(&model, &leaves, &rows).unwrap();
-    let mut tree = seedbed::compute::train::lanes::LaneTree::default();
+    let groups = model.layout().groups.len();
+    let buffers = || -> Vec<tch::Tensor> {
+        model.flats().iter().map(|f| tch::Tensor::full(f.size(), 9.0, (tch::Kind::Float, tch::Device::Cpu))).collect()
+    };
+    let mut passes = grain::Graph::new(&model);
+    let at = GrainAt { seed: 7, step: 0, grain: 0 };
+    let mut whole = buffers();
+    let sum = passes.backward(&batch(&rows), at, &mut whole, Accumulate::Assign, &mut NoHooks).unwrap();
+    let mut tree = seedbed::compute::train::lanes::LaneTree::new(groups);
     let (mut nll, mut labels) = (0.0, 0);
     for lane in rows.chunks(2) {
-        let mut total: Option<Vec<tch::Tensor>> = None;
-        for row in lane {
-            let (gradient, of_grain) = grain::backward(&model, &leaves, std::slice::from_ref(row)).unwrap();
+        let mut total = buffers();
+        for (row, how) in lane.iter().zip([Accumulate::Assign, Accumulate::Add]) {
+            let row = batch(std::slice::from_ref(row));
+            let of_grain = passes.backward(&row, at, &mut total, how, &mut NoHooks).unwrap();
             nll += of_grain.nll;
             labels += of_grain.tokens;
-            match &mut total {
-                None => total = Some(tree.begin_lane(gradient).unwrap()),
-                Some(total) => seedbed::compute::train::lanes::add_to(total, &gradient).unwrap(),
-            }
         }
-        tree.push(total.unwrap()).unwrap();
+        total.into_iter().enumerate().for_each(|(g, t)| tree.push(g, t).unwrap());
     }
-    let lanes = tree.take().unwrap();
+    let lanes: Vec<tch::Tensor> = (0..groups).map(|g| tree.take(g).unwrap()).collect();
     assert_eq!(labels, sum.tokens);
     assert!(labels < 8 * 16, "some rows should have positions without labels");
     assert!((nll / sum.nll - 1.0).abs() < 1e-6);

@@ -20,6 +20,7 @@ mod save;
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::rc::Rc;
 
 use sha2::{Digest as _, Sha256};
 use tch::{Kind, Tensor};
@@ -47,7 +48,7 @@ pub enum Input {
 /// A decoder with its weights.
 #[derive(Debug)]
 pub struct Model {
-    decoder: Decoder,
+    decoder: Rc<Decoder>,
     layout: Layout,
     variant: Option<Variant>,
     /// One flat fp32 tensor a group.
@@ -94,8 +95,14 @@ impl Model {
             .iter()
             .map(|g| Ok(Tensor::f_zeros([g.len as i64], (Kind::Float, tch::Device::Cpu))?))
             .collect::<Result<_>>()?;
-        let mut model =
-            Self { decoder: Decoder::new(config)?, layout, variant, flats, signs: Vec::new(), views: OnceCell::new() };
+        let mut model = Self {
+            decoder: Rc::new(Decoder::new(config)?),
+            layout,
+            variant,
+            flats,
+            signs: Vec::new(),
+            views: OnceCell::new(),
+        };
         model.signs.resize_with(model.layout.groups.len(), BTreeMap::new);
         Ok(model)
     }
@@ -185,6 +192,18 @@ impl Model {
         Ok(model)
     }
 
+    /// Another handle of the same memory.
+    pub fn alias(&self) -> Self {
+        Self {
+            decoder: Rc::clone(&self.decoder),
+            layout: self.layout.clone(),
+            variant: self.variant,
+            flats: self.flats.iter().map(Tensor::shallow_clone).collect(),
+            signs: self.signs.iter().map(|s| s.iter().map(|(i, t)| (*i, t.shallow_clone())).collect()).collect(),
+            views: OnceCell::new(),
+        }
+    }
+
     /// The configuration.
     pub fn config(&self) -> &ModelConfig {
         self.decoder.config()
@@ -213,6 +232,16 @@ impl Model {
     /// Parameters of the feed-forward layers, biases included.
     pub fn ffn_parameters(&self) -> i64 {
         self.layout.ffn_parameters()
+    }
+
+    /// Floating-point operations of a training step, a token of a full context: 6 N + 12 L h T, where N leaves out
+    /// the input embedding and counts the head (Chowdhery et al. 2022, appendix B).
+    pub fn flops_per_token(&self) -> f64 {
+        let c = self.config();
+        let embedding = c.vocab_size * c.hidden_size;
+        let counted = self.num_parameters() - if c.tie_word_embeddings { 0 } else { embedding };
+        let attention = 12 * c.num_hidden_layers * c.hidden_size * c.max_position_embeddings;
+        (6 * counted + attention) as f64
     }
 
     /// The effective input embedding, `[V, h]`, detached.

@@ -6,7 +6,7 @@
 //! a whole subtree, and the ranks' sums are combined by what is left of the same tree: 1, 2 and 4 ranks add
 //! the same pairs.
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use crate::compute::{ComputeError, Result};
 
@@ -59,6 +59,26 @@ impl Plan {
         ))
     }
 
+    /// What layouts are padded for: the lanes, or the ranks where those do not divide them.
+    pub fn padding(&self, ranks: usize) -> usize {
+        // Lanes fit a usize: there are at most as many as samples of a batch.
+        if self.check_ranks(ranks).is_ok() { self.lanes as usize } else { ranks }
+    }
+
+    /// The plan for a number of ranks that does not divide L, when bits may differ: one lane a rank.
+    ///
+    /// # Errors
+    /// The ranks do not share the grains either.
+    pub fn inexact(&self, ranks: usize) -> std::result::Result<Self, String> {
+        if self.grains % ranks as u64 != 0 {
+            return Err(format!(
+                "{ranks} ranks cannot share {} grains (global_batch / grain_samples): ask for a number that divides them",
+                self.grains
+            ));
+        }
+        Ok(Self { lanes: ranks as u64, ..*self })
+    }
+
     /// Numbers of ranks that give the same bits.
     pub fn allowed_ranks(&self) -> impl Iterator<Item = u64> + use<> {
         let lanes = self.lanes;
@@ -73,81 +93,69 @@ impl Plan {
     }
 }
 
-/// One gradient of the whole model: a flat tensor a group.
-pub type Gradient = Vec<Tensor>;
-
-/// Adds lanes by the balanced tree while they come, holding at most log2 of them.
-#[derive(Debug, Default)]
+/// Adds the lanes of each group by the balanced tree while they come, holding at most log2 of them.
+#[derive(Debug)]
 pub struct LaneTree {
-    /// (Height of the subtree, its sum).
-    stack: Vec<(u32, Gradient)>,
-    /// Buffers that may be used again.
-    spare: Vec<Gradient>,
+    /// By group: (height of the subtree, its sum).
+    stacks: Vec<Vec<(u32, Tensor)>>,
+    /// By group: buffers that may be used again.
+    spare: Vec<Vec<Tensor>>,
 }
 
 impl LaneTree {
-    /// A buffer with `gradient` in it, to add a lane's other grains to.
+    /// For `groups` groups.
+    pub fn new(groups: usize) -> Self {
+        let none = || (0..groups).map(|_| Vec::new()).collect();
+        Self { stacks: none(), spare: (0..groups).map(|_| Vec::new()).collect() }
+    }
+
+    /// Memory for a lane's gradient of `len` elements; its values mean nothing.
     ///
     /// # Errors
     /// Out of memory.
-    pub fn begin_lane(&mut self, gradient: Gradient) -> Result<Gradient> {
-        match self.spare.pop() {
-            // libtorch's gradients are its own: copied, their memory returns to it at once.
-            Some(mut buffer) => {
-                for (b, g) in buffer.iter_mut().zip(&gradient) {
-                    b.f_copy_(g)?;
-                }
-                Ok(buffer)
-            }
-            None => Ok(gradient),
+    pub fn buffer(&mut self, group: usize, len: usize, device: Device) -> Result<Tensor> {
+        match self.spare[group].pop() {
+            Some(buffer) => Ok(buffer),
+            None => Ok(Tensor::f_zeros([len as i64], (Kind::Float, device))?),
         }
     }
 
-    /// Takes the next lane's sum.
+    /// Takes the next lane's sum of a group.
     ///
     /// # Errors
     /// libtorch refuses.
-    pub fn push(&mut self, lane: Gradient) -> Result<()> {
-        self.stack.push((0, lane));
-        while let [.., (a, _), (b, _)] = self.stack[..] {
+    pub fn push(&mut self, group: usize, lane: Tensor) -> Result<()> {
+        let stack = &mut self.stacks[group];
+        stack.push((0, lane));
+        while let [.., (a, _), (b, _)] = stack[..] {
             if a != b {
                 break;
             }
-            let (Some((_, upper)), Some((height, mut lower))) = (self.stack.pop(), self.stack.pop()) else { break };
-            add_to(&mut lower, &upper)?;
-            self.spare.push(upper);
-            self.stack.push((height + 1, lower));
+            let (Some((_, upper)), Some((height, mut lower))) = (stack.pop(), stack.pop()) else { break };
+            // Element by element there is one way to add; libtorch's is vectorised in every build.
+            let _ = lower.f_add_(&upper)?;
+            self.spare[group].push(upper);
+            stack.push((height + 1, lower));
         }
         Ok(())
     }
 
-    /// The sum of all lanes, of which a power of two were pushed.
+    /// The sum of all lanes of a group, of which a power of two were pushed.
     ///
     /// # Errors
     /// Another number was pushed.
-    pub fn take(&mut self) -> Result<Gradient> {
-        match (self.stack.pop(), self.stack.is_empty()) {
+    pub fn take(&mut self, group: usize) -> Result<Tensor> {
+        let stack = &mut self.stacks[group];
+        match (stack.pop(), stack.is_empty()) {
             (Some((_, sum)), true) => Ok(sum),
             _ => Err(ComputeError::Failed("the lanes are no whole tree: report this".to_owned())),
         }
     }
 
     /// Gives a buffer back.
-    pub fn reuse(&mut self, gradient: Gradient) {
-        self.spare.push(gradient);
+    pub fn reuse(&mut self, group: usize, buffer: Tensor) {
+        self.spare[group].push(buffer);
     }
-}
-
-/// `sum += more`, element by element.
-///
-/// # Errors
-/// libtorch refuses.
-pub fn add_to(sum: &mut Gradient, more: &Gradient) -> Result<()> {
-    for (s, m) in sum.iter_mut().zip(more) {
-        // Element by element there is one way to add; libtorch's is vectorised in every build.
-        let _ = s.f_add_(m)?;
-    }
-    Ok(())
 }
 
 /// Adds the ranks' parts of one shard by the balanced tree over ranks; the sum is in `parts[0]`.
@@ -172,10 +180,10 @@ mod tests {
     use crate::compute::model::as_f32;
 
     /// Numbers whose sum depends on the order.
-    fn lane(k: u64) -> Gradient {
+    fn lane(k: u64) -> Tensor {
         let values: Vec<f32> =
             (0..37u64).map(|i| ((k * 97 + i * 31) as f32).sin() * 10f32.powi((k % 5) as i32)).collect();
-        vec![Tensor::from_slice(&values)]
+        Tensor::from_slice(&values)
     }
 
     #[test]
@@ -183,12 +191,13 @@ mod tests {
         let of_ranks = |ranks: u64| -> Vec<f32> {
             let mut parts: Vec<Vec<f32>> = (0..ranks)
                 .map(|r| {
-                    let mut tree = LaneTree::default();
+                    let mut tree = LaneTree::new(1);
                     for k in r * (8 / ranks)..(r + 1) * (8 / ranks) {
-                        let buffer = tree.begin_lane(lane(k)).unwrap();
-                        tree.push(buffer).unwrap();
+                        let mut buffer = tree.buffer(0, 37, Device::Cpu).unwrap();
+                        buffer.copy_(&lane(k));
+                        tree.push(0, buffer).unwrap();
                     }
-                    as_f32(&tree.take().unwrap()[0]).to_vec()
+                    as_f32(&tree.take(0).unwrap()).to_vec()
                 })
                 .collect();
             let mut slices: Vec<&mut [f32]> = parts.iter_mut().map(Vec::as_mut_slice).collect();
@@ -201,8 +210,9 @@ mod tests {
         }
         // The data shows order: a running sum gives other bits.
         let mut running = lane(0);
-        (1..8).for_each(|k| add_to(&mut running, &lane(k)).unwrap());
-        assert_ne!(as_f32(&running[0]), one);
+        (1..8).for_each(|k| drop(running.f_add_(&lane(k)).unwrap()));
+        assert_ne!(as_f32(&running), one);
+        assert!(LaneTree::new(1).take(0).is_err());
     }
 
     #[test]

@@ -1,40 +1,49 @@
 //! Training: data parallel over ranks, exact to the bit on any allowed number of them and after any kill.
 //!
-//! A step: every rank runs its lanes' grains ([`grain`], [`lanes`]); shards of the gradient go to their owners,
-//! who add them in tree order; the norm is added in index order ([`norm`]); every owner updates its shard
-//! ([`adamw`]: ZeRO-1, moments live only there) and sends it to all. What is skipped, clipped, validated, saved
-//! or stopped follows from numbers that all ranks have, so they decide alike.
+//! A step: every rank runs its lanes' grains; a group's gradient travels to the owners of its shards as soon as
+//! the backward pass has it whole ([`exchange`]), and is added in tree order ([`lanes`]); the norm is added in
+//! index order ([`norm`]); every owner updates its shard ([`shards`], [`adamw`]: ZeRO-1), and new weights travel
+//! while the next forward pass runs. What is skipped, clipped, validated, saved or stopped follows from numbers
+//! that all ranks have, so they decide alike.
 //!
-//! The promises and the tests that keep them: `docs/numerics.md`. Dropout is 0.
+//! The promises and the tests that keep them: `docs/numerics.md`.
 
 pub mod adamw;
 pub mod exchange;
 pub mod grain;
+pub mod health;
 pub mod lanes;
 pub mod norm;
 pub mod schedule;
+pub mod shards;
 pub mod state;
+pub mod trainee;
 
 mod report;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Value, json};
+use tch::{Kind as Type, Tensor};
 
 pub use adamw::{AdamW, Decay};
 pub use lanes::Plan;
 pub use schedule::{Schedule, Shape};
 pub use state::{Best, State, Validation};
+pub use trainee::{Engine, Trainee};
 
 use super::checkpoint::{self, Checkpoint, Kind, Saved, Snapshot};
 use super::comm::Comm;
-use super::data::{Sample, Samples};
-use super::model::{CHUNK, GrainSum, Model, as_f32, as_f32_mut};
+use super::data::{Feed, TrainingGrains, ValidationGrains};
+use super::model::{Accumulate, CHUNK, GrainAt, GrainSum, Hooks, as_f32, as_f32_mut};
 use super::{ComputeError, Result, numerics};
 use crate::record::Digest;
-use lanes::{Gradient, LaneTree};
+use exchange::Exchange;
+use lanes::LaneTree;
 use report::Reporter;
+use shards::Shards;
 
 /// What a training run is told.
 #[derive(Debug, Clone)]
@@ -51,8 +60,8 @@ pub struct Settings {
     pub max_grad_norm: f64,
     /// Steps between validations; one more comes after the last step.
     pub val_interval_steps: u64,
-    /// Validation windows, at most.
-    pub val_samples: Option<u64>,
+    /// Grains that are prepared ahead of time; 0: none.
+    pub prefetch: usize,
     /// Steps between checkpoints; 0: only the best and at a stop.
     pub checkpoint_interval_steps: u64,
     /// Steps between log lines.
@@ -65,6 +74,12 @@ pub struct Settings {
     pub threads_per_rank: u32,
     /// Whether a resume under another numerics record is refused.
     pub strict: Strict,
+    /// Whether gradients and weights travel while the passes go on.
+    pub overlap: Overlap,
+    /// Whether a number of ranks that does not divide the lanes may run.
+    pub exact: Exact,
+    /// Floating-point operations a second of one rank, at best: what MFU is relative to. `None`: not told.
+    pub peak_flops: Option<f64>,
     /// The cell's fingerprint.
     pub fingerprint: Digest,
     /// Number of this attempt.
@@ -80,12 +95,30 @@ pub enum Strict {
     GoOn,
 }
 
+/// When messages travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overlap {
+    /// As soon as there is something to send.
+    Early,
+    /// After the backward pass, and before the next forward pass.
+    Late,
+}
+
+/// What a number of ranks that does not divide the lanes does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exact {
+    /// It is refused.
+    Required,
+    /// One lane a rank, and the record says that bits may differ.
+    Waived,
+}
+
 /// Where a training run reads and writes, and what it asks on the way.
 pub struct Surroundings<'a> {
-    /// Training samples.
-    pub train: &'a Samples,
-    /// Validation samples.
-    pub validation: &'a Samples,
+    /// Grains of training.
+    pub train: Arc<TrainingGrains>,
+    /// Grains of a validation.
+    pub validation: &'a ValidationGrains,
     /// Holds `progress.jsonl`.
     pub run_dir: &'a Path,
     /// Holds checkpoints.
@@ -108,46 +141,40 @@ pub enum Outcome {
 /// What a finished run leaves.
 #[derive(Debug)]
 pub struct Finished {
-    /// After the last step.
-    pub last: Model,
-    /// At the best validation.
-    pub best: Model,
+    /// fp32 parameters after the last step, by group.
+    pub last: Vec<Tensor>,
+    /// The checkpoint at the best validation: [`read_weights`] reads it.
+    pub best: PathBuf,
     /// Counters.
     pub state: State,
     /// The numerics record.
     pub numerics: Value,
 }
 
-/// Trains `model` to the end, or to the next request to stop; goes on from the newest usable checkpoint.
+/// Trains to the end, or to the next request to stop; goes on from the newest usable checkpoint.
 ///
 /// # Errors
 /// The ranks cannot share the lanes; a checkpoint or another rank fails; too many steps in a row give no finite
 /// gradient; a constrained weight leaves its range.
-pub fn train(comm: &Comm, model: Model, settings: &Settings, around: &Surroundings<'_>) -> Result<Outcome> {
-    settings.plan.check_ranks(comm.size()).map_err(ComputeError::Config)?;
-    around.train.check_batch(settings.plan.grains * settings.plan.grain_samples)?;
+pub fn train(comm: &Comm, trainee: Trainee, settings: &Settings, around: &Surroundings<'_>) -> Result<Outcome> {
     super::model::set_threads(settings.threads_per_rank);
-    let mut trainer = Trainer::begin(comm, model, settings, around)?;
-    let mut report = Reporter::open(comm, settings, around, &trainer.state)?;
+    let mut trainer = Trainer::begin(comm, trainee, settings, around)?;
+    let mut report = Reporter::open(comm, settings, around, &trainer.state, trainer.flops_per_token())?;
 
     while trainer.state.step < settings.schedule.steps {
         let began = Instant::now();
-        let step = trainer.state.step;
-        let lr = settings.schedule.at(step);
-        let (gradient, sums) = trainer.backward(step)?;
-        let totals = trainer.exchange(gradient, &sums)?;
-        let (factor, norm) = trainer.factor_and_norm(totals.sum.tokens)?;
-        let usable = totals.sum.tokens > 0 && norm.is_finite() && totals.sum.nll.is_finite();
+        let lr = settings.schedule.at(trainer.state.step);
+        let sums = trainer.backward()?;
+        let totals = trainer.gather(&sums)?;
+        let usable = totals.usable();
         if usable {
-            trainer.state.update(totals.sum.nll, totals.sum.tokens);
-            trainer.state.clipped += u64::from(settings.max_grad_norm > 0.0 && norm > settings.max_grad_norm);
-            trainer.update(lr, factor)?;
+            trainer.update(lr, &totals)?;
         } else {
             trainer.state.skip();
         }
-        trainer.state.step += 1;
+        trainer.end_step();
         trainer.state.seconds += began.elapsed().as_secs_f64();
-        report.step(&trainer.state, &totals.sum, usable, norm, lr, began.elapsed())?;
+        report.step(&trainer.state, &totals, lr, began.elapsed())?;
         trainer.stop_after_skips()?;
 
         let last = trainer.state.step == settings.schedule.steps;
@@ -170,56 +197,92 @@ pub fn train(comm: &Comm, model: Model, settings: &Settings, around: &Surroundin
     trainer.finish().map(Outcome::Finished)
 }
 
-/// Sums of a step over all ranks.
+/// What all ranks know of a step.
+#[derive(Debug, Clone, Copy)]
 struct Totals {
     sum: GrainSum,
+    /// Of the mean gradient, before the clip.
+    norm: f64,
+    /// What gradients are multiplied by: 1 / tokens and the clip.
+    factor: f64,
     stop: bool,
+}
+
+impl Totals {
+    /// Whether the step updates anything.
+    fn usable(&self) -> bool {
+        self.sum.tokens > 0 && self.norm.is_finite() && self.sum.nll.is_finite()
+    }
 }
 
 struct Trainer<'a> {
     comm: &'a Comm,
     settings: &'a Settings,
     around: &'a Surroundings<'a>,
-    model: Model,
+    plan: Plan,
+    feed: Feed,
+    trainee: Trainee,
     state: State,
     numerics: Value,
     tree: LaneTree,
-    /// This rank's shard of every group: summed gradient and moments.
-    gradients: Vec<Vec<f32>>,
-    m: Vec<Vec<f32>>,
-    v: Vec<Vec<f32>>,
-    /// Room for the other ranks' parts of a shard, by rank and group.
-    inbox: Vec<Vec<Vec<f32>>>,
+    exchange: Exchange<'a>,
+    shards: Shards,
+    /// By group: the gradient of the lane that runs; in an update, the sum of all with the own shard whole.
+    gradients: Vec<Tensor>,
     /// Step and name of the last checkpoint of this attempt.
     saved: Option<(u64, String)>,
 }
 
 impl<'a> Trainer<'a> {
-    fn begin(comm: &'a Comm, model: Model, settings: &'a Settings, around: &'a Surroundings<'a>) -> Result<Self> {
-        let model = model.padded_for(settings.plan.lanes as usize)?;
-        let ranks = comm.size();
-        let shards = || model.layout().groups.iter().map(|g| vec![0f32; g.len / ranks]).collect::<Vec<_>>();
+    fn begin(
+        comm: &'a Comm,
+        mut trainee: Trainee,
+        settings: &'a Settings,
+        around: &'a Surroundings<'a>,
+    ) -> Result<Self> {
+        trainee.check()?;
+        let (rank, ranks) = (comm.rank(), comm.size());
+        let mut plan = settings.plan;
+        if let Err(refusal) = plan.check_ranks(ranks) {
+            if settings.exact == Exact::Required {
+                return Err(ComputeError::Config(format!("{refusal}, or set exact = false")));
+            }
+            plan = plan.inexact(ranks).map_err(ComputeError::Config)?;
+            trainee.engine.inexact = Some(format!("{ranks} ranks do not share {} lanes", settings.plan.lanes));
+        }
+        let groups = trainee.layout.groups.len();
         let numerics = numerics::record(&numerics::Settings {
             threads_per_rank: settings.threads_per_rank,
-            lanes: settings.plan.lanes as usize,
-            grain_samples: settings.plan.grain_samples,
+            lanes: plan.lanes as usize,
+            grain_samples: plan.grain_samples,
             transport: comm.transport(),
+            compute_type: if trainee.is_bf16() { "bf16" } else { "fp32" },
+            engine: &trainee.engine.name,
+            gemm: &trainee.engine.gemm,
+            device: &trainee.engine.device,
+            inexact: trainee.engine.inexact.as_deref(),
         });
         let mut trainer = Self {
             comm,
             settings,
             around,
+            plan,
+            feed: Feed::start(Arc::clone(&around.train), 0..0, 0..0, 0),
             state: State::default(),
             numerics,
-            tree: LaneTree::default(),
-            gradients: shards(),
-            m: shards(),
-            v: shards(),
-            inbox: (1..ranks).map(|_| shards()).collect(),
+            tree: LaneTree::new(groups),
+            exchange: Exchange::new(comm, groups),
+            shards: Shards::new(&trainee.layout, &trainee.flats, rank, ranks)?,
+            gradients: (0..groups).map(|_| Tensor::new()).collect(),
             saved: None,
-            model,
+            trainee,
         };
         trainer.resume()?;
+        let lanes = plan.lanes_of(rank, ranks);
+        // A rank has at least one lane, and its lanes follow each other.
+        let mine = lanes[0].start..lanes[lanes.len() - 1].end;
+        let steps = trainer.state.step..settings.schedule.steps;
+        trainer.feed = Feed::start(Arc::clone(&around.train), mine, steps, settings.prefetch);
         Ok(trainer)
     }
 
@@ -238,14 +301,21 @@ impl<'a> Trainer<'a> {
             return Ok(());
         }
         let checkpoint = Checkpoint::open(&self.around.checkpoint_dir.join(&chosen))?;
-        checkpoint.check_layout(self.model.layout())?;
+        checkpoint.check_layout(&self.trainee.layout)?;
         let (rank, ranks) = (self.comm.rank(), self.comm.size());
-        read_weights(&mut self.model, &checkpoint)?;
-        for (g, (m, v)) in self.m.iter_mut().zip(&mut self.v).enumerate() {
-            let first = self.model.layout().groups[g].len / ranks * rank;
-            checkpoint.read(Kind::FirstMoment, g, first, m)?;
-            checkpoint.read(Kind::SecondMoment, g, first, v)?;
+        let masters = self.shards.has_masters();
+        let [parameters, m, v] = self.shards.parts(&self.trainee.flats)?;
+        for (g, group) in self.trainee.layout.groups.iter().enumerate() {
+            let first = group.len / ranks * rank;
+            for (kind, parts) in [(Kind::FirstMoment, &m), (Kind::SecondMoment, &v)] {
+                checkpoint.read(kind, g, first, as_f32_mut(&mut parts[g].shallow_clone()))?;
+            }
+            if masters {
+                checkpoint.read(Kind::Weights, g, first, as_f32_mut(&mut parameters[g].shallow_clone()))?;
+            }
         }
+        read_weights(&mut self.trainee.flats, &checkpoint)?;
+        self.trainee.passes.refresh();
         self.state = serde_json::from_value(checkpoint.manifest.state.clone())
             .map_err(|e| ComputeError::input(&checkpoint.dir, format!("has counters of another program ({e})")))?;
         self.continue_numerics(&checkpoint.manifest.numerics)?;
@@ -280,124 +350,96 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// The samples of one grain of a step.
-    fn samples(&self, step: u64, grain: u64) -> Vec<Sample> {
-        let plan = &self.settings.plan;
-        let batch = plan.grains * plan.grain_samples;
-        // The last, incomplete batch of an epoch is dropped.
-        let per_epoch = self.around.train.len() / batch;
-        let first =
-            (step / per_epoch) * self.around.train.len() + (step % per_epoch) * batch + grain * plan.grain_samples;
-        (first..first + plan.grain_samples)
-            .map(|p| self.around.train.sample(self.around.train.at_position(self.settings.seed, p)))
-            .collect()
-    }
-
-    /// This rank's lanes: their summed gradient, and the sums of their grains.
-    fn backward(&mut self, step: u64) -> Result<(Gradient, Vec<GrainSum>)> {
-        let leaves = grain::leaves(&self.model)?;
+    /// This rank's lanes, whose gradients are on their way when it returns; the sums of their grains.
+    fn backward(&mut self) -> Result<Vec<GrainSum>> {
+        let step = self.state.step;
+        let lanes = self.plan.lanes_of(self.comm.rank(), self.comm.size());
         let mut sums = Vec::new();
-        for lane in self.settings.plan.lanes_of(self.comm.rank(), self.comm.size()) {
-            let mut total: Option<Gradient> = None;
-            for number in lane {
-                let (gradient, sum) = grain::backward(&self.model, &leaves, &self.samples(step, number))?;
-                sums.push(sum);
-                match &mut total {
-                    None => total = Some(self.tree.begin_lane(gradient)?),
-                    Some(total) => lanes::add_to(total, &gradient)?,
+        for (number, lane) in lanes.iter().enumerate() {
+            for (g, group) in self.trainee.layout.groups.iter().enumerate() {
+                if self.gradients[g].numel() != group.len {
+                    self.gradients[g] = self.tree.buffer(g, group.len, self.trainee.flats[g].device())?;
                 }
             }
-            if let Some(total) = total {
-                self.tree.push(total)?;
+            for grain in lane.clone() {
+                let batch = self.feed.grain(step, grain);
+                let at = GrainAt { seed: self.settings.seed, step, grain };
+                let how = if grain == lane.start { Accumulate::Assign } else { Accumulate::Add };
+                let mut hooks = OnTheWay {
+                    exchange: &mut self.exchange,
+                    tree: &mut self.tree,
+                    lane_ends: grain + 1 == lane.end,
+                    all_end: number + 1 == lanes.len(),
+                    overlap: self.settings.overlap,
+                };
+                sums.push(self.trainee.passes.backward(&batch, at, &mut self.gradients, how, &mut hooks)?);
             }
         }
-        Ok((self.tree.take()?, sums))
+        if self.settings.overlap == Overlap::Late {
+            for g in (0..self.gradients.len()).rev() {
+                self.exchange.send_gradient(g, self.tree.take(g)?)?;
+            }
+        }
+        Ok(sums)
     }
 
-    /// Sends every owner its shard and adds the own one in tree order; gathers sums and the wish to stop.
-    fn exchange(&mut self, gradient: Gradient, sums: &[GrainSum]) -> Result<Totals> {
-        let (rank, ranks) = (self.comm.rank(), self.comm.size());
-        let peers: Vec<usize> = (0..ranks).filter(|&p| p != rank).collect();
-        let mut sends = Vec::new();
-        let mut receives = Vec::new();
-        for (&peer, room) in peers.iter().zip(&mut self.inbox) {
-            for (flat, room) in gradient.iter().zip(room) {
-                sends.push((peer, &as_f32(flat)[peer * room.len()..(peer + 1) * room.len()]));
-                receives.push((peer, room.as_mut_slice()));
-            }
-        }
-        self.comm.exchange_f32(&sends, &mut receives)?;
-        for (g, (flat, own)) in gradient.iter().zip(&mut self.gradients).enumerate() {
-            let len = own.len();
-            own.copy_from_slice(&as_f32(flat)[rank * len..(rank + 1) * len]);
-            let mut parts: Vec<&mut [f32]> = self.inbox.iter_mut().map(|room| room[g].as_mut_slice()).collect();
-            parts.insert(rank, own);
-            lanes::add_ranks(&mut parts);
-            if rank != 0 {
-                // The tree leaves its sum in rank 0's part.
-                let (first, rest) = parts.split_at_mut(rank);
-                rest[0].copy_from_slice(first[0]);
-            }
-        }
-        self.tree.reuse(gradient);
-
-        // Rank after rank is grain after grain: lanes are contiguous.
+    /// Waits for all gradients; gathers the sums of grains, the norm and the wish to stop.
+    fn gather(&mut self, sums: &[GrainSum]) -> Result<Totals> {
+        self.gradients = self.exchange.finish_gradients()?;
         let stop = (self.around.stop_requested)();
+        // One message: sums of grains, the wish to stop, sums of squares.
         let mut mine: Vec<f64> = sums.iter().flat_map(|s| [s.nll, s.tokens as f64]).collect();
         mine.push(f64::from(u8::from(stop)));
+        let head = mine.len();
+        for gradient in &self.gradients {
+            mine.extend(self.shards.chunk_sums(gradient)?);
+        }
         let all = self.comm.all_gather_f64(&mine)?;
-        let mut totals = Totals { sum: GrainSum::default(), stop: false };
+        let mut totals = Totals { sum: GrainSum::default(), norm: 0.0, factor: 0.0, stop: false };
+        let mut squares = Vec::with_capacity(all.len());
+        // Rank after rank is grain after grain: lanes are contiguous.
         for of_rank in all.chunks(mine.len()) {
-            for sum in of_rank[..mine.len() - 1].chunks(2) {
+            for sum in of_rank[..head - 1].chunks(2) {
                 totals.sum.nll += sum[0];
                 totals.sum.tokens += sum[1] as i64;
             }
-            totals.stop |= of_rank[mine.len() - 1] != 0.0;
+            totals.stop |= of_rank[head - 1] != 0.0;
+            squares.extend_from_slice(&of_rank[head..]);
         }
+        let ranks = self.comm.size();
+        let chunks: Vec<usize> = self.trainee.layout.groups.iter().map(|g| g.len / CHUNK / ranks).collect();
+        let ordered = norm::in_layout_order(&squares, &chunks, ranks);
+        (totals.factor, totals.norm) =
+            norm::factor_and_norm(&ordered, totals.sum.tokens.max(1), self.settings.max_grad_norm);
         Ok(totals)
     }
 
-    /// The factor on gradients (1 / tokens and clip) and the norm of the mean gradient.
-    fn factor_and_norm(&self, tokens: i64) -> Result<(f64, f64)> {
-        let mine: Vec<f64> = self.gradients.iter().flat_map(|g| norm::chunk_sums(g)).collect();
-        let gathered = self.comm.all_gather_f64(&mine)?;
-        let chunks: Vec<usize> = self.gradients.iter().map(|g| g.len() / CHUNK).collect();
-        let ordered = norm::in_layout_order(&gathered, &chunks, self.comm.size());
-        Ok(norm::factor_and_norm(&ordered, tokens.max(1), self.settings.max_grad_norm))
+    /// Updates the own shard of every group; new weights are on their way when it returns.
+    fn update(&mut self, lr: f64, totals: &Totals) -> Result<()> {
+        self.state.update(totals.sum.nll, totals.sum.tokens);
+        self.state.clipped += u64::from(self.settings.max_grad_norm > 0.0 && totals.norm > self.settings.max_grad_norm);
+        let step = adamw::Step { lr, update: self.state.updates, gradient_factor: totals.factor as f32 };
+        for (g, group) in self.trainee.layout.groups.iter().enumerate() {
+            let flat = &self.trainee.flats[g];
+            self.shards.update(&self.settings.adamw, g, group, flat, &self.gradients[g], step)?;
+            self.exchange.send_weights(g, flat)?;
+            if self.settings.overlap == Overlap::Late {
+                self.exchange.wait_weights(g)?;
+            }
+        }
+        self.trainee.passes.refresh();
+        Ok(())
     }
 
-    /// Updates the own shard of every group and exchanges the new weights.
-    fn update(&mut self, lr: f64, factor: f64) -> Result<()> {
-        let (rank, ranks) = (self.comm.rank(), self.comm.size());
-        let step = adamw::Step { lr, update: self.state.updates, gradient_factor: factor as f32 };
-        let layout = self.model.layout().clone();
-        let flats = self.model.flats_mut();
-        for (g, group) in layout.groups.iter().enumerate() {
-            let len = group.len / ranks;
-            let shard = adamw::Shard {
-                first: rank * len,
-                weights: &mut as_f32_mut(&mut flats[g])[rank * len..(rank + 1) * len],
-                gradients: &self.gradients[g],
-                m: &mut self.m[g],
-                v: &mut self.v[g],
-            };
-            self.settings.adamw.update(group, shard, step);
+    fn end_step(&mut self) {
+        for (g, gradient) in self.gradients.iter_mut().enumerate() {
+            self.tree.reuse(g, std::mem::replace(gradient, Tensor::new()));
         }
-        let mut sends = Vec::new();
-        let mut receives = Vec::new();
-        for flat in flats {
-            let len = flat.numel() / ranks;
-            let mut own: &[f32] = &[];
-            for (peer, part) in as_f32_mut(flat).chunks_mut(len).enumerate() {
-                if peer == rank {
-                    own = part;
-                } else {
-                    receives.push((peer, part));
-                }
-            }
-            sends.extend((0..ranks).filter(|&p| p != rank).map(|p| (p, own)));
-        }
-        self.comm.exchange_f32(&sends, &mut receives)
+        self.state.step += 1;
+    }
+
+    fn flops_per_token(&self) -> f64 {
+        self.trainee.flops_per_token
     }
 
     fn stop_after_skips(&self) -> Result<()> {
@@ -414,19 +456,14 @@ impl<'a> Trainer<'a> {
     fn validate(&mut self) -> Result<Validation> {
         self.check_constraint()?;
         let (rank, ranks) = (self.comm.rank() as u64, self.comm.size() as u64);
-        let rows = self.settings.plan.grain_samples;
-        let samples = self.around.validation;
-        let count = samples.len().min(self.settings.val_samples.unwrap_or(u64::MAX));
-        let grains = count.div_ceil(rows);
+        let grains = self.around.validation;
         let mut mine = Vec::new();
-        for turn in 0..grains.div_ceil(ranks) {
+        for turn in 0..grains.len().div_ceil(ranks) {
             let number = turn * ranks + rank;
             // Beyond the last grain a rank adds zeros: all ranks send equally much.
-            let sum = if number < grains {
-                // The last grain is filled up with rows without labels: every grain has the same shape.
-                let row = |i| if i < count { samples.sample(i) } else { grain::blank(samples.seq_len()) };
-                let rows: Vec<Sample> = (number * rows..(number + 1) * rows).map(row).collect();
-                grain::evaluate(&self.model, &rows)?
+            let sum = if number < grains.len() {
+                let mut hooks = Arrival { exchange: &mut self.exchange };
+                self.trainee.passes.evaluate(&grains.batch(number), &mut hooks)?
             } else {
                 GrainSum::default()
             };
@@ -456,19 +493,10 @@ impl<'a> Trainer<'a> {
     }
 
     fn check_constraint(&mut self) -> Result<()> {
-        if self.model.variant().is_none() {
-            return Ok(());
+        if self.trainee.constrained.is_some() {
+            self.exchange.drain()?;
+            self.state.constrained_range = self.trainee.check_constraint(self.state.step)?;
         }
-        let check = self.model.check_constraint()?;
-        if let Some(name) = check.violated.first() {
-            return Err(ComputeError::Failed(format!(
-                "`{name}` and {} others have effective weights outside their constraint at step {} (smallest {:e}): lower `lr`",
-                check.violated.len() - 1,
-                self.state.step,
-                check.min
-            )));
-        }
-        self.state.constrained_range = Some([check.min, check.max]);
         Ok(())
     }
 
@@ -495,12 +523,8 @@ impl<'a> Trainer<'a> {
         self.check_constraint()?;
         report.sync()?;
         let name = checkpoint::name(self.state.step, self.settings.attempt);
-        let (rank, ranks) = (self.comm.rank(), self.comm.size());
-        let weights = self.model.flats().iter().map(|flat| {
-            let flat = as_f32(flat);
-            let len = flat.len() / ranks;
-            &flat[rank * len..(rank + 1) * len]
-        });
+        let parts = self.shards.parts(&self.trainee.flats)?;
+        let slices = |k: usize| parts[k].iter().map(as_f32).collect::<Vec<_>>();
         let best = self.state.best.as_ref().map(|b| b.checkpoint.clone()).filter(|b| *b != name);
         let snapshot = Snapshot {
             step: self.state.step,
@@ -510,12 +534,8 @@ impl<'a> Trainer<'a> {
                 .map_err(|e| ComputeError::Failed(format!("the counters cannot be stored ({e}): report this")))?,
             numerics: self.numerics.clone(),
             needs: best.into_iter().collect(),
-            layout: self.model.layout(),
-            shards: [
-                (Kind::Weights, weights.collect()),
-                (Kind::FirstMoment, self.m.iter().map(Vec::as_slice).collect()),
-                (Kind::SecondMoment, self.v.iter().map(Vec::as_slice).collect()),
-            ],
+            layout: &self.trainee.layout,
+            shards: [(Kind::Weights, slices(0)), (Kind::FirstMoment, slices(1)), (Kind::SecondMoment, slices(2))],
         };
         match checkpoint::save(self.comm, self.around.checkpoint_dir, &snapshot, self.around.is_superseded)? {
             Saved::Done(name) => {
@@ -538,27 +558,96 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// The last and the best parameters.
-    fn finish(self) -> Result<Finished> {
+    /// The last parameters, and where the best lie.
+    fn finish(mut self) -> Result<Finished> {
         let best = self.state.best.as_ref().ok_or_else(|| {
             ComputeError::Failed(
                 "no checkpoint could be written, so there is no best model: free space and run again".into(),
             )
         })?;
         let checkpoint = Checkpoint::open(&self.around.checkpoint_dir.join(&best.checkpoint))?;
-        checkpoint.check_layout(self.model.layout())?;
+        checkpoint.check_layout(&self.trainee.layout)?;
         if self.comm.is_first() {
             checkpoint.verify()?;
         }
-        let mut best_model = self.model.duplicate()?;
-        read_weights(&mut best_model, &checkpoint)?;
-        Ok(Finished { last: self.model, best: best_model, state: self.state, numerics: self.numerics })
+        self.exchange.drain()?;
+        Ok(Finished { last: self.parameters()?, best: checkpoint.dir, state: self.state, numerics: self.numerics })
+    }
+
+    /// The whole fp32 parameters, by group. With bf16 the masters of all ranks are gathered.
+    fn parameters(&mut self) -> Result<Vec<Tensor>> {
+        if !self.shards.has_masters() {
+            return Ok(self.trainee.flats.iter().map(Tensor::shallow_clone).collect());
+        }
+        let [masters, ..] = self.shards.parts(&self.trainee.flats)?;
+        let mut whole = Vec::new();
+        for (g, (group, master)) in self.trainee.layout.groups.iter().zip(&masters).enumerate() {
+            let flat = Tensor::f_zeros([group.len as i64], (Type::Float, master.device()))?;
+            flat.f_narrow(0, (self.comm.rank() * master.numel()) as i64, master.numel() as i64)?.f_copy_(master)?;
+            self.exchange.send_weights(g, &flat)?;
+            self.exchange.wait_weights(g)?;
+            whole.push(flat);
+        }
+        Ok(whole)
     }
 }
 
-fn read_weights(model: &mut Model, checkpoint: &Checkpoint) -> Result<()> {
-    for (g, flat) in model.flats_mut().iter_mut().enumerate() {
-        checkpoint.read(Kind::Weights, g, 0, as_f32_mut(flat))?;
+/// What happens on the way through a grain.
+struct OnTheWay<'a, 'c> {
+    exchange: &'a mut Exchange<'c>,
+    tree: &'a mut LaneTree,
+    /// This grain is the last of its lane.
+    lane_ends: bool,
+    /// This lane is the rank's last.
+    all_end: bool,
+    overlap: Overlap,
+}
+
+impl Hooks for OnTheWay<'_, '_> {
+    fn needs(&mut self, group: usize) -> Result<()> {
+        self.exchange.wait_weights(group)
+    }
+
+    fn ready(&mut self, group: usize, gradient: &mut Tensor) -> Result<()> {
+        if !self.lane_ends {
+            return Ok(());
+        }
+        self.tree.push(group, std::mem::replace(gradient, Tensor::new()))?;
+        if self.all_end && self.overlap == Overlap::Early {
+            self.exchange.send_gradient(group, self.tree.take(group)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// New weights arrive before they are read.
+struct Arrival<'a, 'c> {
+    exchange: &'a mut Exchange<'c>,
+}
+
+impl Hooks for Arrival<'_, '_> {
+    fn needs(&mut self, group: usize) -> Result<()> {
+        self.exchange.wait_weights(group)
+    }
+
+    fn ready(&mut self, _group: usize, _gradient: &mut Tensor) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Reads the whole parameters of a checkpoint into flat tensors of its layout, rounded where those are bf16.
+///
+/// # Errors
+/// A shard cannot be read.
+pub fn read_weights(flats: &mut [Tensor], checkpoint: &Checkpoint) -> Result<()> {
+    for (g, flat) in flats.iter_mut().enumerate() {
+        if flat.kind() == Type::Float {
+            checkpoint.read(Kind::Weights, g, 0, as_f32_mut(flat))?;
+        } else {
+            let mut whole = Tensor::f_zeros([flat.numel() as i64], (Type::Float, tch::Device::Cpu))?;
+            checkpoint.read(Kind::Weights, g, 0, as_f32_mut(&mut whole))?;
+            flat.f_copy_(&whole)?;
+        }
     }
     Ok(())
 }

@@ -1,0 +1,87 @@
+//! What is trained: flat groups of weights and the passes over them. A whole decoder, an adapter over a frozen
+//! one, or a translator between two; the trainer knows no difference.
+
+use tch::{Kind, Tensor};
+
+use super::grain::Graph;
+use crate::compute::model::{ConstraintCheck, Layout, Model, Passes};
+use crate::compute::{ComputeError, Result};
+
+/// Something that can be trained.
+pub struct Trainee {
+    /// Its trainable groups, padded for the run's lanes.
+    pub layout: Layout,
+    /// Their weights, one flat tensor a group, fp32 or bf16: the same memory that `passes` read.
+    pub flats: Vec<Tensor>,
+    /// Forward and backward.
+    pub passes: Box<dyn Passes>,
+    /// The same weights as a model whose constraint is checked on the way.
+    pub constrained: Option<Model>,
+    /// What the numerics record says of how it computes: engine, GEMM, device.
+    pub engine: Engine,
+    /// Floating-point operations of a training step, a token.
+    pub flops_per_token: f64,
+}
+
+/// How passes are computed, for the numerics record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Engine {
+    /// `native` or `libtorch`.
+    pub name: String,
+    /// Who multiplies matrices.
+    pub gemm: String,
+    /// `cpu`, or the name of the GPU.
+    pub device: String,
+    /// Why equal seeds may not give equal bits; `None`: they do.
+    pub inexact: Option<String>,
+}
+
+impl Trainee {
+    /// Every parameter of a model, which shares its memory.
+    pub fn of_model(model: &Model) -> Self {
+        Self {
+            layout: model.layout().clone(),
+            flats: model.flats().iter().map(Tensor::shallow_clone).collect(),
+            passes: Box::new(Graph::new(model)),
+            constrained: model.variant().map(|_| model.alias()),
+            engine: Engine { name: "libtorch".into(), gemm: "libtorch".into(), device: "cpu".into(), inexact: None },
+            flops_per_token: model.flops_per_token(),
+        }
+    }
+
+    /// Whether weights are bf16, and their fp32 masters lie with the optimizer.
+    pub fn is_bf16(&self) -> bool {
+        self.flats.iter().any(|f| f.kind() == Kind::BFloat16)
+    }
+
+    /// Refuses what the trainer cannot hold.
+    ///
+    /// # Errors
+    /// Groups and tensors do not fit each other.
+    pub fn check(&self) -> Result<()> {
+        let kind = self.flats.first().map(Tensor::kind);
+        let fits = self.flats.len() == self.layout.groups.len()
+            && self.flats.iter().zip(&self.layout.groups).all(|(f, g)| f.numel() == g.len && Some(f.kind()) == kind)
+            && matches!(kind, Some(Kind::Float | Kind::BFloat16));
+        if fits {
+            return Ok(());
+        }
+        Err(ComputeError::Failed("the weights do not have the layout's lengths and one type: report this".to_owned()))
+    }
+
+    /// The check of constrained weights; `None` where there are none.
+    ///
+    /// # Errors
+    /// A weight left its constraint: named.
+    pub fn check_constraint(&self, step: u64) -> Result<Option<[f64; 2]>> {
+        let Some(model) = self.constrained.as_ref().filter(|m| m.variant().is_some()) else { return Ok(None) };
+        let ConstraintCheck { min, max, violated, .. } = model.check_constraint()?;
+        if let Some(name) = violated.first() {
+            return Err(ComputeError::Failed(format!(
+                "`{name}` and {} others have effective weights outside their constraint at step {step} (smallest {min:e}): lower `lr`",
+                violated.len() - 1,
+            )));
+        }
+        Ok(Some([min, max]))
+    }
+}
