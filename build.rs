@@ -1,4 +1,5 @@
-//! Gives the binaries and tests an rpath to libtorch, so that they run with no exported variable.
+//! Gives the binaries and tests an rpath to libtorch, so that they run with no exported variable; with the feature
+//! `compute`, builds the one file of C++ that reaches libtorch's oneDNN.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -11,10 +12,22 @@ fn main() {
     }
     let Some(libtorch) = std::env::var_os("LIBTORCH") else { return };
     println!("cargo:rustc-env=SEEDBED_LIBTORCH_VERSION={}", version(std::path::Path::new(&libtorch)));
+    #[cfg(feature = "compute")]
+    build_onednn_shim(std::path::Path::new(&libtorch));
     // The link `.libtorch` may move; a job that is queued for days must find what it was built with.
     if let Ok(dir) = std::fs::canonicalize(&libtorch) {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{}", dir.join("lib").display());
     }
+}
+
+/// Compiles the shim against libtorch's headers; what it calls is linked with tch.
+#[cfg(feature = "compute")]
+fn build_onednn_shim(libtorch: &std::path::Path) {
+    let shim = "src/compute/kernels/gemm/onednn.cpp";
+    println!("cargo:rerun-if-changed={shim}");
+    // As system headers, so that their warnings are not ours.
+    let include = libtorch.join("include");
+    cc::Build::new().cpp(true).std("c++17").flag("-isystem").flag(&include).file(shim).compile("seedbed_onednn");
 }
 
 /// `2.11.0` as the headers say, or `unknown`: it is recorded with every result.

@@ -10,15 +10,27 @@ pub mod activation;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
+pub mod gemm;
 pub mod math;
 pub mod norm;
 pub mod residual;
 pub mod rotary;
 
 mod isa;
+mod pool;
 mod sums;
 #[cfg(test)]
 mod testing;
 
 pub(crate) use isa::for_each_isa;
 pub use isa::{Isa, Level};
+pub use pool::Pool;
+
+/// What happens to what a result's memory holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accumulate {
+    /// It is overwritten.
+    Assign,
+    /// The result is added to it.
+    Add,
+}

@@ -7,6 +7,7 @@ use tch::Tensor;
 
 use super::batch::Batch;
 use crate::compute::Result;
+pub use crate::compute::kernels::Accumulate;
 
 /// Sums of one grain, added in grain order by every rank.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -26,15 +27,6 @@ pub struct GrainAt {
     pub step: u64,
     /// Number of the grain in the step.
     pub grain: u64,
-}
-
-/// What happens to a gradient buffer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Accumulate {
-    /// It is overwritten.
-    Assign,
-    /// The grain's gradient is added to it.
-    Add,
 }
 
 /// What the passes tell on their way.
