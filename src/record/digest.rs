@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{RecordError, Result};
 
-/// A SHA-256 digest, 64 hexadecimal digits.
+/// A digest of 32 bytes as 64 hexadecimal digits; SHA-256 unless a format says otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Digest(String);
@@ -67,7 +67,12 @@ impl Digest {
 
     /// Digest from a hasher that was fed elsewhere (parameters, tokens).
     pub fn finish(hasher: Sha256) -> Self {
-        Self(hasher.finalize().iter().map(|b| format!("{b:02x}")).collect())
+        Self::of_hash(&hasher.finalize().into())
+    }
+
+    /// Digest from the 32 bytes of a hash that was computed elsewhere, by whatever function the format says.
+    pub fn of_hash(hash: &[u8; 32]) -> Self {
+        Self(hash.iter().map(|b| format!("{b:02x}")).collect())
     }
 
     /// All 64 digits.

@@ -5,24 +5,45 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Snapshot;
+use super::shard::CHUNK_BYTES;
 use crate::compute::model::Layout;
 use crate::compute::{ComputeError, Result};
 use crate::record::{Digest, RecordError, files};
 
-/// Format version.
-pub const MANIFEST_VERSION: u32 = 1;
+/// Format version. Version 1 had one SHA-256 a shard and no types in its parts; it is still read.
+pub const MANIFEST_VERSION: u32 = 2;
 
 /// What the numbers of a part are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// Stored parameters.
+    /// Stored parameters; the fp32 master where the model computes in bf16.
     Weights,
     /// First moments.
     FirstMoment,
     /// Second moments.
     SecondMoment,
+}
+
+/// Type of stored numbers, by the names of safetensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Dtype {
+    /// IEEE single precision.
+    #[default]
+    F32,
+    /// Its upper half.
+    #[serde(rename = "BF16")]
+    Bf16,
+}
+
+impl Dtype {
+    /// Bytes of one number.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
 }
 
 /// The manifest.
@@ -62,6 +83,9 @@ pub struct GroupEntry {
     pub len: usize,
     /// Parameters.
     pub spans: Vec<SpanEntry>,
+    /// For a group that is not trained: digest of its parameters, which lie in no shard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen: Option<Digest>,
 }
 
 /// One parameter in a group.
@@ -86,13 +110,17 @@ pub struct ShardEntry {
     pub file: String,
     /// Its size.
     pub bytes: u64,
-    /// SHA-256 of it.
-    pub digest: Digest,
+    /// SHA-256 of it: version 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
+    /// BLAKE3 of each piece of [`CHUNK_BYTES`], the last one as long as it is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blake3: Vec<Digest>,
     /// What it holds.
     pub parts: Vec<Part>,
 }
 
-/// A range of a group in a file: fp32, little-endian.
+/// A range of a group in a file, little-endian.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Part {
@@ -100,6 +128,9 @@ pub struct Part {
     pub group: usize,
     /// What the numbers are.
     pub kind: Kind,
+    /// Their type.
+    #[serde(default)]
+    pub dtype: Dtype,
     /// First element in the group.
     pub first: usize,
     /// Elements.
@@ -108,53 +139,56 @@ pub struct Part {
     pub at: u64,
 }
 
-/// The groups of a layout as a manifest lists them.
-pub(super) fn group_entries(layout: &Layout) -> Vec<GroupEntry> {
+/// The groups of a layout as a manifest lists them; `frozen` has the digests of those that are not trained.
+pub(super) fn group_entries(layout: &Layout, frozen: &[(usize, Digest)]) -> Vec<GroupEntry> {
     let span = |s: &crate::compute::model::Span| SpanEntry {
         name: s.name.clone(),
         dtype: "F32".to_owned(),
         shape: s.shape.clone(),
         offset: s.offset,
     };
-    let group = |g: &crate::compute::model::GroupLayout| GroupEntry {
+    let group = |(number, g): (usize, &crate::compute::model::GroupLayout)| GroupEntry {
         name: g.name.clone(),
         len: g.len,
         spans: g.spans.iter().map(span).collect(),
+        frozen: frozen.iter().find(|(n, _)| *n == number).map(|(_, digest)| digest.clone()),
     };
-    layout.groups.iter().map(group).collect()
+    layout.groups.iter().enumerate().map(group).collect()
+}
+
+impl ShardEntry {
+    /// Refuses parts that do not lie in the file and digests that do not cover it: from here on, offsets are safe
+    /// to compute with.
+    fn is_sound(&self, groups: &[GroupEntry], version: u32) -> bool {
+        let plain = !self.file.is_empty() && !self.file.contains('/') && self.file != "..";
+        let digested = match version {
+            1 => self.digest.is_some() && self.blake3.is_empty(),
+            _ => self.digest.is_none() && self.blake3.len() as u64 == self.bytes.div_ceil(CHUNK_BYTES as u64),
+        };
+        let inside = |part: &Part| {
+            let bytes = (part.len as u64).checked_mul(part.dtype.bytes() as u64);
+            let end = bytes.and_then(|bytes| bytes.checked_add(part.at));
+            let last = part.first.checked_add(part.len);
+            end.is_some_and(|end| end <= self.bytes)
+                && part.at % part.dtype.bytes() as u64 == 0
+                && groups.get(part.group).is_some_and(|g| last.is_some_and(|last| last <= g.len))
+        };
+        plain && digested && self.parts.iter().all(inside)
+    }
 }
 
 impl Manifest {
-    pub(super) fn new(snapshot: &Snapshot<'_>, shards: Vec<ShardEntry>) -> Self {
-        Self {
-            version: MANIFEST_VERSION,
-            fingerprint: snapshot.fingerprint.clone(),
-            attempt: snapshot.attempt,
-            step: snapshot.step,
-            state: snapshot.state.clone(),
-            numerics: snapshot.numerics.clone(),
-            needs: snapshot.needs.clone(),
-            groups: group_entries(snapshot.layout),
-            shards,
-            digest: None,
-        }
-    }
-
     /// With its digest.
     pub(super) fn sealed(mut self) -> Self {
-        self.digest = Some(self.own_digest());
-        self
-    }
-
-    fn own_digest(&self) -> Digest {
-        let unsealed = Self { digest: None, ..self.clone() };
+        self.digest = None;
         // Strings, numbers and JSON values always serialize.
-        Digest::of_json(&serde_json::to_value(&unsealed).unwrap_or(Value::Null))
+        self.digest = Some(Digest::of_json(&serde_json::to_value(&self).unwrap_or(Value::Null)));
+        self
     }
 
     /// Reads and checks a manifest.
     pub(super) fn read(path: &Path) -> Result<Self> {
-        let value: Value = files::read_json(path).map_err(|e| match e {
+        let mut value: Value = files::read_json(path).map_err(|e| match e {
             e if e.is_not_found() => ComputeError::missing(path, "is not there"),
             e => ComputeError::input(path, format!("is damaged: {e}")),
         })?;
@@ -167,13 +201,17 @@ impl Manifest {
             }));
         }
         let manifest: Self =
-            serde_json::from_value(value).map_err(|e| ComputeError::input(path, format!("is damaged: {e}")))?;
-        if manifest.digest.as_ref() != Some(&manifest.own_digest()) {
+            serde_json::from_value(value.clone()).map_err(|e| ComputeError::input(path, format!("is damaged: {e}")))?;
+        // Of the file's own keys, not of this version's: an older manifest has fewer.
+        value.as_object_mut().and_then(|keys| keys.remove("digest"));
+        if manifest.digest.as_ref() != Some(&Digest::of_json(&value)) {
             return Err(ComputeError::input(path, "was changed after it was sealed"));
         }
-        let plain = |name: &str| !name.is_empty() && !name.contains('/') && name != "..";
-        if !manifest.shards.iter().all(|s| plain(&s.file)) || !manifest.needs.iter().all(|n| plain(n)) {
-            return Err(ComputeError::input(path, "names a file outside its directory"));
+        let plain = |name: &String| super::parse_name(name).is_some();
+        if !manifest.needs.iter().all(plain)
+            || !manifest.shards.iter().all(|s| s.is_sound(&manifest.groups, manifest.version))
+        {
+            return Err(ComputeError::input(path, "describes ranges outside its files"));
         }
         Ok(manifest)
     }

@@ -1,0 +1,269 @@
+//! How the ranks of a save agree, without messages: through files in the checkpoint's directory.
+//!
+//! Every rank writes its shard (temporary name, sync, rename) and then `shard-<r>-of-<n>.json`, a report that says
+//! what is in it or what went wrong. Rank 0 waits for all reports. If all are good it seals the manifest, which is
+//! the one moment at which the checkpoint comes to be; the reports are removed then. Otherwise it removes the
+//! shards, leaves the reason in `abandoned`, and takes the directory away once the others have read it and removed
+//! their reports. The others wait for one of the two.
+//!
+//! Everything is looked for by listing the directory: network file systems remember for a while that a name was
+//! not there. Directories carry the attempt, so a process that wakes up late meets files of its own only; before
+//! a shard gets its name, before the manifest is sealed and before anything old is removed, the writer asks
+//! whether a newer attempt owns the cell.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::manifest::{GroupEntry, MANIFEST_VERSION, Manifest, Part, ShardEntry};
+use super::pages::Pages;
+use super::saver::{Outcome, Place, Superseded, Trouble};
+use super::{MANIFEST_FILE, Retention, entries, retention, shard};
+use crate::compute::{ComputeError, Result};
+use crate::record::{RecordError, files};
+
+/// Left by rank 0 in a directory that will not become a checkpoint.
+const ABANDONED: &str = "abandoned";
+
+/// One save of one rank.
+pub(super) struct Job {
+    pub place: Arc<Place>,
+    pub name: String,
+    pub step: u64,
+    pub state: Value,
+    pub numerics: Value,
+    pub needs: Vec<String>,
+    pub groups: Vec<GroupEntry>,
+    pub parts: Vec<Part>,
+    pub bytes: usize,
+    pub retention: Retention,
+    pub superseded: Superseded,
+}
+
+/// What a rank tells rank 0.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Report {
+    Written(ShardEntry),
+    Trouble(Trouble),
+}
+
+/// Writes this rank's shard and takes part in the commit.
+///
+/// # Errors
+/// [`ComputeError::Superseded`].
+pub(super) fn run(job: &Job, room: &Pages) -> Result<Outcome> {
+    let dir = job.place.dir.join(&job.name);
+    let mine = job.write_shard(&dir, room);
+    let ended = match mine {
+        Err(ComputeError::Superseded) => return Err(ComputeError::Superseded),
+        Err(e) => Err(job.trouble(&e)),
+        Ok(entry) => Ok(entry),
+    };
+    let ended = if job.place.rank == 0 { job.gather_and_seal(&dir, ended)? } else { job.report_and_wait(&dir, ended)? };
+    Ok(match ended {
+        Ok(()) => Outcome::Saved { step: job.step, name: job.name.clone() },
+        Err(trouble) => Outcome::NotSaved { step: job.step, trouble },
+    })
+}
+
+fn shard_file(rank: usize, ranks: usize) -> String {
+    format!("shard-{rank:04}-of-{ranks:04}.bin")
+}
+
+fn report_file(rank: usize, ranks: usize) -> String {
+    format!("shard-{rank:04}-of-{ranks:04}.json")
+}
+
+/// What a failing commit comes to: the inner error is shared by all ranks, the outer one ends this process.
+type Ended<T> = Result<std::result::Result<T, Trouble>>;
+
+impl Job {
+    fn write_shard(&self, dir: &Path, room: &Pages) -> Result<ShardEntry> {
+        let place = &self.place;
+        files::make_dirs(dir)?;
+        if place.rank == 0 {
+            files::sync_dir(&place.dir)?;
+        }
+        let file = shard_file(place.rank, place.ranks);
+        let temp = dir.join(format!(".{file}.tmp"));
+        retention::take_spare(&place.dir, place.attempt, &file, &temp);
+        let result = shard::write(&temp, room, self.bytes);
+        let result = result.map_err(|e| ComputeError::Record(RecordError::io("write", &temp)(e)));
+        let result = result.and_then(|written| {
+            if !written.finite {
+                return Err(ComputeError::Failed(Trouble::NotFinite.to_string()));
+            }
+            self.check_superseded()?;
+            let path = dir.join(&file);
+            std::fs::rename(&temp, &path).map_err(RecordError::io("rename onto", &path))?;
+            files::sync_dir(dir)?;
+            Ok(ShardEntry {
+                file,
+                bytes: self.bytes as u64,
+                digest: None,
+                blake3: written.digests,
+                parts: self.parts.clone(),
+            })
+        });
+        if result.is_err() {
+            // Nobody was told of it yet; failing to remove it costs space, and retention tries again.
+            let _ = std::fs::remove_file(&temp);
+            if place.ranks == 1 {
+                let _ = std::fs::remove_dir(dir);
+            }
+        }
+        result
+    }
+
+    fn check_superseded(&self) -> Result<()> {
+        if (self.superseded)() { Err(ComputeError::Superseded) } else { Ok(()) }
+    }
+
+    fn trouble(&self, error: &ComputeError) -> Trouble {
+        match error {
+            ComputeError::Record(e) if e.is_disk_full() => Trouble::DiskFull(self.place.dir.clone()),
+            ComputeError::Failed(text) if *text == Trouble::NotFinite.to_string() => Trouble::NotFinite,
+            e => {
+                let cause = std::error::Error::source(e).map_or(String::new(), |c| format!(": {c}"));
+                Trouble::Failed(format!("{e}{cause}"))
+            }
+        }
+    }
+
+    /// Rank 0: collects what the ranks wrote, and seals it.
+    fn gather_and_seal(&self, dir: &Path, mine: std::result::Result<ShardEntry, Trouble>) -> Ended<()> {
+        let ranks = self.place.ranks;
+        let mut reports = vec![mine];
+        let began = Instant::now();
+        let mut pause = Pause::default();
+        while reports.len() < ranks {
+            let rank = reports.len();
+            let path = dir.join(report_file(rank, ranks));
+            let there = entries(dir)?.contains(&report_file(rank, ranks));
+            match there.then(|| files::read_json::<Report>(&path)) {
+                Some(Ok(Report::Written(entry))) => reports.push(Ok(entry)),
+                Some(Ok(Report::Trouble(trouble))) => reports.push(Err(trouble)),
+                _ if began.elapsed() > self.place.patience => {
+                    let seconds = began.elapsed().as_secs();
+                    reports.push(Err(Trouble::Failed(format!(
+                        "the shard of rank {rank} of `{}` did not come within {seconds} s: look for its message in the log",
+                        dir.display()
+                    ))));
+                }
+                _ => {
+                    self.check_superseded()?;
+                    pause.sleep();
+                }
+            }
+        }
+        let sealed = match reports.into_iter().collect() {
+            Err(trouble) => Err(trouble),
+            Ok(shards) => match self.seal(dir, shards) {
+                Err(ComputeError::Superseded) => return Err(ComputeError::Superseded),
+                sealed => sealed.map_err(|e| self.trouble(&e)),
+            },
+        };
+        match &sealed {
+            Err(trouble) => self.abandon(dir, trouble),
+            Ok(()) => {
+                for rank in 1..ranks {
+                    // A report that stays harms nobody.
+                    let _ = std::fs::remove_file(dir.join(report_file(rank, ranks)));
+                }
+                // What cannot be removed now is removed after the next save.
+                let _ = retention::tidy(&self.place, self.retention, &self.superseded);
+            }
+        }
+        Ok(sealed)
+    }
+
+    fn seal(&self, dir: &Path, shards: Vec<ShardEntry>) -> Result<()> {
+        let manifest = Manifest {
+            version: MANIFEST_VERSION,
+            fingerprint: self.place.fingerprint.clone(),
+            attempt: self.place.attempt,
+            step: self.step,
+            state: self.state.clone(),
+            numerics: self.numerics.clone(),
+            needs: self.needs.clone(),
+            groups: self.groups.clone(),
+            shards,
+            digest: None,
+        };
+        self.check_superseded()?;
+        Ok(files::write_json(&dir.join(MANIFEST_FILE), &manifest.sealed())?)
+    }
+
+    /// Rank 0: takes back what was begun.
+    fn abandon(&self, dir: &Path, trouble: &Trouble) {
+        let (place, began) = (&self.place, Instant::now());
+        // The room that a spare takes is what is missing now.
+        retention::remove_spare(&place.dir, place.attempt);
+        for rank in 0..place.ranks {
+            let _ = std::fs::remove_file(dir.join(shard_file(rank, place.ranks)));
+        }
+        if place.ranks > 1 {
+            let reason = serde_json::to_vec(trouble).unwrap_or_default();
+            let _ = std::fs::write(dir.join(ABANDONED), reason);
+            let mut pause = Pause::default();
+            let waits = |names: Vec<String>| names.iter().any(|n| n.ends_with(".json"));
+            while began.elapsed() < place.patience && entries(dir).is_ok_and(waits) && !(self.superseded)() {
+                pause.sleep();
+            }
+        }
+        // What is left has no manifest and is passed over.
+        let _ = std::fs::remove_dir_all(dir);
+    }
+
+    /// The other ranks: tells rank 0, and waits for what it makes of it.
+    fn report_and_wait(&self, dir: &Path, mine: std::result::Result<ShardEntry, Trouble>) -> Ended<()> {
+        let place = &self.place;
+        let path = dir.join(report_file(place.rank, place.ranks));
+        let report = match mine {
+            Ok(entry) => Report::Written(entry),
+            Err(trouble) => Report::Trouble(trouble),
+        };
+        let began = Instant::now();
+        let mut pause = Pause::default();
+        let mut told = files::write_json(&path, &report).is_ok();
+        loop {
+            let names = entries(dir)?;
+            if names.iter().any(|n| n == MANIFEST_FILE) {
+                return Ok(Ok(()));
+            }
+            let given_up = Trouble::Failed(format!("`{}` was given up: look for the message of rank 0", dir.display()));
+            if names.iter().any(|n| n == ABANDONED) {
+                let reason = std::fs::read(dir.join(ABANDONED)).ok();
+                let reason = reason.and_then(|text| serde_json::from_slice(&text).ok());
+                // Says that it was read: rank 0 then removes the directory.
+                let _ = std::fs::remove_file(&path);
+                return Ok(Err(reason.unwrap_or(given_up)));
+            }
+            if told && names.is_empty() || began.elapsed() > place.patience + GRACE {
+                return Ok(Err(given_up));
+            }
+            self.check_superseded()?;
+            pause.sleep();
+            // On a full disk not even the report could be written; there may be room by now.
+            told = told || files::write_json(&path, &report).is_ok();
+        }
+    }
+}
+
+/// What the others wait longer than rank 0, so that it is the one who decides.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// Short waits that grow.
+#[derive(Default)]
+struct Pause(Duration);
+
+impl Pause {
+    fn sleep(&mut self) {
+        self.0 = (self.0 * 3 / 2).clamp(Duration::from_millis(2), Duration::from_millis(250));
+        std::thread::sleep(self.0);
+    }
+}

@@ -1,0 +1,162 @@
+//! Memory that the disk reads and writes without a copy in between: whole pages, kept between uses.
+//!
+//! The first touch of a page costs more than writing it out (a virtual machine asks its host for each one), so
+//! a buffer is touched beforehand and reused. Between uses it is offered back: the kernel may take the pages
+//! when memory is short, and as long as it does not, using them again costs nothing.
+
+use std::io;
+use std::ptr::NonNull;
+
+/// Size and alignment of what a file opened past the page cache may be read and written in.
+pub const PAGE: usize = 4096;
+
+/// A large page. Buffers are a whole number of them, so that the kernel can use few entries for many bytes.
+const LARGE_PAGE: usize = 2 << 20;
+
+/// Zeroed pages of our own.
+#[derive(Debug)]
+pub struct Pages {
+    at: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping is private to this value, as a Vec's memory is.
+unsafe impl Send for Pages {}
+// SAFETY: a shared reference gives shared slices only.
+unsafe impl Sync for Pages {}
+
+impl Pages {
+    /// At least `bytes` bytes, not touched yet.
+    ///
+    /// # Errors
+    /// There is not that much address space.
+    pub fn new(bytes: usize) -> io::Result<Self> {
+        let len = bytes.max(1).next_multiple_of(LARGE_PAGE);
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a new anonymous mapping overlaps nothing that exists.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), len, access, flags, -1, 0) };
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the range was mapped just now. Where there are no large pages, small ones do.
+        unsafe { libc::madvise(at, len, libc::MADV_HUGEPAGE) };
+        // mmap never returns null for a mapping without a fixed address.
+        NonNull::new(at.cast()).map(|at| Self { at, len }).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// All bytes.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the mapping has this length, is readable, and lives as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.len) }
+    }
+
+    /// All bytes, to be changed.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`, and `self` is borrowed alone.
+        unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr(), self.len) }
+    }
+
+    /// Touches every page, so that the next use finds it there.
+    pub fn touch(&mut self) {
+        self.bytes_mut().iter_mut().step_by(PAGE).for_each(|byte| {
+            // SAFETY: the reference is valid; volatile, because a plain store of what is there may be left out.
+            unsafe { std::ptr::write_volatile(byte, 0) }
+        });
+    }
+
+    /// Tells the kernel that the content is of no use any more: it may take the pages, and reads give then zeros.
+    pub fn offer_back(&mut self) {
+        // SAFETY: the range is ours and borrowed alone. A refusal means that the pages stay, which is allowed.
+        unsafe { libc::madvise(self.at.as_ptr().cast(), self.len, libc::MADV_FREE) };
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `new`, and nobody can hold a slice of it any more.
+        unsafe { libc::munmap(self.at.as_ptr().cast(), self.len) };
+    }
+}
+
+/// Copies `from` to the start of `to`. Large copies go past the caches: what is copied is not looked at soon, and
+/// what lies in the caches is.
+///
+/// # Panics
+/// `to` is shorter than `from`.
+pub fn copy(from: &[u8], to: &mut [u8]) {
+    let to = &mut to[..from.len()];
+    #[cfg(target_arch = "x86_64")]
+    if from.len() >= 1 << 20 && to.as_ptr().align_offset(64) == 0 && is_x86_feature_detected!("avx2") {
+        let whole = from.len() / 128 * 128;
+        // SAFETY: AVX2 is there; both slices have `whole` bytes, a multiple of 128, and `to` begins at 64 bytes.
+        unsafe { stream(&from[..whole], &mut to[..whole]) };
+        to[whole..].copy_from_slice(&from[whole..]);
+        return;
+    }
+    to.copy_from_slice(from);
+}
+
+/// Copies with stores that pass the caches.
+///
+/// # Safety
+/// AVX2 is there; the slices are equally long, a multiple of 128 bytes; `to` is aligned to 32 bytes.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn stream(from: &[u8], to: &mut [u8]) {
+    use std::arch::x86_64::{__m256i, _mm_sfence, _mm256_loadu_si256, _mm256_stream_si256};
+    for (from, to) in from.chunks_exact(128).zip(to.chunks_exact_mut(128)) {
+        let (from, to) = (from.as_ptr().cast::<__m256i>(), to.as_mut_ptr().cast::<__m256i>());
+        // SAFETY: both chunks hold four vectors; the stores are aligned as the caller promises.
+        unsafe {
+            let vectors = [
+                _mm256_loadu_si256(from),
+                _mm256_loadu_si256(from.add(1)),
+                _mm256_loadu_si256(from.add(2)),
+                _mm256_loadu_si256(from.add(3)),
+            ];
+            for (i, vector) in vectors.into_iter().enumerate() {
+                _mm256_stream_si256(to.add(i), vector);
+            }
+        }
+    }
+    // Stores past the caches are ordered with nothing until here; another thread reads them next.
+    _mm_sfence();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_length_is_copied_whole() {
+        let from: Vec<u8> = (0..(1 << 20) + 200).map(|i| (i * 7 % 251) as u8).collect();
+        let mut pages = Pages::new(from.len()).unwrap();
+        for len in [0, 1, 127, 4096, (1 << 20) - 1, 1 << 20, (1 << 20) + 127, (1 << 20) + 200] {
+            for start in [0, 4, 64] {
+                pages.bytes_mut().fill(0);
+                let len = len.min(from.len() - start);
+                copy(&from[start..start + len], &mut pages.bytes_mut()[start..]);
+                assert!(pages.bytes()[start..start + len] == from[start..start + len], "{len} from {start}");
+                assert!(pages.bytes()[start + len..].iter().all(|&b| b == 0));
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_offered_back_can_be_used_again() {
+        let mut pages = Pages::new(5 << 20).unwrap();
+        assert_eq!(pages.len(), 6 << 20);
+        for round in 1..3 {
+            pages.touch();
+            pages.bytes_mut().fill(round);
+            assert!(pages.bytes().iter().all(|&b| b == round));
+            pages.offer_back();
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Savers as ranks, on threads: no messages are involved.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::saver::Snapshot;
+use super::*;
+use crate::compute::model::{Constraint, GroupLayout, Layout, Role, Span};
+use crate::record::Digest;
+
+/// Two groups, the second one larger than a chunk for one rank.
+fn layout() -> Layout {
+    let group = |name: &str, rows: usize| GroupLayout {
+        name: name.into(),
+        spans: vec![Span {
+            name: format!("{name}.weight"),
+            shape: vec![rows as i64, 1024],
+            offset: 0,
+            len: rows * 1024,
+            role: Role::Embedding,
+            constraint: Constraint::Dense,
+        }],
+        len: (rows * 1024).next_multiple_of(4 * 4096),
+    };
+    Layout { groups: vec![group("embed", 13), group("head", 1601)], lanes: 4 }
+}
+
+const KINDS: [Kind; 3] = [Kind::Weights, Kind::FirstMoment, Kind::SecondMoment];
+
+/// The whole of a group's numbers at a step: every place, kind and step has its own.
+fn numbers(group: usize, kind: Kind, step: u64, len: usize) -> Vec<f32> {
+    let salt = (group * 3 + kind as usize) as u64 * 1000 + step;
+    (0..len as u64).map(|i| ((i * 2_654_435_761 + salt * 97) % 1_000_003) as f32 * 1e-3 - 400.0).collect()
+}
+
+struct Run {
+    dir: PathBuf,
+    attempt: u32,
+    retention: Retention,
+    superseded: Arc<AtomicBool>,
+    patience: Duration,
+}
+
+impl Run {
+    fn new(dir: &Path) -> Self {
+        Self {
+            dir: dir.join("checkpoints"),
+            attempt: 1,
+            retention: Retention { last: 2, every_steps: 0 },
+            superseded: Arc::default(),
+            patience: Duration::from_secs(20),
+        }
+    }
+
+    fn saver(&self, rank: usize, ranks: usize) -> Saver {
+        let place = Place {
+            dir: self.dir.clone(),
+            rank,
+            ranks,
+            attempt: self.attempt,
+            fingerprint: Digest::of_bytes(b"cell"),
+            patience: self.patience,
+        };
+        let flag = Arc::clone(&self.superseded);
+        Saver::new(place, &layout(), &[], self.retention, Arc::new(move || flag.load(Ordering::Relaxed)))
+    }
+
+    /// Saves on `ranks` ranks at once; `spoil` may change the numbers.
+    fn save_as(&self, ranks: usize, step: u64, needs: &[&str], spoil: impl Fn(usize, &mut [f32])) -> Vec<Result<Outcome>> {
+        let mut savers: Vec<Saver> = (0..ranks).map(|rank| self.saver(rank, ranks)).collect();
+        for (rank, saver) in savers.iter_mut().enumerate() {
+            begin(saver, rank, ranks, step, needs, &spoil);
+        }
+        // Rank 0 last: the others must be able to wait for it, and it for them.
+        savers.iter_mut().map(|s| s.wait().map(|o| o.expect("one was begun"))).collect()
+    }
+
+    fn save(&self, step: u64) -> Outcome {
+        self.save_as(1, step, &[], |_, _| ()).remove(0).unwrap()
+    }
+
+    fn names(&self) -> Vec<String> {
+        list(&self.dir).unwrap()
+    }
+
+    fn find(&self) -> Found {
+        find(&self.dir, &Digest::of_bytes(b"cell")).unwrap()
+    }
+}
+
+fn begin(saver: &mut Saver, rank: usize, ranks: usize, step: u64, needs: &[&str], spoil: &impl Fn(usize, &mut [f32])) {
+    let layout = layout();
+    let mut all = Vec::new();
+    for (group, g) in layout.groups.iter().enumerate() {
+        for kind in KINDS {
+            let len = g.len / ranks;
+            let mut mine = numbers(group, kind, step, g.len)[rank * len..(rank + 1) * len].to_vec();
+            spoil(rank, &mut mine);
+            all.push((group, kind, rank * len, mine));
+        }
+    }
+    let pieces = all.iter().map(|(group, kind, first, values)| Piece { group: *group, kind: *kind, first: *first, values });
+    saver
+        .begin(Snapshot {
+            step,
+            state: json!({"step": step}),
+            numerics: json!({"threads": 1}),
+            needs: needs.iter().map(|n| (*n).to_owned()).collect(),
+            pieces: pieces.collect(),
+        })
+        .unwrap();
+}
+
+fn check_numbers(checkpoint: &Checkpoint, ranks: usize, step: u64) {
+    assert_eq!(checkpoint.manifest.state, json!({"step": step}));
+    checkpoint.check_layout(&layout()).unwrap();
+    for (group, g) in layout().groups.iter().enumerate() {
+        for kind in KINDS {
+            let expected = numbers(group, kind, step, g.len);
+            let len = g.len / ranks;
+            for rank in 0..ranks {
+                let mut mine = vec![0f32; len];
+                checkpoint.read(kind, group, rank * len, &mut mine).unwrap();
+                assert!(mine == expected[rank * len..(rank + 1) * len], "group {group} {kind:?} rank {rank} of {ranks}");
+            }
+        }
+    }
+}
+
+#[test]
+fn any_number_of_ranks_reads_what_any_number_wrote() {
+    for ranks in [1, 2, 4] {
+        let dir = tempfile::tempdir().unwrap();
+        let run = Run::new(dir.path());
+        let saved = Outcome::Saved { step: 7, name: "step-00000007-attempt-1".into() };
+        for outcome in run.save_as(ranks, 7, &[], |_, _| ()) {
+            assert_eq!(outcome.unwrap(), saved);
+        }
+        let found = run.find();
+        assert!(found.refused.is_empty(), "{:?}", found.refused);
+        let checkpoint = found.checkpoint.unwrap();
+        for readers in [1, 2, 4] {
+            check_numbers(&checkpoint, readers, 7);
+        }
+        // Shards, manifest, and nothing that the commit left.
+        let files = entries(&checkpoint.dir).unwrap();
+        assert_eq!(files.len(), ranks + 1, "{files:?}");
+    }
+}
+
+#[test]
+fn what_is_not_finite_is_not_sealed_and_removes_nothing() {
+    for ranks in [1, 2] {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut run = Run::new(dir.path());
+            run.retention.last = 1;
+            run.save(1);
+            let outcomes = run.save_as(ranks, 2, &[], |rank, values| {
+                if rank == ranks - 1 {
+                    values[4097] = bad;
+                }
+            });
+            for outcome in outcomes {
+                assert_eq!(outcome.unwrap(), Outcome::NotSaved { step: 2, trouble: Trouble::NotFinite });
+            }
+            assert_eq!(run.names(), ["step-00000001-attempt-1"]);
+            check_numbers(&run.find().checkpoint.unwrap(), 1, 1);
+        }
+    }
+}
+
+#[test]
+fn the_last_the_best_and_every_nth_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = Run::new(dir.path());
+    run.retention = Retention { last: 2, every_steps: 4 };
+    let mut saver = run.saver(0, 1);
+    for step in 1..=9 {
+        let needs: &[&str] = if step > 3 { &["step-00000003-attempt-1"] } else { &[] };
+        begin(&mut saver, 0, 1, step, needs, &|_, _| ());
+        assert!(matches!(saver.wait().unwrap(), Some(Outcome::Saved { .. })));
+        // Files that were written over give what was written last.
+        check_numbers(&run.find().checkpoint.unwrap(), 1, step);
+    }
+    let steps: Vec<u64> = run.names().iter().map(|n| parse_name(n).unwrap().0).collect();
+    assert_eq!(steps, [3, 4, 8, 9]);
+    let spares = || entries(&run.dir).unwrap().iter().filter(|n| n.starts_with('.')).count();
+    assert_eq!(spares(), 1);
+    saver.finish().unwrap();
+    assert_eq!(spares(), 0);
+    for name in run.names() {
+        Checkpoint::open(&run.dir.join(name)).unwrap().verify().unwrap();
+    }
+}
+
+#[test]
+fn damage_anywhere_is_refused_by_name_and_the_one_before_is_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = Run::new(dir.path());
+    let saver = || -> Vec<_> { run.save_as(2, 2, &[], |_, _| ()).into_iter().map(Result::unwrap).collect() };
+    run.save(1);
+    let mut seed = 12345u64;
+    let mut random = move |below: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % below
+    };
+    for file in ["shard-0000-of-0002.bin", "shard-0001-of-0002.bin", MANIFEST_FILE] {
+        for damage in ["cut", "flip", "flip", "flip", "longer", "missing"] {
+            let path = run.dir.join("step-00000002-attempt-1").join(file);
+            let _ = std::fs::remove_dir_all(path.parent().unwrap());
+            saver();
+            let mut bytes = std::fs::read(&path).unwrap();
+            let at = random(bytes.len() as u64) as usize;
+            match damage {
+                "cut" => bytes.truncate(at),
+                "flip" => bytes[at] ^= 1 << random(8),
+                "longer" => bytes.extend(*b"}   "),
+                _ => {}
+            }
+            std::fs::write(&path, bytes).unwrap();
+            if damage == "missing" {
+                std::fs::remove_file(&path).unwrap();
+            }
+            let found = run.find();
+            if file == MANIFEST_FILE && found.checkpoint.as_ref().is_some_and(|c| c.manifest.step == 2) {
+                // A flip in white space changes nothing that is said.
+                check_numbers(&found.checkpoint.unwrap(), 1, 2);
+                continue;
+            }
+            assert_eq!(found.refused.len(), 1, "{damage} at {at} of {file}");
+            assert!(found.refused[0].contains("step-00000002-attempt-1"), "{:?}", found.refused);
+            assert!(damage == "missing" || found.refused[0].contains(file), "{:?}", found.refused);
+            let checkpoint = found.checkpoint.unwrap();
+            assert_eq!(checkpoint.manifest.step, 1, "{damage} at {at} of {file}");
+            check_numbers(&checkpoint, 2, 1);
+        }
+    }
+}
