@@ -132,7 +132,8 @@ mod task {
     use crate::compute::evaluate::{Grain, perplexity};
     use crate::compute::model::{Activation, Family, Model, ModelConfig, Sizes, set_threads};
     use crate::compute::train::{
-        AdamW, Decay, Exact, Outcome, Overlap, Plan, Schedule, Settings, Shape, Strict, Surroundings, Trainee, train,
+        AdamW, Choice, Decay, Exact, Outcome, Overlap, Plan, Schedule, Settings, Shape, Strict, Surroundings, Trainee,
+        train,
     };
     use crate::compute::{ComputeError, LIBTORCH_VERSION};
     use crate::record::{RunRecord, files, progress};
@@ -284,7 +285,7 @@ mod task {
             is_superseded: &|| context.is_superseded(),
         };
         let mut model = model.padded_for(settings.plan.padding(1))?;
-        match train(&Comm::Solo, Trainee::of_model(&model), &settings, &around)? {
+        match train(&Comm::Solo, Trainee::of_model(&model, &Choice::default())?, &settings, &around)? {
             Outcome::Interrupted(step) => Err(StageError::Resume(step)),
             Outcome::Finished(finished) => {
                 let after = finished.state.validations.last();

@@ -95,6 +95,32 @@ pub static SPEC: Spec = Spec {
         count("log_interval_steps", 1, 1 << 40, Is("10"), Operational, "steps between log lines"),
         count("collective_timeout_s", 1, 86_400, Is("600"), Operational, "longest wait for another rank, seconds"),
         switch("strict", "false", Operational, "refuse to resume where bits may differ"),
+        choice(
+            "engine",
+            &["auto", "native", "libtorch"],
+            r#""auto""#,
+            "who runs the passes; auto: native for fp32 on the CPU",
+        ),
+        choice("gemm", &["builtin", "mkl", "onednn"], r#""builtin""#, "who multiplies matrices in the native engine"),
+        choice(
+            "precision",
+            &["fp32", "bf16"],
+            r#""fp32""#,
+            "type of weights and activations; sums and moments are fp32",
+        ),
+        number(
+            "dropout",
+            0.0,
+            0.99,
+            "0.0",
+            "of embeddings, attention weights, and outputs of attention and feed-forward",
+        ),
+        switch(
+            "activation_checkpointing",
+            "false",
+            Operational,
+            "compute activations again in the backward: less memory, same bits",
+        ),
         count("prefetch", 0, 4096, Is("4"), Operational, "grains that a thread prepares ahead of time; 0: none"),
         switch("overlap", "true", Operational, "send gradients and weights while the passes go on"),
         switch("exact", "true", Operational, "refuse a number of ranks that cannot give the same bits"),
@@ -152,10 +178,11 @@ mod task {
     use crate::compute::checkpoint::Checkpoint;
     use crate::compute::comm::Comm;
     use crate::compute::data::{Course, LastBatch, Packing, Samples, Split, Tokens, TrainingGrains, ValidationGrains};
+    use crate::compute::kernels::gemm::Backend;
     use crate::compute::model::{Model, Variant};
     use crate::compute::train::{
-        AdamW, Decay, Exact, Finished, Outcome, Overlap, Plan, Schedule, Settings, Shape, Strict, Surroundings,
-        Trainee, health, read_weights, train,
+        AdamW, Choice, Decay, EngineName, Exact, Finished, Outcome, Overlap, Plan, Precision, Schedule, Settings,
+        Shape, Strict, Surroundings, Trainee, health, read_weights, train,
     };
     use crate::record::{RunRecord, files, progress};
 
@@ -192,6 +219,11 @@ mod task {
         overlap: bool,
         exact: bool,
         prefetch: usize,
+        engine: EngineName,
+        gemm: Backend,
+        precision: Precision,
+        activation_checkpointing: bool,
+        dropout: f64,
     }
 
     /// Trains, on every rank; rank 0 writes.
@@ -250,7 +282,7 @@ mod task {
         };
         let mut model = model.padded_for(settings.plan.padding(comm.size()))?;
         report_threads(comm, params)?;
-        let trainee = Trainee::of_model(&model);
+        let trainee = Trainee::of_model(&model, &choice(params))?;
         match train(comm, trainee, &settings, &around)? {
             Outcome::Interrupted(step) => Err(StageError::Resume(step)),
             Outcome::Finished(_) if !comm.is_first() => Ok(None),
@@ -319,6 +351,18 @@ mod task {
     struct Models<'a> {
         last: &'a Model,
         best: &'a Model,
+    }
+
+    /// How the model is computed.
+    fn choice(params: &Params) -> Choice {
+        Choice {
+            engine: params.engine,
+            gemm: params.gemm,
+            precision: params.precision,
+            activation_checkpointing: params.activation_checkpointing,
+            dropout: params.dropout,
+            threads: params.threads_per_rank as usize,
+        }
     }
 
     /// Ranks, threads and processors, as they are: the launcher binds.

@@ -32,7 +32,7 @@ pub use adamw::{AdamW, Decay};
 pub use lanes::Plan;
 pub use schedule::{Schedule, Shape};
 pub use state::{Best, State, Validation};
-pub use trainee::{Engine, Trainee};
+pub use trainee::{Choice, Engine, EngineName, Precision, Trainee};
 
 use super::checkpoint::{self, Checkpoint, Kind, Saved, Snapshot};
 use super::comm::Comm;

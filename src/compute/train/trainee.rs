@@ -1,9 +1,11 @@
 //! What is trained: flat groups of weights and the passes over them. A whole decoder, an adapter over a frozen
 //! one, or a translator between two; the trainer knows no difference.
 
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::grain::Graph;
+use crate::compute::kernels::gemm::Backend;
 use crate::compute::model::{ConstraintCheck, Layout, Model, Passes};
 use crate::compute::{ComputeError, Result};
 
@@ -23,6 +25,61 @@ pub struct Trainee {
     pub flops_per_token: f64,
 }
 
+/// Who runs the passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineName {
+    /// `native` where it can, else `libtorch`.
+    #[default]
+    Auto,
+    /// Hand-written kernels: fp32 on the CPU.
+    Native,
+    /// libtorch's autograd.
+    Libtorch,
+}
+
+/// The type of weights and activations. Sums, norms, softmax, masters and moments are fp32 in both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// IEEE single.
+    #[default]
+    Fp32,
+    /// bfloat16.
+    Bf16,
+}
+
+/// How a model is to be computed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Choice {
+    /// Who runs the passes.
+    pub engine: EngineName,
+    /// Who multiplies matrices for the native engine.
+    pub gemm: Backend,
+    /// The type of weights and activations.
+    pub precision: Precision,
+    /// Whether a block's activations are thrown away and computed again before its backward.
+    pub activation_checkpointing: bool,
+    /// Probability with which embeddings, attention weights and the outputs of attention and feed-forward layers
+    /// are dropped.
+    pub dropout: f64,
+    /// Threads of a rank.
+    pub threads: usize,
+}
+
+impl Default for Choice {
+    fn default() -> Self {
+        Self {
+            engine: EngineName::Auto,
+            gemm: Backend::Builtin,
+            precision: Precision::Fp32,
+            activation_checkpointing: false,
+            dropout: 0.0,
+            threads: 1,
+        }
+    }
+}
+
 /// How passes are computed, for the numerics record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Engine {
@@ -38,15 +95,21 @@ pub struct Engine {
 
 impl Trainee {
     /// Every parameter of a model, which shares its memory.
-    pub fn of_model(model: &Model) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// The engine cannot compute it: the message says which can.
+    pub fn of_model(model: &Model, choice: &Choice) -> Result<Self> {
+        if choice.dropout != 0.0 || choice.precision != Precision::Fp32 || choice.engine == EngineName::Native {
+            return Err(ComputeError::Config("not by this engine".into()));
+        }
+        Ok(Self {
             layout: model.layout().clone(),
             flats: model.flats().iter().map(Tensor::shallow_clone).collect(),
             passes: Box::new(Graph::new(model)),
             constrained: model.variant().map(|_| model.alias()),
             engine: Engine { name: "libtorch".into(), gemm: "libtorch".into(), device: "cpu".into(), inexact: None },
             flops_per_token: model.flops_per_token(),
-        }
+        })
     }
 
     /// Whether weights are bf16, and their fp32 masters lie with the optimizer.
