@@ -276,8 +276,7 @@ mod tests {
     use super::super::testing::{close, numbers, same_bits};
     use super::*;
 
-    const ALL: [Function; 5] =
-        [Function::Gelu, Function::GeluTanh, Function::Silu, Function::Relu, Function::Softplus];
+    const ALL: [Function; 5] = [Function::Gelu, Function::GeluTanh, Function::Silu, Function::Relu, Function::Softplus];
 
     /// Value in f64, by the textbook.
     fn exact(function: Function, x: f64) -> f64 {
@@ -386,9 +385,8 @@ mod tests {
                 let exact_w: Vec<f64> =
                     (0..1000).map(|i| sign(i) * exact(Function::Softplus, f64::from(v[i]))).collect();
                 close(&w, &exact_w, 2e-7);
-                let exact_dv: Vec<f64> = (0..1000)
-                    .map(|i| 1.0 + f64::from(dw[i]) * sign(i) / (1.0 + (-f64::from(v[i])).exp()))
-                    .collect();
+                let exact_dv: Vec<f64> =
+                    (0..1000).map(|i| 1.0 + f64::from(dw[i]) * sign(i) / (1.0 + (-f64::from(v[i])).exp())).collect();
                 close(&dv, &exact_dv, 2e-7);
                 same_bits(&mut first, vec![w, dv], isa);
             }

@@ -57,8 +57,7 @@ mod tests {
     fn nll_and_gradient_follow_their_definition() {
         for (n, vocab) in [(1, 1), (3, 7), (5, 160), (4, 1003)] {
             let logits: Vec<f32> = numbers(n * vocab, 1).into_iter().map(|x| 10.0 * x).collect();
-            let targets: Vec<i32> =
-                (0..n).map(|i| if i == 1 { -100 } else { (i * 7919 % vocab) as i32 }).collect();
+            let targets: Vec<i32> = (0..n).map(|i| if i == 1 { -100 } else { (i * 7919 % vocab) as i32 }).collect();
             let weights = numbers(n, 2);
             let (mut total, mut gradient) = (0.0, vec![0.0; n * vocab]);
             for i in 0..n {

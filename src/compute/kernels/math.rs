@@ -85,7 +85,13 @@ pub fn normal(x: f32) -> (f32, f32) {
 /// ln(x) of a positive, normal f64, to about 1e-15: the C library's differs between its versions.
 pub fn ln_f64(x: f64) -> f64 {
     if !(x >= f64::MIN_POSITIVE && x.is_finite()) {
-        return if x == 0.0 { f64::NEG_INFINITY } else if x == f64::INFINITY { x } else { f64::NAN };
+        return if x == 0.0 {
+            f64::NEG_INFINITY
+        } else if x == f64::INFINITY {
+            x
+        } else {
+            f64::NAN
+        };
     }
     // x = m 2^n with m in [1/sqrt(2), sqrt(2)); ln m = 2 artanh((m - 1) / (m + 1)).
     let bits = x.to_bits();

@@ -7,6 +7,7 @@
 //! allocates once its scratch has grown to a shape; nothing here knows models, tensors or ranks.
 
 pub mod activation;
+pub mod attention;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;

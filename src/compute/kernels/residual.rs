@@ -83,9 +83,8 @@ mod tests {
                 let factor = dropout.factors(i as u64 / 64)[i % 64];
                 assert_eq!(dropped[i], (branch[i] + bias[i % h]) * factor);
             }
-            let exact: Vec<f64> = (0..h)
-                .map(|c| 1.0 + branch.iter().skip(c).step_by(h).map(|&x| f64::from(x)).sum::<f64>())
-                .collect();
+            let exact: Vec<f64> =
+                (0..h).map(|c| 1.0 + branch.iter().skip(c).step_by(h).map(|&x| f64::from(x)).sum::<f64>()).collect();
             close(&sums, &exact, 1e-6);
             same_bits(&mut first, vec![with, without, dropped, sums], isa);
         }

@@ -31,9 +31,8 @@ impl Table {
     /// rounded to fp32 before the cosine, as the reference does.
     pub fn new(dims: usize, base: f64, scaling: Option<Llama3>, positions: usize) -> Self {
         let half = dims / 2;
-        let frequencies: Vec<f32> = (0..half)
-            .map(|k| scale(1.0 / (base as f32).powf((2 * k) as f32 / dims as f32), scaling))
-            .collect();
+        let frequencies: Vec<f32> =
+            (0..half).map(|k| scale(1.0 / (base as f32).powf((2 * k) as f32 / dims as f32), scaling)).collect();
         let angles = (0..positions).flat_map(|t| frequencies.iter().map(move |f| t as f32 * f));
         let (cos, sin) = angles.map(|angle| (angle.cos(), angle.sin())).unzip();
         Self { half, cos, sin }

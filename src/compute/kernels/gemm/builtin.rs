@@ -6,8 +6,8 @@
 
 use super::matrix::{Mat, MatMut};
 use super::pack::{PANEL, Scratch, pack_a, pack_b};
-use super::tile::{self, Start, Tile};
-use crate::compute::kernels::{Accumulate, Isa, Level, Pool};
+use super::tile::{Start, Tile, run_tile, tile_rows};
+use crate::compute::kernels::{Accumulate, Isa, Pool};
 
 /// Values of k in a block: part of what the bits are.
 const DEPTH: usize = 256;
@@ -104,7 +104,7 @@ pub(super) fn run(
 /// One thread's part of C.
 fn part(isa: Isa, blocks: &mut Blocks, a: Mat<'_>, b: Mat<'_>, out: Out<'_>) {
     let depth_all = a.cols;
-    let tiles = out.rows.div_ceil(rows_of_a_tile(isa));
+    let tiles = out.rows.div_ceil(tile_rows(isa));
     // Tiles of nearly equal height: a last one of two rows would be slow.
     let row_of = |t: usize| t * out.rows / tiles;
     let packs = packs_a(a, out.cols);
@@ -144,31 +144,12 @@ fn part(isa: Isa, blocks: &mut Blocks, a: Mat<'_>, b: Mat<'_>, out: Out<'_>) {
                         let cols = (cols - j).min(PANEL);
                         let b = panels[j * depth..].as_ptr();
                         let tile = Tile { rows, cols, depth, a, a_row, a_k, b, c, c_row: out.row, start };
-                        // SAFETY: the tile lies in A's block, in one panel and in C, which this thread alone writes;
-                        // an `Isa` exists only where the processor has it.
-                        unsafe {
-                            match isa.level() {
-                                #[cfg(target_arch = "x86_64")]
-                                Level::Avx512 => super::avx512::run(&tile),
-                                #[cfg(target_arch = "x86_64")]
-                                Level::Avx2 => super::avx2::run(&tile),
-                                _ => tile::run(&tile),
-                            }
-                        }
+                        // SAFETY: the tile lies in A's block, in one panel and in C, which this thread alone writes.
+                        unsafe { run_tile(isa, &tile) };
                     }
                 }
             }
         }
-    }
-}
-
-fn rows_of_a_tile(isa: Isa) -> usize {
-    match isa.level() {
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => super::avx512::ROWS,
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => super::avx2::ROWS,
-        _ => tile::ROWS,
     }
 }
 

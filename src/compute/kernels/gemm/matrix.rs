@@ -37,6 +37,12 @@ impl<'a> Mat<'a> {
         Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
+    /// The address of an element.
+    pub(in crate::compute::kernels) fn address(self, i: usize, j: usize) -> *const f32 {
+        debug_assert!(i < self.rows && j < self.cols);
+        self.data[i * self.row_stride + j * self.col_stride..].as_ptr()
+    }
+
     /// Rows `first..first + rows`, all columns.
     pub(super) fn row_range(self, first: usize, rows: usize) -> Self {
         debug_assert!(first + rows <= self.rows);

@@ -20,7 +20,9 @@ mod avx512;
 mod tests;
 
 pub use matrix::{Mat, MatMut};
+pub(super) use pack::{PANEL, Scratch, pack_b};
 pub use speed::{Shape, gflops};
+pub(super) use tile::{Start, Tile, run_tile, tile_rows};
 
 use std::sync::Arc;
 

@@ -7,14 +7,14 @@ use super::matrix::Mat;
 use crate::compute::kernels::{Isa, Level};
 
 /// Columns of a panel of B.
-pub(super) const PANEL: usize = 32;
+pub const PANEL: usize = 32;
 
 /// Floats that a packed panel may be overwritten by beyond its end.
 pub(super) const SLACK: usize = 16;
 
 /// Aligned memory that grows to what is asked for and is used again.
 #[derive(Debug, Default)]
-pub(super) struct Scratch(Vec<Line>);
+pub struct Scratch(Vec<Line>);
 
 /// One cache line.
 #[derive(Debug, Clone, Copy)]
@@ -23,7 +23,7 @@ struct Line([f32; 16]);
 
 impl Scratch {
     /// At least `floats` floats and the slack; what they hold is left from before.
-    pub(super) fn floats(&mut self, floats: usize) -> &mut [f32] {
+    pub fn floats(&mut self, floats: usize) -> &mut [f32] {
         let lines = (floats + SLACK).div_ceil(16);
         if self.0.len() < lines {
             self.0.resize(lines, Line([0.0; 16]));
@@ -34,7 +34,7 @@ impl Scratch {
 }
 
 /// Packs columns of `b` (all of its rows) into `to`, panel after panel.
-pub(super) fn pack_b(isa: Isa, b: Mat<'_>, to: &mut [f32]) {
+pub fn pack_b(isa: Isa, b: Mat<'_>, to: &mut [f32]) {
     assert!(to.len() >= b.cols.next_multiple_of(PANEL) * b.rows);
     for first in (0..b.cols).step_by(PANEL) {
         let cols = (b.cols - first).min(PANEL);
