@@ -39,6 +39,8 @@ pub(super) struct Job {
     pub groups: Vec<GroupEntry>,
     pub parts: Vec<Part>,
     pub bytes: usize,
+    /// Whether all numbers are.
+    pub finite: bool,
     pub retention: Retention,
     pub superseded: Superseded,
 }
@@ -85,6 +87,9 @@ impl Job {
     fn write_shard(&self, dir: &Path, room: &Pages) -> Result<ShardEntry> {
         let place = &self.place;
         files::make_dirs(dir)?;
+        if !self.finite {
+            return Err(ComputeError::Failed(Trouble::NotFinite.to_string()));
+        }
         if place.rank == 0 {
             files::sync_dir(&place.dir)?;
         }
@@ -93,21 +98,12 @@ impl Job {
         retention::take_spare(&place.dir, place.attempt, &file, &temp);
         let result = shard::write(&temp, room, self.bytes);
         let result = result.map_err(|e| ComputeError::Record(RecordError::io("write", &temp)(e)));
-        let result = result.and_then(|written| {
-            if !written.finite {
-                return Err(ComputeError::Failed(Trouble::NotFinite.to_string()));
-            }
+        let result = result.and_then(|blake3| {
             self.check_superseded()?;
             let path = dir.join(&file);
             std::fs::rename(&temp, &path).map_err(RecordError::io("rename onto", &path))?;
             files::sync_dir(dir)?;
-            Ok(ShardEntry {
-                file,
-                bytes: self.bytes as u64,
-                digest: None,
-                blake3: written.digests,
-                parts: self.parts.clone(),
-            })
+            Ok(ShardEntry { file, bytes: self.bytes as u64, digest: None, blake3, parts: self.parts.clone() })
         });
         if result.is_err() {
             // Nobody was told of it yet; failing to remove it costs space, and retention tries again.

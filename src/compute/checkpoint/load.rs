@@ -178,7 +178,10 @@ impl Checkpoint {
             if group.frozen.as_ref() != digest {
                 return Err(ComputeError::input(
                     &self.dir,
-                    format!("was made over other frozen parameters (`{}`): move it away, or go back to the model it was made with", group.name),
+                    format!(
+                        "was made over other frozen parameters (`{}`): move it away, or go back to the model it was made with",
+                        group.name
+                    ),
                 ));
             }
         }

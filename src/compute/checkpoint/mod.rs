@@ -56,9 +56,9 @@ pub(crate) fn list(dir: &Path) -> Result<Vec<String>> {
 /// Names in a directory; none if it is not there.
 fn entries(dir: &Path) -> Result<Vec<String>> {
     let io = RecordError::io("list", dir);
-    match std::fs::read_dir(dir).and_then(|entries| {
-        entries.map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned())).collect()
-    }) {
+    match std::fs::read_dir(dir)
+        .and_then(|entries| entries.map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned())).collect())
+    {
         Ok(names) => Ok(names),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(e) => Err(ComputeError::Record(io(e))),

@@ -7,6 +7,8 @@
 use std::io;
 use std::ptr::NonNull;
 
+use crate::compute::comm::f32_bytes;
+
 /// Size and alignment of what a file opened past the page cache may be read and written in.
 pub const PAGE: usize = 4096;
 
@@ -90,43 +92,70 @@ impl Drop for Pages {
 /// # Panics
 /// `to` is shorter than `from`.
 pub fn copy(from: &[u8], to: &mut [u8]) {
-    let to = &mut to[..from.len()];
+    let whole = stream(from, &mut to[..from.len()]).0;
+    to[whole..from.len()].copy_from_slice(&from[whole..]);
+}
+
+/// As [`copy`], of fp32 numbers: little-endian, and whether all of them are finite. The copy waits for memory;
+/// the look at the numbers costs nothing.
+///
+/// # Panics
+/// `to` is shorter than `from`.
+#[must_use]
+pub fn copy_finite(from: &[f32], to: &mut [u8]) -> bool {
+    let to = &mut to[..size_of_val(from)];
+    let (whole, mut finite) = if cfg!(target_endian = "little") { stream(f32_bytes(from), to) } else { (0, true) };
+    for (bytes, x) in to[whole..].chunks_exact_mut(4).zip(&from[whole / 4..]) {
+        bytes.copy_from_slice(&x.to_le_bytes());
+        finite &= x.is_finite();
+    }
+    finite
+}
+
+/// Copies the larger part of a large slice past the caches: how many bytes, and whether they are finite as fp32
+/// numbers. The rest, and small slices, are left to the caller. The slices are equally long.
+fn stream(from: &[u8], to: &mut [u8]) -> (usize, bool) {
     #[cfg(target_arch = "x86_64")]
     if from.len() >= 1 << 20 && to.as_ptr().align_offset(64) == 0 && is_x86_feature_detected!("avx2") {
         let whole = from.len() / 128 * 128;
         // SAFETY: AVX2 is there; both slices have `whole` bytes, a multiple of 128, and `to` begins at 64 bytes.
-        unsafe { stream(&from[..whole], &mut to[..whole]) };
-        to[whole..].copy_from_slice(&from[whole..]);
-        return;
+        return (whole, unsafe { stream_avx2(&from[..whole], &mut to[..whole]) });
     }
-    to.copy_from_slice(from);
+    (0, true)
 }
 
-/// Copies with stores that pass the caches.
+/// Copies with stores that pass the caches; whether all fp32 numbers are finite.
 ///
 /// # Safety
 /// AVX2 is there; the slices are equally long, a multiple of 128 bytes; `to` is aligned to 32 bytes.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-unsafe fn stream(from: &[u8], to: &mut [u8]) {
-    use std::arch::x86_64::{__m256i, _mm_sfence, _mm256_loadu_si256, _mm256_stream_si256};
+unsafe fn stream_avx2(from: &[u8], to: &mut [u8]) -> bool {
+    use std::arch::x86_64::{
+        __m256i, _mm_sfence, _mm256_and_si256, _mm256_loadu_si256, _mm256_max_epu32, _mm256_set1_epi32,
+        _mm256_setzero_si256, _mm256_storeu_si256, _mm256_stream_si256,
+    };
+    // Largest pattern of an exponent: all ones is infinity or NaN.
+    let exponent = _mm256_set1_epi32(0x7f80_0000);
+    let mut largest = [_mm256_setzero_si256(); 4];
     for (from, to) in from.chunks_exact(128).zip(to.chunks_exact_mut(128)) {
         let (from, to) = (from.as_ptr().cast::<__m256i>(), to.as_mut_ptr().cast::<__m256i>());
-        // SAFETY: both chunks hold four vectors; the stores are aligned as the caller promises.
-        unsafe {
-            let vectors = [
-                _mm256_loadu_si256(from),
-                _mm256_loadu_si256(from.add(1)),
-                _mm256_loadu_si256(from.add(2)),
-                _mm256_loadu_si256(from.add(3)),
-            ];
-            for (i, vector) in vectors.into_iter().enumerate() {
-                _mm256_stream_si256(to.add(i), vector);
-            }
+        for (i, largest) in largest.iter_mut().enumerate() {
+            // SAFETY: both chunks hold four vectors; the stores are aligned as the caller promises.
+            let vector = unsafe { _mm256_loadu_si256(from.add(i)) };
+            *largest = _mm256_max_epu32(*largest, _mm256_and_si256(vector, exponent));
+            // SAFETY: as above.
+            unsafe { _mm256_stream_si256(to.add(i), vector) };
         }
     }
     // Stores past the caches are ordered with nothing until here; another thread reads them next.
     _mm_sfence();
+    largest.iter().all(|lanes| {
+        let mut exponents = [0u32; 8];
+        // SAFETY: the array has the size of a vector.
+        unsafe { _mm256_storeu_si256(exponents.as_mut_ptr().cast(), *lanes) };
+        exponents.iter().all(|&e| e < 0x7f80_0000)
+    })
 }
 
 #[cfg(test)]
@@ -144,6 +173,27 @@ mod tests {
                 copy(&from[start..start + len], &mut pages.bytes_mut()[start..]);
                 assert!(pages.bytes()[start..start + len] == from[start..start + len], "{len} from {start}");
                 assert!(pages.bytes()[start + len..].iter().all(|&b| b == 0));
+            }
+        }
+    }
+
+    #[test]
+    fn a_number_that_is_not_finite_is_seen_wherever_it_lies() {
+        let mut from = vec![-f32::MAX; (1 << 18) + 40];
+        let mut pages = Pages::new(4 * from.len()).unwrap();
+        for len in [1, 31, 32, 1 << 18, (1 << 18) + 1, (1 << 18) + 40] {
+            for start in [0, 1, 16] {
+                let to = &mut pages.bytes_mut()[4 * start..];
+                let end = len - start.min(len - 1);
+                assert!(copy_finite(&from[..end], to));
+                assert!(to[..4 * end] == *f32_bytes(&from[..end]), "{end} to {start}");
+                for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                    for at in [0, end / 2, end - 1] {
+                        from[at] = bad;
+                        assert!(!copy_finite(&from[..end], to), "{bad} at {at} of {end} to {start}");
+                        from[at] = -f32::MAX;
+                    }
+                }
             }
         }
     }

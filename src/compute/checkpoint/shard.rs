@@ -7,11 +7,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use super::pages::{PAGE, Pages};
 use crate::record::Digest;
@@ -19,76 +21,71 @@ use crate::record::Digest;
 /// Bytes that are digested together. Large enough for the disk, small enough to lie in a cache between two uses.
 pub const CHUNK_BYTES: usize = 4 << 20;
 
-/// Threads of one shard: two requests travel while one chunk is digested.
-const THREADS: usize = 3;
+/// Bytes of one request to write.
+const WRITE_BYTES: usize = 16 << 20;
 
-/// What a writer learned of the bytes on their way.
-#[derive(Debug)]
-pub(super) struct Written {
-    /// BLAKE3 of each chunk.
-    pub digests: Vec<Digest>,
-    /// Whether all numbers are finite.
-    pub finite: bool,
-}
+/// Requests to read that travel at once; two more threads check what came.
+const READERS: usize = 3;
 
-/// Writes the first `len` bytes of `content`, fp32 numbers, to `path` and makes them durable. A file that lies there
-/// is written over in place. The first number that is not finite ends the writing.
+/// Buffers between them.
+const BUFFERS: usize = 8;
+
+/// Writes the first `len` bytes of `content` to `path`, makes them durable, and gives the BLAKE3 of each chunk. A
+/// file that lies there is written over in place.
 ///
 /// # Errors
 /// The disk is full or refuses.
-pub(super) fn write(path: &Path, content: &Pages, len: usize) -> io::Result<Written> {
+pub(super) fn write(path: &Path, content: &Pages, len: usize) -> io::Result<Vec<Digest>> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false);
     let file = open_direct(&mut options, path)?;
+    // The last page is written whole; what is beyond the end is cut off below.
     let padded = len.next_multiple_of(PAGE);
     reserve(&file, padded)?;
-    let chunks = len.div_ceil(CHUNK_BYTES);
-    let next = AtomicUsize::new(0);
-    let digests = Mutex::new(vec![None; chunks]);
     let failed: Mutex<Option<io::Error>> = Mutex::new(None);
-    let finite = AtomicBool::new(true);
-    let work = || {
-        yield_to_computing();
-        loop {
-            let chunk = next.fetch_add(1, Ordering::Relaxed);
-            if chunk >= chunks {
-                return;
-            }
-            let from = chunk * CHUNK_BYTES;
-            let bytes = &content.bytes()[from..len.min(from + CHUNK_BYTES)];
-            let digest = digest(bytes);
-            if !f32_finite(bytes) {
-                finite.store(false, Ordering::Relaxed);
-                next.store(chunks, Ordering::Relaxed);
-            }
-            // The last page is written whole; what is beyond the end is cut off below.
-            let whole = &content.bytes()[from..padded.min(from + CHUNK_BYTES)];
-            match write_at(&file, whole, from as u64) {
-                // The lists are short and nothing panics while they are held.
-                Ok(()) => lock(&digests)[chunk] = Some(digest),
-                Err(e) => {
-                    lock(&failed).get_or_insert(e);
-                    next.store(chunks, Ordering::Relaxed);
-                }
+    let digests = Mutex::new(vec![None; len.div_ceil(CHUNK_BYTES)]);
+    let next = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let write_all = || {
+        while let Some(bytes) = piece(&next.0, WRITE_BYTES, padded) {
+            let written = write_at(&file, &content.bytes()[bytes.clone()], bytes.start as u64);
+            if let Err(e) = written {
+                lock(&failed).get_or_insert(e);
+                next.0.store(padded, Ordering::Relaxed);
+                next.1.store(len, Ordering::Relaxed);
             }
         }
     };
-    std::thread::scope(|scope| {
-        for _ in 1..THREADS.min(chunks) {
-            scope.spawn(work);
+    let digest_all = || {
+        while let Some(bytes) = piece(&next.1, CHUNK_BYTES, len) {
+            let chunk = bytes.start / CHUNK_BYTES;
+            let digest = digest(&content.bytes()[bytes]);
+            lock(&digests)[chunk] = Some(digest);
         }
-        work();
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            write_all();
+            digest_all();
+        });
+        scope.spawn(digest_all);
+        write_all();
+        digest_all();
     });
     if let Some(e) = lock(&failed).take() {
         return Err(e);
     }
-    if !finite.load(Ordering::Relaxed) {
-        return Ok(Written { digests: Vec::new(), finite: false });
+    if file.metadata()?.len() != len as u64 {
+        file.set_len(len as u64)?;
     }
-    file.set_len(len as u64)?;
-    file.sync_all()?;
-    let digests = std::mem::take(&mut *lock(&digests)).into_iter().flatten().collect();
-    Ok(Written { digests, finite: true })
+    // The size is data; what else the file system remembers of a file is of no use to a reader.
+    file.sync_data()?;
+    Ok(std::mem::take(&mut *lock(&digests)).into_iter().flatten().collect())
+}
+
+/// The next piece of `size` bytes below `end` that nobody has taken.
+fn piece(next: &AtomicUsize, size: usize, end: usize) -> Option<Range<usize>> {
+    let start = next.fetch_add(size, Ordering::Relaxed);
+    (start < end).then(|| start..end.min(start + size))
 }
 
 /// One chunk to be read: its number, and who gets it.
@@ -112,38 +109,60 @@ pub(super) fn read<T: Send>(
     take: &(dyn Fn(T, &[u8]) + Sync),
 ) -> io::Result<()> {
     let file = open_direct(OpenOptions::new().read(true), path)?;
-    let threads = THREADS.min(chunks.len());
+    let rooms = BUFFERS.min(chunks.len());
     let rest = Mutex::new(chunks.into_iter());
     let failed: Mutex<Option<io::Error>> = Mutex::new(None);
-    let work = || {
-        let result = (|| -> io::Result<()> {
-            let mut room = Pages::new(CHUNK_BYTES)?;
-            loop {
-                let next = lock(&rest).next();
-                let Some(ChunkRead { chunk, digest: promised, then }) = next else { return Ok(()) };
-                if lock(&failed).is_some() {
-                    return Ok(());
-                }
-                let from = chunk as u64 * CHUNK_BYTES as u64;
-                let bytes = usize::try_from(len.saturating_sub(from)).unwrap_or(usize::MAX).min(CHUNK_BYTES);
-                read_at(&file, &mut room.bytes_mut()[..bytes.next_multiple_of(PAGE)], bytes, from)?;
-                let bytes = &room.bytes()[..bytes];
-                if promised.is_some_and(|promised| *promised != digest(bytes)) {
-                    let end = from + bytes.len() as u64;
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, format!("bytes {from} to {end}")));
-                }
-                take(then, bytes);
+    // Empty buffers go one way, full ones the other.
+    let (empty, empties) = sync_channel(BUFFERS);
+    let (full, fulls) = sync_channel(BUFFERS);
+    for _ in 0..rooms {
+        // The channel holds all buffers and its other end is here.
+        let _ = empty.send(Pages::new(CHUNK_BYTES)?);
+    }
+    let (empties, fulls) = (Mutex::new(empties), Mutex::new(fulls));
+    let fill_all = |full: SyncSender<_>| {
+        loop {
+            // Of the buffers, at most one a reader is lost, to a failure: there is one for every chunk, or more
+            // than readers.
+            let Some(read) = lock(&rest).next() else { return };
+            if lock(&failed).is_some() {
+                return;
             }
-        })();
-        if let Err(e) = result {
-            lock(&failed).get_or_insert(e);
+            let Ok(mut room) = lock(&empties).recv() else { return };
+            let at = read.chunk as u64 * CHUNK_BYTES as u64;
+            let bytes = usize::try_from(len.saturating_sub(at)).unwrap_or(usize::MAX).min(CHUNK_BYTES);
+            match read_at(&file, &mut room.bytes_mut()[..bytes.next_multiple_of(PAGE)], bytes, at) {
+                // The receivers end after the last sender.
+                Ok(()) => drop(full.send((read, room, at, bytes))),
+                Err(e) => drop(lock(&failed).get_or_insert(e)),
+            }
+        }
+    };
+    let check_all = |empty: SyncSender<_>| {
+        loop {
+            let received = lock(&fulls).recv();
+            let Ok((read, room, at, len)) = received else { return };
+            let (read, room): (ChunkRead<'_, T>, Pages) = (read, room);
+            let bytes = &room.bytes()[..len];
+            if read.digest.is_some_and(|promised| *promised != digest(bytes)) {
+                let text = format!("bytes {at} to {}", at + len as u64);
+                lock(&failed).get_or_insert(io::Error::new(io::ErrorKind::InvalidData, text));
+            } else {
+                take(read.then, bytes);
+            }
+            // Readers that have ended want no more buffers.
+            let _ = empty.send(room);
         }
     };
     std::thread::scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(work);
+        for _ in 0..READERS {
+            let full = full.clone();
+            scope.spawn(|| fill_all(full));
         }
-        work();
+        let other = empty.clone();
+        scope.spawn(|| check_all(other));
+        drop(full);
+        check_all(empty);
     });
     match lock(&failed).take() {
         Some(e) => Err(e),
@@ -154,15 +173,6 @@ pub(super) fn read<T: Send>(
 /// BLAKE3 of `bytes`.
 pub(super) fn digest(bytes: &[u8]) -> Digest {
     Digest::of_hash(blake3::hash(bytes).as_bytes())
-}
-
-/// Whether no fp32 number in `bytes` is infinite or NaN.
-pub(super) fn f32_finite(bytes: &[u8]) -> bool {
-    // In blocks, without a branch inside: vector instructions.
-    bytes.chunks(4096).all(|block| {
-        let bits = block.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        !bits.fold(false, |bad, bits| bad | (bits & 0x7f80_0000 == 0x7f80_0000))
-    })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -194,28 +204,28 @@ fn reserve(file: &File, len: usize) -> io::Result<()> {
     }
 }
 
-/// Some file systems open past the page cache and then refuse to write so; they get it through the cache.
-fn leave_direct(file: &File, e: io::Error) -> io::Result<()> {
-    // SAFETY: flags of an open descriptor.
-    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-    if e.raw_os_error() != Some(libc::EINVAL) || flags < 0 || flags & libc::O_DIRECT == 0 {
+/// Some file systems open past the page cache and then refuse to go that way; they are asked once more, through it.
+/// `asked` says that this request was.
+fn leave_direct(file: &File, e: io::Error, asked: &mut bool) -> io::Result<()> {
+    if e.raw_os_error() != Some(libc::EINVAL) || std::mem::replace(asked, true) {
         return Err(e);
     }
-    // SAFETY: as above; only the flag of direct access changes.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags & !libc::O_DIRECT) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    // SAFETY: flags of an open descriptor; only the one of direct access changes. Another thread may have done it.
+    let done = unsafe {
+        let flags = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
+        flags >= 0 && libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags & !libc::O_DIRECT) >= 0
+    };
+    if done { Ok(()) } else { Err(e) }
 }
 
 fn write_at(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
-    let mut done = 0;
+    let (mut done, mut asked) = (0, false);
     while done < bytes.len() {
         match file.write_at(&bytes[done..], at + done as u64) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(n) => done += n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => leave_direct(file, e)?,
+            Err(e) => leave_direct(file, e, &mut asked)?,
         }
     }
     Ok(())
@@ -223,20 +233,14 @@ fn write_at(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
 
 /// Fills the first `wanted` bytes of `room`, which is a whole number of pages.
 fn read_at(file: &File, room: &mut [u8], wanted: usize, at: u64) -> io::Result<()> {
-    let mut done = 0;
+    let (mut done, mut asked) = (0, false);
     while done < wanted {
         match file.read_at(&mut room[done..], at + done as u64) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(n) => done += n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => leave_direct(file, e)?,
+            Err(e) => leave_direct(file, e, &mut asked)?,
         }
     }
     Ok(())
-}
-
-/// Lets the step loop go first where both want one core. On Linux this is of the calling thread only.
-pub(super) fn yield_to_computing() {
-    // SAFETY: changes a number of this thread's scheduling; failing to only costs speed.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) };
 }

@@ -70,7 +70,13 @@ impl Run {
     }
 
     /// Saves on `ranks` ranks at once; `spoil` may change the numbers.
-    fn save_as(&self, ranks: usize, step: u64, needs: &[&str], spoil: impl Fn(usize, &mut [f32])) -> Vec<Result<Outcome>> {
+    fn save_as(
+        &self,
+        ranks: usize,
+        step: u64,
+        needs: &[&str],
+        spoil: impl Fn(usize, &mut [f32]),
+    ) -> Vec<Result<Outcome>> {
         let mut savers: Vec<Saver> = (0..ranks).map(|rank| self.saver(rank, ranks)).collect();
         for (rank, saver) in savers.iter_mut().enumerate() {
             begin(saver, rank, ranks, step, needs, &spoil);
@@ -103,7 +109,8 @@ fn begin(saver: &mut Saver, rank: usize, ranks: usize, step: u64, needs: &[&str]
             all.push((group, kind, rank * len, mine));
         }
     }
-    let pieces = all.iter().map(|(group, kind, first, values)| Piece { group: *group, kind: *kind, first: *first, values });
+    let pieces =
+        all.iter().map(|(group, kind, first, values)| Piece { group: *group, kind: *kind, first: *first, values });
     saver
         .begin(Snapshot {
             step,
@@ -125,7 +132,10 @@ fn check_numbers(checkpoint: &Checkpoint, ranks: usize, step: u64) {
             for rank in 0..ranks {
                 let mut mine = vec![0f32; len];
                 checkpoint.read(kind, group, rank * len, &mut mine).unwrap();
-                assert!(mine == expected[rank * len..(rank + 1) * len], "group {group} {kind:?} rank {rank} of {ranks}");
+                assert!(
+                    mine == expected[rank * len..(rank + 1) * len],
+                    "group {group} {kind:?} rank {rank} of {ranks}"
+                );
             }
         }
     }
