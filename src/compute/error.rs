@@ -17,6 +17,9 @@ pub enum ComputeError {
     /// libtorch refused an operation: shapes, types or memory.
     #[error("libtorch refused an operation")]
     Torch(#[from] tch::TchError),
+    /// A matrix product cannot be computed.
+    #[error(transparent)]
+    Gemm(#[from] super::kernels::gemm::GemmError),
     /// A parameter, or a combination of them, that cannot work.
     #[error("{0}")]
     Config(String),
@@ -66,7 +69,7 @@ impl ComputeError {
         match self {
             Self::Record(e) if e.is_disk_full() => exit::CANNOT_WRITE,
             Self::Record(e) if e.is_not_found() => exit::MISSING_INPUT,
-            Self::Record(_) | Self::Torch(_) => 1,
+            Self::Record(_) | Self::Torch(_) | Self::Gemm(_) => 1,
             Self::Config(_) | Self::Input { .. } => exit::USAGE,
             Self::Missing { .. } => exit::MISSING_INPUT,
             Self::CollectiveTimeout(_) => exit::COLLECTIVE_TIMEOUT,

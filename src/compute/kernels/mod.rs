@@ -13,6 +13,7 @@ pub mod dropout;
 pub mod embedding;
 pub mod gemm;
 pub mod math;
+pub mod memory;
 pub mod norm;
 pub mod residual;
 pub mod rotary;

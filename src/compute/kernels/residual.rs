@@ -28,6 +28,29 @@ for_each_isa! {
 }
 
 for_each_isa! {
+    /// out += branch + bias, in rows of h elements.
+    pub fn add_branch(h: usize, branch: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
+        for (branch, out) in branch.chunks_exact(h).zip(out.chunks_exact_mut(h)) {
+            match bias {
+                Some(bias) => {
+                    for ((&branch, &bias), out) in branch.iter().zip(bias).zip(out) {
+                        *out += branch + bias;
+                    }
+                }
+                None => sums::add(out, branch),
+            }
+        }
+    }
+}
+
+for_each_isa! {
+    /// total += part.
+    pub fn add_to(total: &mut [f32], part: &[f32]) {
+        sums::add(total, part);
+    }
+}
+
+for_each_isa! {
     /// branch = mask (branch + bias), in rows of h elements.
     pub fn drop_out(dropout: &Dropout, h: usize, bias: Option<&[f32]>, branch: &mut [f32]) {
         if let Some(bias) = bias {
@@ -75,11 +98,14 @@ mod tests {
                 (vec![0.0; n * h], vec![0.0; n * h], branch.clone(), vec![1.0; h]);
             add(isa, h, &x, &branch, Some(&bias), &mut with);
             add(isa, h, &x, &branch, None, &mut without);
+            let mut in_place = x.clone();
+            add_branch(isa, h, &branch, Some(&bias), &mut in_place);
             drop_out(isa, &dropout, h, Some(&bias), &mut dropped);
             bias_backward(isa, h, &branch, &mut sums, &mut vec![0.0; h]);
             for i in 0..n * h {
                 assert_eq!(with[i], x[i] + (branch[i] + bias[i % h]));
                 assert_eq!(without[i], x[i] + branch[i]);
+                assert_eq!(in_place[i], x[i] + (branch[i] + bias[i % h]));
                 let factor = dropout.factors(i as u64 / 64)[i % 64];
                 assert_eq!(dropped[i], (branch[i] + bias[i % h]) * factor);
             }

@@ -11,6 +11,7 @@ pub mod constraint;
 pub mod decoder;
 pub mod init;
 pub mod layout;
+pub mod native;
 pub mod passes;
 
 mod flat;

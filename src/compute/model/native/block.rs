@@ -1,0 +1,255 @@
+//! One block, forward and backward, over flat weights.
+//!
+//! Letters: N positions, h width of the stream, f of the feed-forward layer. Gradients are called `d` and the
+//! name of what they belong to. Every sum has one order.
+
+use super::attention;
+use super::maps::{BlockAt, Gradient, Group, Linear, Maps, NormAt};
+use super::memory::{Kept, Scratch};
+use crate::compute::Result;
+use crate::compute::kernels::dropout::{self, Dropout, Site};
+use crate::compute::kernels::gemm::Gemm;
+use crate::compute::kernels::memory::Floats;
+use crate::compute::kernels::{Isa, activation, norm, residual, rotary};
+use crate::compute::model::passes::GrainAt;
+
+/// What a grain has in common for all blocks.
+#[derive(Debug, Clone, Copy)]
+pub struct Grain<'a> {
+    pub maps: &'a Maps,
+    pub table: &'a rotary::Table,
+    /// `[N]`.
+    pub positions: &'a [u32],
+    pub rows: usize,
+    pub seq_len: usize,
+    /// Keys that each query sees, without a window and with the model's.
+    pub seen: &'a attention::Seen,
+    /// Where chance comes from and the probability; none: no dropout.
+    pub dropout: Option<(GrainAt, f64)>,
+}
+
+impl Grain<'_> {
+    /// The mask of a site, if there is dropout.
+    pub fn mask(&self, block: usize, site: Site) -> Option<Dropout> {
+        self.dropout.map(|(at, p)| Dropout::new(p, at.seed, at.step, at.grain, block, site))
+    }
+
+    fn heads(&self, block: &BlockAt) -> attention::Heads<'_> {
+        attention::Heads {
+            at: &self.maps.heads,
+            rows: self.rows,
+            seq_len: self.seq_len,
+            seen: self.seen.of(block.window),
+        }
+    }
+}
+
+/// A block: its number, its place in the group, its weights.
+#[derive(Debug, Clone, Copy)]
+pub struct Block<'a> {
+    pub number: usize,
+    pub at: &'a BlockAt,
+    pub group: Group<'a>,
+}
+
+impl Block<'_> {
+    /// The stream `[N, h]` after the block from that before it.
+    ///
+    /// # Errors
+    /// The GEMM backend refuses.
+    pub fn forward(
+        &self,
+        gemm: &mut Gemm,
+        grain: &Grain<'_>,
+        x: &[f32],
+        kept: &mut Kept,
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let (at, w, maps) = (self.at, self.group.weights, grain.maps);
+        self.norm(maps, &at.norm1, x, &mut kept.norm1, &mut kept.mean1, &mut kept.rstd1);
+        at.qkv.forward(gemm, w, &kept.norm1, &mut kept.qkv)?;
+        let bias = at.qkv.bias(w, &mut scratch.bias);
+        rotary::forward(isa(), grain.table, turned(maps), grain.positions, bias, &mut kept.qkv);
+        let mask = grain.mask(self.number, Site::Probabilities);
+        attention::forward(grain.heads(at), &kept.qkv, mask.as_ref(), &mut kept.attended, &mut kept.lse);
+        at.out.forward(gemm, w, &kept.attended, &mut scratch.branch)?;
+        if maps.parallel_residual {
+            self.add_branch(grain, &at.out, Site::Attention, Some(x), scratch, out);
+            self.norm(maps, &at.norm2, x, &mut kept.norm2, &mut kept.mean2, &mut kept.rstd2);
+        } else {
+            self.add_branch(grain, &at.out, Site::Attention, Some(x), scratch, &mut kept.middle);
+            self.norm(maps, &at.norm2, &kept.middle, &mut kept.norm2, &mut kept.mean2, &mut kept.rstd2);
+        }
+        at.up.forward(gemm, w, &kept.norm2, &mut kept.up)?;
+        let (f, bias) = (maps.intermediate, at.up.bias(w, &mut scratch.bias));
+        if maps.gated {
+            activation::gated_forward(isa(), maps.function, f, bias, &mut kept.up, &mut kept.active);
+        } else {
+            activation::forward(isa(), maps.function, f, bias, &mut kept.up, &mut kept.active);
+        }
+        at.down.forward(gemm, w, &kept.active, &mut scratch.branch)?;
+        let before = if maps.parallel_residual { None } else { Some(&kept.middle[..]) };
+        self.add_branch(grain, &at.down, Site::Mlp, before, scratch, out);
+        Ok(())
+    }
+
+    /// The gradient by the stream before the block from that after it, in place; the gradient by the block's
+    /// parameters goes to `gradient`. `kept` is the forward's, and is used up.
+    ///
+    /// # Errors
+    /// The GEMM backend refuses.
+    pub fn backward(
+        &self,
+        gemm: &mut Gemm,
+        grain: &Grain<'_>,
+        x: &[f32],
+        kept: &mut Kept,
+        scratch: &mut Scratch,
+        dx: &mut [f32],
+        gradient: &mut Gradient<'_>,
+    ) -> Result<()> {
+        let (at, group, maps) = (self.at, self.group, grain.maps);
+        let w = group.weights;
+        let Scratch { branch, dnorm, dqkv, dattended, dactive, row, bias, dweight, .. } = scratch;
+
+        let dbranch = self.branch_gradient(grain, Site::Mlp, dx, branch);
+        bias_gradient(&at.down, dbranch, bias, row, gradient);
+        at.down.input_gradient(gemm, w, dbranch, dactive)?;
+        at.down.weight_gradient(gemm, group, dbranch, &kept.active, gradient, dweight)?;
+        let (f, du) = (maps.intermediate, &mut kept.up);
+        let dbias = at.up.has_bias().then(|| zeroed(bias, at.up.outputs));
+        if maps.gated {
+            activation::gated_backward(isa(), maps.function, f, du, dactive, dbias, row);
+        } else {
+            activation::backward(isa(), maps.function, f, du, dactive, dbias, row);
+        }
+        at.up.add_bias_gradient(bias, gradient);
+        at.up.input_gradient(gemm, w, du, dnorm)?;
+        at.up.weight_gradient(gemm, group, du, &kept.norm2, gradient, dweight)?;
+        if !maps.parallel_residual {
+            norm_gradient(maps, &at.norm2, w, &kept.middle, (&kept.mean2, &kept.rstd2), dnorm, dx, gradient, row);
+        }
+
+        let dbranch = self.branch_gradient(grain, Site::Attention, dx, branch);
+        bias_gradient(&at.out, dbranch, bias, row, gradient);
+        at.out.input_gradient(gemm, w, dbranch, dattended)?;
+        at.out.weight_gradient(gemm, group, dbranch, &kept.attended, gradient, dweight)?;
+        if maps.parallel_residual {
+            // Only now: the attention's branch has read the gradient of the sum.
+            norm_gradient(maps, &at.norm2, w, x, (&kept.mean2, &kept.rstd2), dnorm, dx, gradient, row);
+        }
+        let mask = grain.mask(self.number, Site::Probabilities);
+        let forward = attention::Forward { qkv: &kept.qkv, out: &kept.attended, lse: &kept.lse };
+        attention::backward(grain.heads(at), forward, mask.as_ref(), dattended, dqkv);
+        let dbias = at.qkv.has_bias().then(|| zeroed(bias, at.qkv.outputs));
+        rotary::backward(isa(), grain.table, turned(maps), grain.positions, dqkv, dbias, row);
+        at.qkv.add_bias_gradient(bias, gradient);
+        at.qkv.input_gradient(gemm, w, dqkv, dnorm)?;
+        at.qkv.weight_gradient(gemm, group, dqkv, &kept.norm1, gradient, dweight)?;
+        norm_gradient(maps, &at.norm1, w, x, (&kept.mean1, &kept.rstd1), dnorm, dx, gradient, row);
+        Ok(())
+    }
+
+    fn norm(&self, maps: &Maps, at: &NormAt, x: &[f32], y: &mut [f32], mean: &mut [f32], rstd: &mut [f32]) {
+        norm_forward(maps, at, self.group.weights, x, y, (mean, rstd));
+    }
+
+    /// out = x + dropout(branch + bias); without x it is added to `out`.
+    fn add_branch(
+        &self,
+        grain: &Grain<'_>,
+        linear: &Linear,
+        site: Site,
+        x: Option<&[f32]>,
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) {
+        let h = grain.maps.hidden;
+        let mut bias = linear.bias(self.group.weights, &mut scratch.bias);
+        if let Some(mask) = grain.mask(self.number, site) {
+            residual::drop_out(isa(), &mask, h, bias.take(), &mut scratch.branch);
+        }
+        match x {
+            Some(x) => residual::add(isa(), h, x, &scratch.branch, bias, out),
+            None => residual::add_branch(isa(), h, &scratch.branch, bias, out),
+        }
+    }
+
+    /// The gradient of a branch from that of the stream: itself, or under a mask in `room`.
+    fn branch_gradient<'b>(&self, grain: &Grain<'_>, site: Site, dx: &'b [f32], room: &'b mut Floats) -> &'b [f32] {
+        match grain.mask(self.number, site) {
+            None => dx,
+            Some(mask) => {
+                room.copy_from_slice(dx);
+                dropout::apply(isa(), &mask, 0, room);
+                room
+            }
+        }
+    }
+}
+
+fn isa() -> Isa {
+    Isa::best()
+}
+
+fn turned(maps: &Maps) -> rotary::Heads<'_> {
+    rotary::Heads { row: maps.heads.row, starts: &maps.heads.turned }
+}
+
+fn zeroed(room: &mut [f32], len: usize) -> &mut [f32] {
+    let room = &mut room[..len];
+    room.fill(0.0);
+    room
+}
+
+/// Adds the sum of the rows of `dy` to the gradient of a map's bias.
+fn bias_gradient(linear: &Linear, dy: &[f32], bias: &mut [f32], row: &mut [f32], gradient: &mut Gradient<'_>) {
+    if linear.has_bias() {
+        let dbias = zeroed(bias, linear.outputs);
+        residual::bias_backward(isa(), linear.outputs, dy, dbias, row);
+        linear.add_bias_gradient(dbias, gradient);
+    }
+}
+
+/// y = norm(x), and its statistics (mean and rstd).
+pub fn norm_forward(
+    maps: &Maps,
+    at: &NormAt,
+    weights: &[f32],
+    x: &[f32],
+    y: &mut [f32],
+    (mean, rstd): (&mut [f32], &mut [f32]),
+) {
+    let weight = &weights[at.weight.clone()];
+    match &at.bias {
+        Some(bias) => norm::layer_norm(isa(), x, weight, &weights[bias.clone()], maps.norm_eps, y, mean, rstd),
+        None => norm::rms_norm(isa(), x, weight, maps.norm_eps, y, rstd),
+    }
+}
+
+/// Adds the gradient through a norm to `dx`, and that by its parameters to `gradient`.
+#[allow(clippy::too_many_arguments)] // They are the operands of one formula.
+pub fn norm_gradient(
+    maps: &Maps,
+    at: &NormAt,
+    weights: &[f32],
+    x: &[f32],
+    (mean, rstd): (&[f32], &[f32]),
+    dy: &[f32],
+    dx: &mut [f32],
+    gradient: &mut Gradient<'_>,
+    room: &mut [f32],
+) {
+    debug_assert_eq!(x.len() % maps.hidden, 0);
+    let weight = &weights[at.weight.clone()];
+    match &at.bias {
+        None => norm::rms_norm_backward(isa(), x, rstd, weight, dy, dx, &mut gradient.flat[at.weight.clone()], room),
+        Some(bias) => {
+            // The bias lies behind its weight.
+            let (before, after) = gradient.flat.split_at_mut(bias.start);
+            let (dweight, dbias) = (&mut before[at.weight.clone()], &mut after[..bias.len()]);
+            norm::layer_norm_backward(isa(), x, mean, rstd, weight, dy, dx, dweight, dbias, room);
+        }
+    }
+}

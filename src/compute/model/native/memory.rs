@@ -1,0 +1,139 @@
+//! What the passes keep and reuse: activations of every block, and scratch. It grows to the largest grain seen
+//! and is not given back; a step allocates nothing.
+
+use super::maps::Maps;
+use crate::compute::kernels::memory::Floats;
+
+/// Whether activations inside blocks are kept for the backward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Activations {
+    /// All of them.
+    #[default]
+    Keep,
+    /// Only the input of each block: its forward runs again right before its backward. The same bits, less memory,
+    /// a third more work.
+    Recompute,
+}
+
+/// What one block's backward reads of its forward. N positions; widths as in [`Maps`].
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// Statistics of both norms, `[N]` each; means of layer norms only.
+    pub mean1: Floats,
+    pub rstd1: Floats,
+    pub mean2: Floats,
+    pub rstd2: Floats,
+    /// What the norms gave, `[N, h]`.
+    pub norm1: Floats,
+    pub norm2: Floats,
+    /// Queries, keys and values, turned: `[N, qkv]`.
+    pub qkv: Floats,
+    /// Logarithms of the attention's normalisers, `[B, heads, T]`.
+    pub lse: Floats,
+    /// What attention gave, `[N, heads * d]`.
+    pub attended: Floats,
+    /// The stream between attention and feed-forward layer, `[N, h]`; used where one follows the other.
+    pub middle: Floats,
+    /// Before and after the activation, `[N, up]` and `[N, f]`.
+    pub up: Floats,
+    pub active: Floats,
+}
+
+/// Memory that is written and read within one block or one chunk.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// What a branch adds to the stream, or its gradient under dropout: `[N, h]`.
+    pub branch: Floats,
+    /// Gradient of a norm's output, `[N, h]`.
+    pub dnorm: Floats,
+    /// Gradients as in [`Kept`].
+    pub dqkv: Floats,
+    pub dattended: Floats,
+    pub dactive: Floats,
+    /// Logits of a chunk of rows.
+    pub logits: Floats,
+    /// Rows of a few vectors: sums over rows that grow, and biases that do not lie together.
+    pub row: Floats,
+    pub bias: Floats,
+    /// Gradient of an effective weight whose parameter is another.
+    pub dweight: Floats,
+}
+
+/// All memory of the passes but weights and gradients.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// Input of every block, and the last one's output, `[N, h]`; with recomputation and without.
+    pub streams: Vec<Floats>,
+    /// By block; one for all with recomputation.
+    pub kept: Vec<Kept>,
+    /// Last norm: statistics and result.
+    pub mean: Floats,
+    pub rstd: Floats,
+    pub norm: Floats,
+    /// Gradient of the stream, `[N, h]`.
+    pub dstream: Floats,
+    pub scratch: Scratch,
+    fits: Option<(usize, usize)>,
+}
+
+impl Memory {
+    /// Makes everything as large as `rows` rows of `seq_len` tokens need.
+    pub fn fit(&mut self, maps: &Maps, activations: Activations, rows: usize, seq_len: usize) {
+        if self.fits == Some((rows, seq_len)) {
+            return;
+        }
+        let (n, h) = (rows * seq_len, maps.hidden);
+        let kept = match activations {
+            Activations::Keep => maps.blocks.len(),
+            Activations::Recompute => 1,
+        };
+        self.streams.resize_with(maps.blocks.len() + 1, Floats::default);
+        self.kept.resize_with(kept, Kept::default);
+        for stream in &mut self.streams {
+            stream.resize(n * h);
+        }
+        for k in &mut self.kept {
+            let statistics = [&mut k.mean1, &mut k.rstd1, &mut k.mean2, &mut k.rstd2];
+            statistics.into_iter().for_each(|s| s.resize(n));
+            k.norm1.resize(n * h);
+            k.norm2.resize(n * h);
+            k.qkv.resize(n * maps.heads.row);
+            k.lse.resize(n * maps.heads.queries);
+            k.attended.resize(n * maps.heads.query_width());
+            k.middle.resize(if maps.parallel_residual { 0 } else { n * h });
+            k.up.resize(n * maps.up_width());
+            k.active.resize(n * maps.intermediate);
+        }
+        self.mean.resize(n);
+        self.rstd.resize(n);
+        self.norm.resize(n * h);
+        self.dstream.resize(n * h);
+        let s = &mut self.scratch;
+        s.branch.resize(n * h);
+        s.dnorm.resize(n * h);
+        s.dqkv.resize(n * maps.heads.row);
+        s.dattended.resize(n * maps.heads.query_width());
+        s.dactive.resize(n * maps.intermediate);
+        s.logits.resize(n.min(maps.rows_of_logits()) * maps.vocab);
+        let widest = maps.heads.row.max(maps.up_width()).max(h);
+        s.row.resize(2 * widest);
+        s.bias.resize(2 * widest);
+        s.dweight.resize(maps.largest_constrained());
+        self.fits = Some((rows, seq_len));
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        let kept = self.kept.iter().flat_map(|k| {
+            [
+                &k.mean1, &k.rstd1, &k.mean2, &k.rstd2, &k.norm1, &k.norm2, &k.qkv, &k.lse, &k.attended, &k.middle,
+                &k.up, &k.active,
+            ]
+        });
+        let s = &self.scratch;
+        let scratch =
+            [&s.branch, &s.dnorm, &s.dqkv, &s.dattended, &s.dactive, &s.logits, &s.row, &s.bias, &s.dweight];
+        let own = [&self.mean, &self.rstd, &self.norm, &self.dstream];
+        self.streams.iter().chain(kept).chain(scratch).chain(own).map(|f| 4 * f.len()).sum()
+    }
+}
