@@ -5,6 +5,8 @@ mod chain;
 #[cfg(feature = "compute")]
 mod data_stages;
 mod documents;
+#[cfg(feature = "compute")]
+mod families;
 mod formats;
 #[cfg(feature = "compute")]
 mod generate;

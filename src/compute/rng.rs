@@ -26,6 +26,8 @@ pub enum Purpose {
     RandomFlip = 8,
     /// Resampling in statistics.
     Bootstrap = 9,
+    /// First values of adapters and translators (step = tensor, index = row).
+    Adapter = 10,
 }
 
 /// A short stream of draws at one (seed, purpose, step, index).

@@ -6,6 +6,7 @@
 //! [`json`].
 
 mod json;
+mod rotation;
 
 /// Whose names, file layout and special rules a decoder follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -71,25 +71,6 @@ pub struct GroupLayout {
     pub len: usize,
 }
 
-impl GroupLayout {
-    /// Sizes for `split_with_sizes`: the spans and the gaps between them, in order. Second: is it a span?
-    pub(super) fn parts(&self) -> Vec<(i64, bool)> {
-        let mut parts = Vec::new();
-        let mut at = 0;
-        for span in &self.spans {
-            if span.offset > at {
-                parts.push(((span.offset - at) as i64, false));
-            }
-            parts.push((span.len as i64, true));
-            at = span.offset + span.len;
-        }
-        if self.len > at {
-            parts.push(((self.len - at) as i64, false));
-        }
-        parts
-    }
-}
-
 /// All groups of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Layout {
@@ -219,17 +200,17 @@ fn linears(config: &ModelConfig) -> Vec<Linears> {
     ]
 }
 
-struct Builder {
+pub(super) struct Builder {
     group: GroupLayout,
     variant: Option<Variant>,
 }
 
 impl Builder {
-    fn new(name: &str, variant: Option<Variant>) -> Self {
+    pub(super) fn new(name: &str, variant: Option<Variant>) -> Self {
         Self { group: GroupLayout { name: name.to_owned(), spans: Vec::new(), len: 0 }, variant }
     }
 
-    fn add(&mut self, name: &str, shape: &[i64], role: Role) {
+    pub(super) fn add(&mut self, name: &str, shape: &[i64], role: Role) {
         // The configuration was checked: every size lies between 1 and 2^24.
         let len = shape.iter().map(|&n| n as usize).product::<usize>();
         let offset = self.group.len.next_multiple_of(ALIGN);
@@ -254,7 +235,7 @@ impl Builder {
         }
     }
 
-    fn finish(mut self, lanes: usize) -> GroupLayout {
+    pub(super) fn finish(mut self, lanes: usize) -> GroupLayout {
         self.group.len = self.group.len.next_multiple_of(lanes * CHUNK);
         self.group
     }
@@ -325,8 +306,6 @@ mod tests {
                         end = span.range().end;
                     }
                     assert!(end <= group.len && group.len % (lanes * CHUNK) == 0);
-                    assert_eq!(group.parts().iter().map(|p| p.0).sum::<i64>(), group.len as i64);
-                    assert_eq!(group.parts().iter().filter(|p| p.1).count(), group.spans.len());
                 }
             }
         }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use tch::{Kind, Tensor};
@@ -33,7 +34,7 @@ fn load_hf(dir: &Path) -> Result<Model> {
     for file in weight_files(dir)? {
         let mapped = Mapped::open(&file)?;
         let tensors = mapped.tensors()?;
-        fill(&mut model, &file, &tensors, &mut wanted)?;
+        fill(&mut model, &mapped, &tensors, &mut wanted)?;
     }
     finish(dir, model, &wanted)
 }
@@ -53,7 +54,7 @@ fn load_own(dir: &Path) -> Result<Model> {
     let weights = dir.join(PARAMETERS_FILE);
     let mapped = Mapped::open(&weights)?;
     let tensors = mapped.tensors()?;
-    fill(&mut model, &weights, &tensors, &mut wanted)?;
+    fill(&mut model, &mapped, &tensors, &mut wanted)?;
     load_signs(&mut model, &weights, &tensors)?;
     let model = finish(dir, model, &wanted)?;
     let digest = model.param_digest();
@@ -134,13 +135,13 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// A weight file in memory.
-struct Mapped {
+pub(super) struct Mapped {
     path: PathBuf,
     map: Mmap,
 }
 
 impl Mapped {
-    fn open(path: &Path) -> Result<Self> {
+    pub(super) fn open(path: &Path) -> Result<Self> {
         let file = std::fs::File::open(path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => ComputeError::missing(path, "is not there: copy the weights again"),
             _ => ComputeError::Record(RecordError::io("read", path)(e)),
@@ -151,7 +152,7 @@ impl Mapped {
         Ok(Self { path: path.to_path_buf(), map })
     }
 
-    fn tensors(&self) -> Result<SafeTensors<'_>> {
+    pub(super) fn tensors(&self) -> Result<SafeTensors<'_>> {
         SafeTensors::deserialize(&self.map).map_err(|e| {
             ComputeError::input(
                 &self.path,
@@ -159,10 +160,47 @@ impl Mapped {
             )
         })
     }
+
+    /// Copies one tensor, widened to fp32, into `target`.
+    ///
+    /// # Errors
+    /// Its shape is not the span's, or its type is none of the three.
+    pub(super) fn copy(&self, name: &str, view: &TensorView<'_>, span: &Span, target: &mut [f32]) -> Result<()> {
+        let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+        if shape != span.shape {
+            return Err(ComputeError::input(
+                &self.path,
+                format!(
+                    "has `{name}` of shape {shape:?} where config.json asks for {:?}: use the config.json that belongs to it",
+                    span.shape
+                ),
+            ));
+        }
+        let kind = match view.dtype() {
+            Dtype::F32 => {
+                for (value, bytes) in target.iter_mut().zip(view.data().chunks_exact(4)) {
+                    *value = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+                }
+                return Ok(());
+            }
+            Dtype::F16 => Kind::Half,
+            Dtype::BF16 => Kind::BFloat16,
+            other => {
+                return Err(ComputeError::input(
+                    &self.path,
+                    format!("has `{name}` of type {other:?}: save the model in float32, float16 or bfloat16"),
+                ));
+            }
+        };
+        let wide = Tensor::f_from_data_size(view.data(), &[span.len as i64], kind)?.f_to_kind(Kind::Float)?;
+        target.copy_from_slice(super::as_f32(&wide));
+        Ok(())
+    }
 }
 
-/// Copies what `tensors` holds into the groups, and strikes it off `wanted`.
-fn fill(model: &mut Model, path: &Path, tensors: &SafeTensors<'_>, wanted: &mut BTreeSet<String>) -> Result<()> {
+/// Copies what `tensors` (of `mapped`) holds into the groups, and strikes it off `wanted`.
+fn fill(model: &mut Model, mapped: &Mapped, tensors: &SafeTensors<'_>, wanted: &mut BTreeSet<String>) -> Result<()> {
+    let path = &mapped.path;
     let layout = model.layout.clone();
     let names = super::layout::Names::of(model.config().family);
     let places: BTreeMap<&str, (usize, &Span)> = layout.spans().map(|(g, s)| (s.name.as_str(), (g, s))).collect();
@@ -180,36 +218,7 @@ fn fill(model: &mut Model, path: &Path, tensors: &SafeTensors<'_>, wanted: &mut 
                 ),
             ));
         };
-        let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
-        if shape != span.shape {
-            return Err(ComputeError::input(
-                path,
-                format!(
-                    "has `{name}` of shape {shape:?} where config.json asks for {:?}: use the config.json that belongs to it",
-                    span.shape
-                ),
-            ));
-        }
-        let target = &mut as_f32_mut(&mut model.flats[g])[span.range()];
-        let kind = match view.dtype() {
-            Dtype::F32 => {
-                for (value, bytes) in target.iter_mut().zip(view.data().chunks_exact(4)) {
-                    *value = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-                }
-                wanted.remove(&span.name);
-                continue;
-            }
-            Dtype::F16 => Kind::Half,
-            Dtype::BF16 => Kind::BFloat16,
-            other => {
-                return Err(ComputeError::input(
-                    path,
-                    format!("has `{name}` of type {other:?}: save the model in float32, float16 or bfloat16"),
-                ));
-            }
-        };
-        let wide = Tensor::f_from_data_size(view.data(), &[span.len as i64], kind)?.f_to_kind(Kind::Float)?;
-        target.copy_from_slice(super::as_f32(&wide));
+        mapped.copy(&name, &view, span, &mut as_f32_mut(&mut model.flats[g])[span.range()])?;
         wanted.remove(&span.name);
     }
     Ok(())

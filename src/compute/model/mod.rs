@@ -1,7 +1,8 @@
 //! A decoder with its weights: loaded, run, differentiated, saved.
 //!
 //! Parameters lie in flat fp32 groups ([`layout`]); the forward pass ([`decoder`]) sees them only as
-//! effective weights, so that a constrained matrix ([`constraint`]) is a matter of this room alone.
+//! effective weights, so that a constrained matrix ([`constraint`]) or an adapter ([`lora`]) is a matter of this
+//! room alone. [`libtorch`] trains them block by block, and lets others in between ([`translator`]).
 //! [`load`] and [`save`] read and write the Hugging Face layout and our own model directory
 //! (`docs/formats/model.md`), which keeps V.
 
@@ -11,17 +12,21 @@ pub mod constraint;
 pub mod decoder;
 pub mod init;
 pub mod layout;
+pub mod libtorch;
+pub mod lora;
 pub mod native;
 pub mod passes;
 
 mod flat;
 mod load;
+pub mod places;
 mod save;
+pub mod translator;
+mod view;
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::rc::Rc;
 
 use sha2::{Digest as _, Sha256};
 use tch::{Kind, Tensor};
@@ -29,13 +34,19 @@ use tch::{Kind, Tensor};
 pub use batch::{Batch, Mask};
 pub use config::{Activation, Family, Llama3Scaling, ModelConfig, Norm, Sizes, SlidingWindow};
 pub use constraint::{Constraint, Variant};
-pub use decoder::{Decoder, Views};
+pub use decoder::Decoder;
 pub use flat::{as_f32, as_f32_mut};
 pub use layout::{CHUNK, GroupLayout, Layout, Role, Span};
+pub use libtorch::{LibtorchPasses, Net};
+pub use lora::{Adapter, LoraSettings};
 pub use passes::{Accumulate, GrainAt, GrainSum, Hooks, NoHooks, Passes};
+pub use places::Places;
+pub use translator::{Translator, TranslatorSettings};
+pub use view::Views;
 
 use super::{ComputeError, Result};
 use crate::record::Digest;
+use view::{BlockView, Cut, HeadView, Signs};
 
 /// What goes into the decoder.
 #[derive(Debug)]
@@ -49,13 +60,13 @@ pub enum Input {
 /// A decoder with its weights.
 #[derive(Debug)]
 pub struct Model {
-    decoder: Rc<Decoder>,
+    decoder: Decoder,
     layout: Layout,
     variant: Option<Variant>,
     /// One flat fp32 tensor a group.
     flats: Vec<Tensor>,
     /// Signs of [`Constraint::SignedSoftplus`] spans, fp32, by group and span.
-    signs: Vec<BTreeMap<usize, Tensor>>,
+    signs: Vec<Signs>,
     /// Effective weights without gradients, made when first asked for.
     views: OnceCell<Views>,
 }
@@ -96,14 +107,8 @@ impl Model {
             .iter()
             .map(|g| Ok(Tensor::f_zeros([g.len as i64], (Kind::Float, tch::Device::Cpu))?))
             .collect::<Result<_>>()?;
-        let mut model = Self {
-            decoder: Rc::new(Decoder::new(config)?),
-            layout,
-            variant,
-            flats,
-            signs: Vec::new(),
-            views: OnceCell::new(),
-        };
+        let mut model =
+            Self { decoder: Decoder::new(config), layout, variant, flats, signs: Vec::new(), views: OnceCell::new() };
         model.signs.resize_with(model.layout.groups.len(), BTreeMap::new);
         Ok(model)
     }
@@ -196,7 +201,7 @@ impl Model {
     /// Another handle of the same memory.
     pub fn alias(&self) -> Self {
         Self {
-            decoder: Rc::clone(&self.decoder),
+            decoder: self.decoder.clone(),
             layout: self.layout.clone(),
             variant: self.variant,
             flats: self.flats.iter().map(Tensor::shallow_clone).collect(),
@@ -274,13 +279,16 @@ impl Model {
     /// # Errors
     /// The tensors do not have the layout's lengths.
     pub fn views_of(&self, flats: &[Tensor]) -> Result<Views> {
-        let groups = flats
-            .iter()
-            .zip(&self.layout.groups)
-            .zip(&self.signs)
-            .map(|((flat, group), signs)| decoder::effective_parts(flat, group, signs))
-            .collect::<Result<Vec<_>>>()?;
-        Views::assemble(self.config(), groups)
+        let mut groups = flats.iter().zip(&self.layout.groups).zip(&self.signs).map(|((flat, group), signs)| {
+            let cut = Cut::of(group);
+            cut.effective(&cut.pieces(flat)?, group, signs)
+        });
+        let mut next = || groups.next().unwrap_or_else(|| Err(view::too_few()));
+        let config = self.config();
+        let embed = next()?.pop().ok_or_else(view::too_few)?;
+        let blocks =
+            (0..config.num_hidden_layers).map(|_| BlockView::assemble(config, next()?)).collect::<Result<_>>()?;
+        Ok(Views { embed, blocks, head: HeadView::assemble(config, next()?)? })
     }
 
     /// Logits `[B, T, V]`, without parameter gradients.
@@ -343,8 +351,10 @@ impl Model {
             if group.spans.iter().all(|s| s.constraint == Constraint::Dense) {
                 continue;
             }
-            let parts = decoder::effective_parts(&flat.detach(), group, signs)?;
-            found.extend(group.spans.iter().zip(parts).filter(|(s, _)| s.constraint != Constraint::Dense));
+            for (i, span) in group.spans.iter().enumerate().filter(|(_, s)| s.constraint != Constraint::Dense) {
+                let v = flat.detach().f_narrow(0, span.offset as i64, span.len as i64)?;
+                found.push((span, view::effective(&v, i, span, signs)?));
+            }
         }
         Ok(found)
     }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::{Constraint, Model, as_f32, decoder};
+use super::{Model, as_f32, view};
 use crate::compute::Result;
 use crate::record::{Digest, RecordError, files};
 
@@ -155,15 +155,8 @@ pub(super) fn export_hf(model: &Model, dir: &Path, tokenizer_from: Option<&Path>
 fn effective_weight(model: &Model, g: usize, i: usize) -> Result<tch::Tensor> {
     let _guard = tch::no_grad_guard();
     let span = &model.layout.groups[g].spans[i];
-    let v = model.flats[g].detach().f_narrow(0, span.offset as i64, span.len as i64)?.f_view(&span.shape[..])?;
-    let w = match span.constraint {
-        Constraint::Dense | Constraint::FreeFromAbs => v,
-        Constraint::Softplus => v.f_softplus()?,
-        Constraint::SignedSoftplus => {
-            let signs = model.signs[g].get(&i).ok_or_else(decoder::too_few)?;
-            v.f_softplus()?.f_mul(signs)?
-        }
-    };
+    let v = model.flats[g].detach().f_narrow(0, span.offset as i64, span.len as i64)?;
+    let w = view::effective(&v, i, span, &model.signs[g])?;
     Ok(w.f_contiguous()?)
 }
 
@@ -179,15 +172,15 @@ fn copy_tokenizer(dir: &Path, from: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
-enum Data<'a> {
+pub(super) enum Data<'a> {
     F32(&'a [f32]),
     I8(&'a [f32]),
 }
 
-struct Entry<'a> {
-    name: String,
-    shape: Vec<i64>,
-    data: Data<'a>,
+pub(super) struct Entry<'a> {
+    pub(super) name: String,
+    pub(super) shape: Vec<i64>,
+    pub(super) data: Data<'a>,
 }
 
 impl Entry<'_> {
@@ -200,7 +193,7 @@ impl Entry<'_> {
 }
 
 /// Writes a safetensors file, piece by piece and atomically: header, then data by falling alignment and name.
-fn write_safetensors(path: &Path, mut entries: Vec<Entry<'_>>) -> Result<()> {
+pub(super) fn write_safetensors(path: &Path, mut entries: Vec<Entry<'_>>) -> Result<()> {
     entries.sort_by(|a, b| {
         let wide = |e: &Entry<'_>| matches!(e.data, Data::F32(_));
         wide(b).cmp(&wide(a)).then_with(|| a.name.cmp(&b.name))
