@@ -22,4 +22,6 @@ mod study;
 mod study_text;
 mod support;
 #[cfg(feature = "compute")]
+mod tokens;
+#[cfg(feature = "compute")]
 mod training;

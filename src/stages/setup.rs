@@ -31,7 +31,7 @@ const fn text(name: &'static str, preset: &'static str, help: &'static str) -> F
 /// The kind.
 pub static SPEC: Spec = Spec {
     kind: "setup",
-    version: 1,
+    version: 2,
     binary: "seedbed-setup",
     resumable: true,
     parallel: false,
@@ -63,7 +63,14 @@ pub static SPEC: Spec = Spec {
         choice("text_source", &["generated", "directory", "jsonl"], r#""generated""#, "where text comes from"),
         path("corpus_dir", "directory of plain text, read recursively"),
         path("corpus_file", "file of JSON lines"),
-        text("jsonl_field", r#""text""#, "key of the text in a JSON line"),
+        text("jsonl_field", r#""text""#, "key of the text, or of the response, in a JSON line"),
+        Field {
+            name: "jsonl_prompt_field",
+            ty: FieldType::Text,
+            preset: Preset::Absent,
+            role: Role::Semantic,
+            help: "key of the prompt in a JSON line; absent: lines are plain text",
+        },
         count("corpus_seed", 0, u32::MAX as i64, "42", "seed of generated text and of the splits"),
         count("generated_documents", 3, 1 << 30, "4000", "documents of generated text"),
         count("max_bytes", 1, 1 << 45, "1073741824", "bytes of text that are read, at most"),
@@ -97,6 +104,9 @@ fn check(params: &Value) -> Vec<String> {
             problems.push(format!("`{path}` is given, but `{source}` is \"{}\": set it to \"{value}\"", word(source)));
         }
     }
+    if params.get("jsonl_prompt_field").is_some() && word("text_source") != "jsonl" {
+        problems.push("`jsonl_prompt_field` is for `text_source` = \"jsonl\": leave it out".to_owned());
+    }
     if word("model_source") == "directory" && number("pretrain_steps") > 0 {
         problems.push(
             "`pretrain_steps` trains a random model only: set it to 0 or `model_source` to \"random\"".to_owned(),
@@ -123,17 +133,17 @@ mod task {
     use super::super::subjects::numerics;
     use super::super::{Context, StageError};
     use crate::compute::comm::Comm;
-    use crate::compute::data::text::Limits;
-    use crate::compute::data::tokens::{TokensHeader, write};
+    use crate::compute::data::text::{Fields, Limits};
+    use crate::compute::data::tokens::{TokensHeader, write, write_supervised};
     use crate::compute::data::{
-        Corpus, Course, Document, LastBatch, Packing, Samples, Special, Split, TextTokenizer, Tokens, TokensInfo,
+        Corpus, Course, Document, Item, LastBatch, Packing, Samples, Special, Split, TextTokenizer, Tokens, TokensInfo,
         TrainingGrains, ValidationGrains, generated,
     };
     use crate::compute::evaluate::{Grain, perplexity};
     use crate::compute::model::{Activation, Family, Model, ModelConfig, Sizes, set_threads};
     use crate::compute::train::{
         AdamW, Choice, Decay, Exact, Outcome, Overlap, Plan, Schedule, Settings, Shape, Strict, Surroundings, Trainee,
-        train,
+        Warmup, train,
     };
     use crate::compute::{ComputeError, LIBTORCH_VERSION};
     use crate::record::{RunRecord, files, progress};
@@ -163,6 +173,7 @@ mod task {
         pretrain_weight_decay: f64,
         text_source: String,
         jsonl_field: String,
+        jsonl_prompt_field: Option<String>,
         corpus_seed: u32,
         generated_documents: u64,
         max_bytes: u64,
@@ -247,7 +258,7 @@ mod task {
                 shape: Shape::Linear,
                 lr: params.pretrain_lr,
                 min_lr: 0.0,
-                warmup_ratio: params.pretrain_warmup_ratio,
+                warmup: Warmup::Ratio(params.pretrain_warmup_ratio),
                 steps: params.pretrain_steps,
             },
             adamw: AdamW {
@@ -369,7 +380,10 @@ mod task {
         };
         Ok(match params.text_source.as_str() {
             "directory" => Corpus::from_directory(input(context, "corpus_dir")?, limits)?,
-            "jsonl" => Corpus::from_jsonl(input(context, "corpus_file")?, &params.jsonl_field, limits)?,
+            "jsonl" => {
+                let fields = Fields { text: &params.jsonl_field, prompt: params.jsonl_prompt_field.as_deref() };
+                Corpus::from_jsonl(input(context, "corpus_file")?, fields, limits)?
+            }
             _ => {
                 let documents = generated::documents(params.corpus_seed, params.generated_documents);
                 let mut corpus = Corpus::from_documents("generated", documents, limits)?;
@@ -418,8 +432,20 @@ mod task {
             special: tokenizer.special(),
             sources: corpus.sources.clone(),
         };
-        let texts = documents.iter().map(|&i| &corpus.documents[i]);
-        write(dir, &header, texts.map(|d: &Document| tokenizer.encode(&d.text, Special::None)))
+        let encode = |text: &str| tokenizer.encode(text, Special::None);
+        let mut documents = documents.iter().map(|&i| &corpus.documents[i]).peekable();
+        if documents.peek().is_none_or(|d| d.prompt.is_none()) {
+            return write(dir, &header, documents.map(|d: &Document| encode(&d.text)));
+        }
+        // Prompt and response apart: a token that spans both would show the answer.
+        let item = |document: &Document| {
+            let (prompt, response) = document.text.split_at(document.prompt.unwrap_or(0));
+            let mut ids = encode(prompt)?;
+            let prompt = ids.len();
+            ids.extend(encode(response)?);
+            Ok(Item { ids, prompt })
+        };
+        write_supervised(dir, &header, documents.map(item))
     }
 }
 
@@ -434,5 +460,8 @@ mod tests {
         assert_eq!(check(&json!({"model_source": "directory", "text_source": "generated"})).len(), 1);
         let stray = json!({"model_source": "random", "text_source": "generated", "corpus_dir": "x"});
         assert!(check(&stray)[0].contains("set it to \"directory\""));
+        let prompts = |source: &str| json!({"text_source": source, "corpus_file": "x", "jsonl_prompt_field": "q"});
+        assert!(check(&prompts("jsonl")).is_empty());
+        assert!(check(&prompts("generated")).iter().any(|p| p.contains("jsonl_prompt_field")));
     }
 }

@@ -30,7 +30,7 @@ use Role::{Operational, Semantic};
 /// The kind.
 pub static SPEC: Spec = Spec {
     kind: "train",
-    version: 1,
+    version: 2,
     binary: "seedbed-train",
     resumable: true,
     parallel: true,
@@ -46,6 +46,7 @@ pub static SPEC: Spec = Spec {
         number("min_lr", 0.0, 10.0, "0.0", "lowest learning rate after the warmup"),
         choice("schedule", SCHEDULES, r#""linear""#, "course of the learning rate"),
         number("warmup_ratio", 0.0, 1.0, "0.1", "part of all steps that warm up"),
+        count("warmup_steps", 0, 1 << 40, Absent, Semantic, "steps of warmup, in place of warmup_ratio"),
         number("weight_decay", 0.0, 10.0, "0.01", "decoupled weight decay; norms and biases never decay"),
         switch("decay_constrained", "false", Semantic, "whether V of constrained weights decays (towards W = ln 2)"),
         number("lr_constrained_multiplier", 0.0, 1e4, "1.0", "factor on the learning rate of V"),
@@ -64,7 +65,11 @@ pub static SPEC: Spec = Spec {
         ),
         count("lanes", 1, 1 << 16, Absent, Semantic, "sums that are kept apart: a power of two; ranks must divide it"),
         count("seq_len", 1, 1 << 20, Absent, Semantic, "tokens of a sample; absent: the model's context"),
-        choice("packing", &["stream", "document"], r#""stream""#, "how documents become samples"),
+        choice("packing", PACKINGS, r#""stream""#, "how documents become samples"),
+        switch("reset_attention", "false", Semantic, "whether attention stays inside a document of a sample"),
+        switch("reset_positions", "false", Semantic, "whether positions count from each document's beginning"),
+        choice("objective", OBJECTIVES, r#""causal""#, "what is predicted: all text, or responses to prompts"),
+        choice("last_batch", LAST_BATCHES, r#""drop""#, "what becomes of an epoch's last batch that is not full"),
         count("val_interval_steps", 1, 1 << 40, Absent, Semantic, "steps between validations; absent: once an epoch"),
         count("val_samples", 1, 1 << 40, Absent, Semantic, "validation windows, at most; absent: all"),
         count(
@@ -128,8 +133,11 @@ pub static SPEC: Spec = Spec {
     check,
 };
 
-/// As `compute::train::Shape::WORDS`; a test keeps them together.
+/// As `WORDS` of `Shape`, `Packing`, `Objective` and `LastBatch` in `compute`; a test keeps them together.
 const SCHEDULES: &[&str] = &["constant", "linear", "cosine", "neox-v1", "neox-v2"];
+const PACKINGS: &[&str] = &["stream", "document", "best_fit"];
+const OBJECTIVES: &[&str] = &["causal", "response", "prefix"];
+const LAST_BATCHES: &[&str] = &["drop", "pad"];
 
 fn check(params: &Value) -> Vec<String> {
     let integer = |name: &str| params.get(name).and_then(Value::as_u64);
@@ -145,6 +153,22 @@ fn check(params: &Value) -> Vec<String> {
                     batch / grain
                 ));
             }
+        }
+    }
+    let word = |name: &str| params.get(name).and_then(Value::as_str).unwrap_or("");
+    match (word("objective"), word("packing")) {
+        ("response" | "prefix", "stream") => problems.push(
+            "`packing` = \"stream\" cuts prompts from their responses: set it to \"document\" or \"best_fit\""
+                .to_owned(),
+        ),
+        ("prefix", "best_fit") => {
+            problems.push("`objective` = \"prefix\" has one prompt a sample: set `packing` to \"document\"".to_owned())
+        }
+        _ => {}
+    }
+    if let (Some(warmup), Some(all)) = (integer("warmup_steps"), integer("max_steps")) {
+        if warmup > all {
+            problems.push(format!("`warmup_steps` = {warmup} is above `max_steps` = {all}"));
         }
     }
     if let (Some(min), Some(max)) =
@@ -177,12 +201,14 @@ mod task {
     use super::super::{Context, StageError};
     use crate::compute::checkpoint::Checkpoint;
     use crate::compute::comm::Comm;
-    use crate::compute::data::{Course, LastBatch, Packing, Samples, Split, Tokens, TrainingGrains, ValidationGrains};
+    use crate::compute::data::{
+        Course, LastBatch, Objective, Packing, Reading, Samples, Split, Tokens, TrainingGrains, ValidationGrains,
+    };
     use crate::compute::kernels::gemm::Backend;
     use crate::compute::model::{Model, Variant};
     use crate::compute::train::{
         AdamW, Choice, Decay, EngineName, Exact, Finished, Outcome, Overlap, Plan, Precision, Schedule, Settings,
-        Shape, Strict, Surroundings, Trainee, health, read_weights, train,
+        Shape, Strict, Surroundings, Trainee, Warmup, health, read_weights, train,
     };
     use crate::record::{RunRecord, files, progress};
 
@@ -194,6 +220,7 @@ mod task {
         min_lr: f64,
         schedule: String,
         warmup_ratio: f64,
+        warmup_steps: Option<u64>,
         weight_decay: f64,
         decay_constrained: bool,
         lr_constrained_multiplier: f64,
@@ -206,6 +233,10 @@ mod task {
         lanes: Option<u64>,
         seq_len: Option<u64>,
         packing: String,
+        reset_attention: bool,
+        reset_positions: bool,
+        objective: String,
+        last_batch: String,
         val_interval_steps: Option<u64>,
         val_samples: Option<u64>,
         stop_after_skips: u64,
@@ -254,22 +285,24 @@ mod task {
                 "`seq_len` = {seq_len} is longer than the model's context of {context_tokens}: lower it"
             )));
         }
-        let open = |split: Split, packing: Packing| -> Result<Samples, StageError> {
+        let open = |split: Split, reading: Reading| -> Result<Arc<Samples>, StageError> {
             let tokens = Tokens::open(&data.join(split.name()))?;
             tokens.check_model(model.config().vocab_size)?;
-            Ok(Samples::new(Arc::new(tokens), seq_len as usize, packing)?)
+            Ok(Arc::new(Samples::read(Arc::new(tokens), seq_len as usize, reading)?))
         };
-        let packing = Packing::parse(&params.packing)
-            .ok_or_else(|| StageError::Usage(format!("`packing` = {:?} is not known", params.packing)))?;
-        let (train_set, validation) = (open(Split::Train, packing)?, open(Split::Validation, Packing::Document)?);
+        let reading = reading(params)?;
+        let (train_set, validation) = (open(Split::Train, reading)?, open(Split::Validation, validated(reading))?);
+        if comm.is_first() {
+            eprintln!("{} samples of {seq_len} tokens, {:.1} % filling", train_set.len(), 100.0 * train_set.filling());
+        }
         let course = Course {
             seed: context.seed(),
             global_batch: params.global_batch,
             grain_samples: params.grain_samples,
-            last_batch: LastBatch::Drop,
+            last_batch: known("last_batch", &params.last_batch, LastBatch::parse)?,
         };
-        let grains = Arc::new(TrainingGrains::new(Arc::new(train_set), course)?);
-        let validation = ValidationGrains::new(Arc::new(validation), params.grain_samples, params.val_samples);
+        let grains = Arc::new(TrainingGrains::new(train_set, course)?);
+        let validation = ValidationGrains::new(validation, params.grain_samples, params.val_samples);
         let steps_per_epoch = grains.steps_per_epoch();
         let settings = settings(context, params, steps_per_epoch)?;
         let around = Surroundings {
@@ -308,17 +341,40 @@ mod task {
         Ok(context.need_dir(context.need_of_kind("setup")?).join("model"))
     }
 
+    /// The value of a word, which the kind's fields have checked.
+    fn known<T>(name: &str, word: &str, parse: fn(&str) -> Option<T>) -> Result<T, StageError> {
+        parse(word)
+            .ok_or_else(|| StageError::Usage(format!("`{name}` = {word:?} is not known: correct it in the study")))
+    }
+
+    fn reading(params: &Params) -> Result<Reading, StageError> {
+        Ok(Reading {
+            packing: known("packing", &params.packing, Packing::parse)?,
+            objective: known("objective", &params.objective, Objective::parse)?,
+            reset_attention: params.reset_attention,
+            reset_positions: params.reset_positions,
+        })
+    }
+
+    /// How the validation split is read for a model that is trained by `reading`: the same objective; packed where
+    /// training packs whole documents; else one document a row, so that each is judged alone.
+    fn validated(reading: Reading) -> Reading {
+        match reading.packing {
+            Packing::BestFit => reading,
+            Packing::Stream | Packing::Document => Reading { packing: Packing::Document, ..reading },
+        }
+    }
+
     fn settings(context: &Context, params: &Params, steps_per_epoch: u64) -> Result<Settings, StageError> {
         let usage = StageError::Usage;
         Ok(Settings {
             seed: context.seed(),
             plan: Plan::new(params.global_batch, params.grain_samples, params.lanes).map_err(usage)?,
             schedule: Schedule {
-                shape: Shape::parse(&params.schedule)
-                    .ok_or_else(|| StageError::Usage(format!("`schedule` = {:?} is not known", params.schedule)))?,
+                shape: known("schedule", &params.schedule, Shape::parse)?,
                 lr: params.lr,
                 min_lr: params.min_lr,
-                warmup_ratio: params.warmup_ratio,
+                warmup: params.warmup_steps.map_or(Warmup::Ratio(params.warmup_ratio), Warmup::Steps),
                 steps: params.max_steps.unwrap_or(params.epochs * steps_per_epoch),
             },
             adamw: AdamW {
@@ -424,8 +480,14 @@ mod task {
                 "grain_samples": params.grain_samples,
                 "lanes": settings.plan.lanes,
                 "warmup_ratio": params.warmup_ratio,
+                "warmup_steps": params.warmup_steps,
                 "max_grad_norm": params.max_grad_norm,
                 "schedule": params.schedule,
+                "packing": params.packing,
+                "reset_attention": params.reset_attention,
+                "reset_positions": params.reset_positions,
+                "objective": params.objective,
+                "last_batch": params.last_batch,
                 "beta1": params.beta1,
                 "beta2": params.beta2,
                 "adam_eps": params.adam_eps,
@@ -480,6 +542,7 @@ mod tests {
             (json!({"global_batch": 24, "grain_samples": 4, "lanes": 4}), "at most 2"),
             (json!({"lr": 1e-4, "min_lr": 1e-3}), "min_lr"),
             (json!({"history_file": "../x.json"}), "history_file"),
+            (json!({"warmup_steps": 101, "max_steps": 100}), "warmup_steps"),
         ] {
             let problems = check(&params);
             assert!(problems.len() == 1 && problems[0].contains(named), "{problems:?}");
@@ -488,7 +551,25 @@ mod tests {
 
     #[cfg(feature = "compute")]
     #[test]
-    fn schedules_are_those_of_the_trainer() {
-        assert_eq!(SCHEDULES, crate::compute::train::Shape::WORDS);
+    fn words_are_those_of_the_trainer() {
+        use crate::compute::data::{LastBatch, Objective, Packing, Reading};
+        use crate::compute::train::Shape;
+
+        assert_eq!(SCHEDULES, Shape::WORDS);
+        assert_eq!(PACKINGS, Packing::WORDS);
+        assert_eq!(OBJECTIVES, Objective::WORDS);
+        assert_eq!(LAST_BATCHES, LastBatch::WORDS);
+        assert!(SCHEDULES.iter().all(|w| Shape::parse(w).is_some()));
+        assert!(LAST_BATCHES.iter().all(|w| LastBatch::parse(w).is_some()));
+        for packing in PACKINGS {
+            for objective in OBJECTIVES {
+                let reading = Reading {
+                    objective: Objective::parse(objective).unwrap(),
+                    ..Reading::causal(Packing::parse(packing).unwrap())
+                };
+                let problems = check(&json!({"packing": packing, "objective": objective}));
+                assert_eq!(problems.is_empty(), reading.check().is_ok(), "{packing} {objective}: {problems:?}");
+            }
+        }
     }
 }

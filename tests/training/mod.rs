@@ -3,6 +3,7 @@
 //! The promise under test: the same cell ends with the same parameters and the same series, bit for bit,
 //! whatever happened on the way.
 
+mod data;
 mod faults;
 
 use std::collections::BTreeMap;
@@ -12,9 +13,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use seedbed::compute::data::tokens::{SpecialIds, TokensHeader, write};
-use seedbed::compute::data::{Packing, Sample, Samples, Tokens};
+use seedbed::compute::data::{Packing, Samples, Tokens};
 use seedbed::compute::model::{
-    Accumulate, Batch, Family, GrainAt, Model, ModelConfig, NoHooks, Passes, Sizes, Variant, as_f32,
+    Accumulate, Family, GrainAt, Model, ModelConfig, NoHooks, Passes, Sizes, Variant, as_f32,
 };
 use seedbed::compute::train::grain;
 use seedbed::record::{
@@ -483,17 +484,13 @@ fn operational_parameters_change_no_bit() {
     assert_eq!(changed, uninterrupted(json!({})));
 }
 
-fn batch(rows: &[Sample]) -> Batch {
-    let narrow = |ids: fn(&Sample) -> &[i64]| rows.iter().flat_map(|r| ids(r).iter().map(|&i| i as i32)).collect();
-    Batch::causal(rows.len(), rows[0].inputs.len(), narrow(|r| &r.inputs), narrow(|r| &r.targets))
-}
-
 #[test]
 fn the_gradient_of_lanes_is_the_gradient_of_the_batch() {
     let work = Workspace::new();
     let tokens = Arc::new(Tokens::open(&work.base.join("setup/data/train")).unwrap());
     let samples = Samples::new(tokens, 16, Packing::Document).unwrap();
-    let rows: Vec<_> = (0..8).map(|i| samples.sample(samples.at_position(7, i))).collect();
+    let rows: Vec<u64> = (0..8).collect();
+    let batch = |rows: &[u64]| samples.batch(rows.iter().map(|&i| Some(i)));
     let model = Model::load(&work.base.join("setup/model")).unwrap().constrained(Variant::MlpBoth).unwrap();
     let groups = model.layout().groups.len();
     let buffers = || -> Vec<tch::Tensor> {

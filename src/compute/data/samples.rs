@@ -1,36 +1,78 @@
-//! Samples of T inputs and T targets, in an order that is a function and has no state.
+//! Samples of T inputs and T targets: what a row shows, what it predicts, and where its documents begin.
 //!
-//! The position in the data is one integer: position p is sample `permutation(seed, p / n)(p % n)` of the n
-//! samples of an epoch. Nothing has to be saved to go on, and ranks need not agree on anything.
+//! Sample i is a function of the split and of a [`Reading`]. The order in which samples are read is
+//! [`super::Permutation`]'s, how they go together [`super::grains`]'.
 
 use std::sync::Arc;
 
-use crate::compute::model::Batch;
-use crate::compute::rng::{Purpose, philox4x32};
+use crate::compute::model::{Batch, Mask};
 use crate::compute::{ComputeError, Result};
 
-use super::Tokens;
+use super::packing::{self, Rows};
+use super::{Packing, Tokens};
 
 /// Target that carries no label.
 pub const IGNORED: i64 = -100;
 
-/// How documents become rows.
+/// What is predicted, and what a prediction may look at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Packing {
-    /// The documents, each ended by its end-of-text id, as one stream that is cut every T tokens.
-    Stream,
-    /// Windows of one document each, the last one filled up with ids that carry no label.
-    Document,
+pub enum Objective {
+    /// Every token from those before it.
+    Causal,
+    /// Every token of a response, from those before it.
+    Response,
+    /// Every token of a response, from those before it; the tokens of a prompt see each other.
+    Prefix,
 }
 
-impl Packing {
-    /// The word in a study file.
+impl Objective {
+    /// Words in a study.
+    pub const WORDS: &'static [&'static str] = &["causal", "response", "prefix"];
+
+    /// By its word in a study.
     pub fn parse(word: &str) -> Option<Self> {
         match word {
-            "stream" => Some(Self::Stream),
-            "document" => Some(Self::Document),
+            "causal" => Some(Self::Causal),
+            "response" => Some(Self::Response),
+            "prefix" => Some(Self::Prefix),
             _ => None,
         }
+    }
+}
+
+/// How a split is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reading {
+    /// How documents become rows.
+    pub packing: Packing,
+    /// What is predicted.
+    pub objective: Objective,
+    /// Whether attention stays inside a document.
+    pub reset_attention: bool,
+    /// Whether positions count from each document's beginning.
+    pub reset_positions: bool,
+}
+
+impl Reading {
+    /// Every token predicted from all before it in its row.
+    pub fn causal(packing: Packing) -> Self {
+        Self { packing, objective: Objective::Causal, reset_attention: false, reset_positions: false }
+    }
+
+    /// Refuses what cannot be read.
+    ///
+    /// # Errors
+    /// What does not go together, as a fragment that names the keys of a study.
+    pub fn check(&self) -> std::result::Result<(), String> {
+        let prompts = self.objective != Objective::Causal;
+        if prompts && self.packing == Packing::Stream {
+            // A row that begins inside an item would show a response without its prompt.
+            return Err("`packing` = \"stream\" cuts prompts from their responses: use \"document\" or, for `objective` = \"response\", \"best_fit\"".to_owned());
+        }
+        if self.objective == Objective::Prefix && self.packing == Packing::BestFit {
+            return Err("`objective` = \"prefix\" has one prompt a row: use `packing` = \"document\"".to_owned());
+        }
+        Ok(())
     }
 }
 
@@ -41,10 +83,25 @@ pub struct Sample {
     pub inputs: Vec<i64>,
     /// T targets: the id that follows, or [`IGNORED`].
     pub targets: Vec<i64>,
-    /// T segment numbers: which document of the row a position belongs to, from 0.
+    /// T segment numbers: which document of the row a position belongs to, from 0. Filling is one more.
     pub segments: Vec<i64>,
-    /// Position of the first input in `tokens.bin`.
-    pub start: u64,
+    /// Where each input stands in `tokens.bin`, and its target behind it; of filling, the number of tokens.
+    pub origins: Vec<u64>,
+}
+
+/// One row, in the types of a [`Batch`]. Every row has all of this, whether its reading needs it or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Row {
+    ids: Vec<i32>,
+    targets: Vec<i32>,
+    segments: Vec<i32>,
+    /// Positions within the segments.
+    positions: Vec<i32>,
+    /// Inputs that the first piece's prompt has.
+    prompt_len: usize,
+    /// Inputs that are no filling.
+    filled: usize,
+    origins: Vec<u64>,
 }
 
 /// The samples of a split.
@@ -52,33 +109,43 @@ pub struct Sample {
 pub struct Samples {
     tokens: Arc<Tokens>,
     seq_len: usize,
-    packing: Packing,
-    /// First input of every window, for [`Packing::Document`].
-    windows: Vec<(u64, u64)>,
+    reading: Reading,
+    /// Absent for a stream.
+    rows: Option<Rows>,
 }
 
 impl Samples {
+    /// Samples of `seq_len` inputs, every token predicted from all before it in its row.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn new(tokens: Arc<Tokens>, seq_len: usize, packing: Packing) -> Result<Self> {
+        Self::read(tokens, seq_len, Reading::causal(packing))
+    }
+
     /// Samples of `seq_len` inputs.
     ///
     /// # Errors
-    /// `seq_len` is 0, or the split does not hold one sample.
-    pub fn new(tokens: Arc<Tokens>, seq_len: usize, packing: Packing) -> Result<Self> {
+    /// `seq_len` is 0, the reading cannot be, it wants prompts and there are none, or the split does not hold
+    /// one sample.
+    pub fn read(tokens: Arc<Tokens>, seq_len: usize, reading: Reading) -> Result<Self> {
         if seq_len == 0 {
             return Err(ComputeError::Config("the sequence length is 0: set `seq_len` to at least 1".to_owned()));
         }
-        let mut windows = Vec::new();
-        if packing == Packing::Document {
-            for i in 0..tokens.documents() {
-                let range = tokens.document(i);
-                // A document of one id (its end) predicts nothing.
-                let mut start = range.start;
-                while start + 1 < range.end {
-                    windows.push((start, range.end));
-                    start += seq_len as u64;
-                }
-            }
+        reading.check().map_err(ComputeError::Config)?;
+        if reading.objective != Objective::Causal && !tokens.has_prompts() {
+            return Err(ComputeError::Config(format!(
+                "the {} split has no prompts: set `jsonl_prompt_field` in the setup stage, or `objective` = \"causal\"",
+                tokens.info().split
+            )));
         }
-        let samples = Self { tokens, seq_len, packing, windows };
+        let labelled = |document| if reading.objective == Objective::Causal { 0 } else { tokens.prompt(document) };
+        let rows = match reading.packing {
+            Packing::Stream => None,
+            Packing::Document => Some(Rows::of_documents(&tokens, seq_len, labelled)),
+            Packing::BestFit => Some(Rows::of_documents(&tokens, seq_len, labelled).packed(&tokens, seq_len)),
+        };
+        let samples = Self { tokens, seq_len, reading, rows };
         if samples.is_empty() {
             return Err(ComputeError::Config(format!(
                 "the {} split holds {} tokens, fewer than one sample of {}: give it more text or lower `seq_len`",
@@ -92,9 +159,9 @@ impl Samples {
 
     /// Samples in one epoch.
     pub fn len(&self) -> u64 {
-        match self.packing {
-            Packing::Stream => (self.tokens.len().saturating_sub(1)) / self.seq_len as u64,
-            Packing::Document => self.windows.len() as u64,
+        match &self.rows {
+            None => (self.tokens.len().saturating_sub(1)) / self.seq_len as u64,
+            Some(rows) => rows.len(),
         }
     }
 
@@ -124,195 +191,144 @@ impl Samples {
         self.seq_len
     }
 
+    /// How the split is read.
+    pub fn reading(&self) -> Reading {
+        self.reading
+    }
+
     /// The split they are cut from.
     pub fn tokens(&self) -> &Tokens {
         &self.tokens
     }
 
-    /// Sample `i` in file order; beyond the last it holds no label.
-    pub fn sample(&self, i: u64) -> Sample {
-        let t = self.seq_len;
-        let (start, end) = match self.packing {
-            Packing::Stream => (i * t as u64, self.tokens.len()),
-            Packing::Document => {
-                self.windows.get(i as usize).copied().unwrap_or((self.tokens.len(), self.tokens.len()))
-            }
-        };
-        let ids = self.tokens.ids(start..(start + t as u64 + 1).min(end));
-        let special = self.tokens.info().special;
-        let mut inputs = vec![i64::from(special.filler()); t];
-        let mut targets = vec![IGNORED; t];
-        let mut segments = vec![0; t];
-        let mut segment = 0;
-        for k in 0..t {
-            segments[k] = segment;
-            if let Some(&id) = ids.get(k) {
-                inputs[k] = i64::from(id);
-                segment += i64::from(id == special.eos);
-            }
-            if let Some(&next) = ids.get(k + 1) {
-                targets[k] = i64::from(next);
-            }
-        }
-        Sample { inputs, targets, segments, start }
+    /// Part of the positions of an epoch that is filling, 0 to 1.
+    pub fn filling(&self) -> f64 {
+        let Some(rows) = &self.rows else { return 0.0 };
+        let pieces = (0..rows.len()).flat_map(|i| rows.row(i));
+        let filled: u64 = pieces.map(|p| packing::piece_len(&self.tokens, p, self.seq_len) as u64).sum();
+        1.0 - filled as f64 / (rows.len() * self.seq_len as u64) as f64
     }
 
-    /// Some rows as a model sees them; a row that is `None` holds no label.
+    /// Sample `i` in file order; beyond the last it holds no label.
+    pub fn sample(&self, i: u64) -> Sample {
+        let row = self.row(i);
+        let wide = |narrow: Vec<i32>| narrow.into_iter().map(i64::from).collect();
+        Sample { inputs: wide(row.ids), targets: wide(row.targets), segments: wide(row.segments), origins: row.origins }
+    }
+
+    /// Some rows as a model sees them; a row that is `None` is filling, and holds no label.
+    ///
+    /// What a causal mask over a whole row does anyway is left out, so that a model can take its fastest path:
+    /// `segments` and `positions` are there where they are reset within rows. Filling lies behind everything
+    /// that is predicted, where neither a causal nor a prefix mask looks, so `key_lens` is absent.
     pub fn batch(&self, rows: impl IntoIterator<Item = Option<u64>>) -> Batch {
-        let mut batch = Batch::causal(0, self.seq_len, Vec::new(), Vec::new());
+        let within = self.reading.packing != Packing::Document;
+        let wanted = |reset: bool| (within && reset).then(Vec::new);
+        let prefix = self.reading.objective == Objective::Prefix;
+        let mut batch = Batch {
+            mask: if prefix { Mask::Prefix } else { Mask::Causal },
+            segments: wanted(self.reading.reset_attention),
+            positions: wanted(self.reading.reset_positions),
+            prompt_lens: prefix.then(Vec::new),
+            ..Batch::causal(0, self.seq_len, Vec::new(), Vec::new())
+        };
         for row in rows {
+            let row = row.map_or_else(|| self.blank(), |i| self.row(i));
             batch.rows += 1;
-            // Beyond every sample there is none.
-            let sample = self.sample(row.unwrap_or(self.tokens.len()));
-            // Ids are below the vocabulary, which an embedding's size bounds far below 2^31.
-            batch.ids.extend(sample.inputs.iter().map(|&id| id as i32));
-            batch.targets.extend(sample.targets.iter().map(|&id| id as i32));
+            batch.ids.extend_from_slice(&row.ids);
+            batch.targets.extend_from_slice(&row.targets);
+            if let Some(segments) = &mut batch.segments {
+                segments.extend_from_slice(&row.segments);
+            }
+            if let Some(positions) = &mut batch.positions {
+                positions.extend_from_slice(&row.positions);
+            }
+            if let Some(prompt_lens) = &mut batch.prompt_lens {
+                // At most T, which a model's context bounds far below 2^31.
+                prompt_lens.push(row.prompt_len as i32);
+            }
         }
         batch
     }
 
-    /// Sample number of position `position` of training with `seed`.
-    pub fn at_position(&self, seed: u32, position: u64) -> u64 {
-        let n = self.len();
-        // An epoch number beyond 2^32 would need more positions than any run has.
-        Permutation::new(n, seed, (position / n) as u32).at(position % n)
-    }
-}
-
-/// A permutation of `0..n` that is computed where it is asked: a Feistel network of six rounds over the next
-/// power of four, walked until it falls below n.
-#[derive(Debug, Clone, Copy)]
-pub struct Permutation {
-    n: u64,
-    half_bits: u32,
-    seed: u32,
-    epoch: u32,
-}
-
-impl Permutation {
-    /// The order of `n` samples in one epoch.
-    pub fn new(n: u64, seed: u32, epoch: u32) -> Self {
-        let bits = 64 - n.saturating_sub(1).leading_zeros();
-        Self { n, half_bits: bits.div_ceil(2).max(1), seed, epoch }
-    }
-
-    /// Where `i` goes; `i` itself if it is not below n.
-    pub fn at(&self, i: u64) -> u64 {
-        if i >= self.n {
-            return i;
+    /// A row of filling.
+    fn blank(&self) -> Row {
+        let t = self.seq_len;
+        Row {
+            // Ids are below the vocabulary, which an embedding's size bounds far below 2^31.
+            ids: vec![self.tokens.info().special.filler() as i32; t],
+            targets: vec![IGNORED as i32; t],
+            segments: vec![0; t],
+            positions: (0..t as i32).collect(),
+            prompt_len: 0,
+            filled: 0,
+            origins: vec![self.tokens.len(); t],
         }
-        let mut x = i;
-        loop {
-            x = self.encrypt(x);
-            // At most three of four values lie at or above n, so the walk is short; it always comes back.
-            if x < self.n {
-                return x;
+    }
+
+    fn row(&self, i: u64) -> Row {
+        let mut row = self.blank();
+        match &self.rows {
+            None => self.fill_from_stream(&mut row, i.saturating_mul(self.seq_len as u64)),
+            Some(rows) => self.fill_with_pieces(&mut row, rows.row(i)),
+        }
+        if row.filled > 0 {
+            let last = row.segments[row.filled - 1];
+            row.segments[row.filled..].fill(last + 1);
+            row.positions[row.filled..].iter_mut().zip(0..).for_each(|(position, k)| *position = k);
+        }
+        row
+    }
+
+    /// The tokens from `start` on, each predicted by the one before it, over the ends of documents.
+    fn fill_from_stream(&self, row: &mut Row, start: u64) {
+        let t = self.seq_len;
+        let ids = self.tokens.ids(start..start.saturating_add(t as u64 + 1));
+        row.filled = ids.len().min(t);
+        if row.filled == 0 {
+            return;
+        }
+        for (target, &id) in row.targets.iter_mut().zip(&ids[1..]) {
+            *target = id as i32;
+        }
+        let mut document = self.tokens.document_of(start);
+        let (mut segment, mut position) = (0, 0);
+        for (k, &id) in ids[..row.filled].iter().enumerate() {
+            if start + k as u64 >= self.tokens.document(document).end {
+                (document, segment, position) = (document + 1, segment + 1, 0);
+            }
+            (row.ids[k], row.segments[k], row.positions[k]) = (id as i32, segment, position);
+            row.origins[k] = start + k as u64;
+            position += 1;
+        }
+    }
+
+    /// Piece after piece, nothing predicted over the end of one.
+    fn fill_with_pieces(&self, row: &mut Row, pieces: &[packing::Piece]) {
+        for (segment, piece) in (0..).zip(pieces) {
+            let document = self.tokens.document(piece.document);
+            let (start, len) = (document.start + piece.offset, packing::piece_len(&self.tokens, piece, self.seq_len));
+            let prompt = self.tokens.prompt(piece.document);
+            let labelled = if self.reading.objective == Objective::Causal { 0 } else { prompt };
+            let ids = self.tokens.ids(start..(start + len as u64 + 1).min(document.end));
+            if segment == 0 {
+                row.prompt_len = prompt.saturating_sub(piece.offset).min(len as u64) as usize;
+            }
+            let first = row.filled;
+            row.filled += len;
+            for k in 0..len {
+                let at = first + k;
+                (row.ids[at], row.segments[at], row.positions[at]) = (ids[k] as i32, segment, k as i32);
+                row.origins[at] = start + k as u64;
+                if piece.offset + k as u64 + 1 >= labelled
+                    && let Some(&next) = ids.get(k + 1)
+                {
+                    row.targets[at] = next as i32;
+                }
             }
         }
-    }
-
-    fn encrypt(&self, x: u64) -> u64 {
-        let mask = (1u64 << self.half_bits) - 1;
-        let (mut left, mut right) = (x >> self.half_bits, x & mask);
-        for round in 0..6 {
-            let counter = [right as u32, round, self.epoch, 0];
-            let word = u64::from(philox4x32(counter, [self.seed, Purpose::Order as u32])[0]);
-            (left, right) = (right, left ^ (word & mask));
-        }
-        left << self.half_bits | right
     }
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-    use crate::compute::data::tokens::{SpecialIds, TokensHeader, write};
-    use crate::record::Digest;
-    use proptest::prelude::*;
-
-    pub(crate) fn tokens(documents: Vec<Vec<u32>>) -> (tempfile::TempDir, Arc<Tokens>) {
-        let dir = tempfile::tempdir().unwrap();
-        let header = TokensHeader {
-            split: "train".into(),
-            vocab_size: 100,
-            tokenizer: Digest::of_bytes(b"t"),
-            special: SpecialIds { eos: 0, bos: None, pad: Some(1) },
-            sources: Vec::new(),
-        };
-        write(dir.path(), &header, documents.into_iter().map(Ok)).unwrap();
-        let tokens = Arc::new(Tokens::open(dir.path()).unwrap());
-        (dir, tokens)
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-        #[test]
-        fn a_permutation_reaches_everything_once(n in 1u64..3000, seed: u32, epoch in 0u32..9) {
-            let order = Permutation::new(n, seed, epoch);
-            let mut seen = vec![false; n as usize];
-            for i in 0..n {
-                let j = order.at(i) as usize;
-                prop_assert!(!seen[j]);
-                seen[j] = true;
-            }
-        }
-    }
-
-    #[test]
-    fn orders_differ_between_epochs_and_seeds_and_are_mixed() {
-        let n = 1000;
-        let order = |seed, epoch| -> Vec<u64> { (0..n).map(|i| Permutation::new(n, seed, epoch).at(i)).collect() };
-        assert_ne!(order(42, 0), order(42, 1));
-        assert_ne!(order(42, 0), order(43, 0));
-        // A random order keeps about one neighbour pair in n; a weak one keeps many.
-        let kept = order(42, 0).windows(2).filter(|w| w[1] == w[0] + 1).count();
-        assert!(kept < 10, "{kept}");
-    }
-
-    #[test]
-    fn stream_rows_overlap_by_their_context_only() {
-        let (_dir, tokens) = tokens(vec![vec![10, 11, 12], vec![20, 21], vec![30]]);
-        // 10 11 12 0 20 21 0 30 0
-        let samples = Samples::new(tokens, 4, Packing::Stream).unwrap();
-        assert_eq!(samples.len(), 2);
-        let (a, b) = (samples.sample(0), samples.sample(1));
-        assert_eq!((a.inputs, a.targets), (vec![10, 11, 12, 0], vec![11, 12, 0, 20]));
-        assert_eq!((b.inputs, b.targets), (vec![20, 21, 0, 30], vec![21, 0, 30, 0]));
-        assert_eq!(b.segments, [0, 0, 0, 1]);
-        assert_eq!(b.start, 4);
-    }
-
-    #[test]
-    fn document_rows_never_mix_and_their_filling_has_no_label() {
-        let (_dir, tokens) = tokens(vec![vec![10, 11, 12], vec![], vec![30]]);
-        // 10 11 12 0 | 0 | 30 0
-        let samples = Samples::new(tokens, 2, Packing::Document).unwrap();
-        assert_eq!(samples.len(), 3);
-        let rows: Vec<_> = (0..3).map(|i| samples.sample(i)).map(|s| (s.inputs, s.targets)).collect();
-        assert_eq!(rows[0], (vec![10, 11], vec![11, 12]));
-        assert_eq!(rows[1], (vec![12, 0], vec![0, IGNORED]));
-        assert_eq!(rows[2], (vec![30, 0], vec![0, IGNORED]));
-    }
-
-    #[test]
-    fn every_position_of_an_epoch_is_a_sample_once() {
-        let (_dir, tokens) = tokens(vec![(2..90).collect()]);
-        let samples = Samples::new(tokens, 4, Packing::Stream).unwrap();
-        let n = samples.len();
-        for epoch in 0..3 {
-            let mut drawn: Vec<u64> = (0..n).map(|i| samples.at_position(7, epoch * n + i)).collect();
-            drawn.sort_unstable();
-            assert_eq!(drawn, (0..n).collect::<Vec<_>>());
-        }
-    }
-
-    #[test]
-    fn too_little_text_is_one_clear_message() {
-        let (_dir, tokens) = tokens(vec![vec![5, 6, 7]]);
-        let error = Samples::new(tokens.clone(), 64, Packing::Stream).unwrap_err().to_string();
-        assert!(error.contains("fewer than one sample of 65"), "{error}");
-        let samples = Samples::new(tokens, 1, Packing::Stream).unwrap();
-        let error = samples.check_batch(24).unwrap_err().to_string();
-        assert!(error.contains("fewer than one batch of 24"), "{error}");
-    }
-}
+pub(crate) mod tests;

@@ -22,6 +22,24 @@ pub struct Document {
     pub name: String,
     /// The text, never empty.
     pub text: String,
+    /// Bytes of the text that are a prompt, which its end answers; absent for plain text.
+    pub prompt: Option<usize>,
+}
+
+impl Document {
+    /// A text without a prompt.
+    pub fn plain(name: String, text: String) -> Self {
+        Self { name, text, prompt: None }
+    }
+}
+
+/// Keys of a JSON line.
+#[derive(Debug, Clone, Copy)]
+pub struct Fields<'a> {
+    /// Of the text, or of the response.
+    pub text: &'a str,
+    /// Of the prompt, where lines have one.
+    pub prompt: Option<&'a str>,
 }
 
 /// Documents, and what happened while they were read.
@@ -118,11 +136,12 @@ impl Corpus {
         })
     }
 
-    /// One document from each line of a JSON-lines file.
+    /// One document from each line of a JSON-lines file: a text, or a prompt and the response to it, which are
+    /// kept to the byte.
     ///
     /// # Errors
-    /// The file cannot be read, a line is no JSON object with a text under `field`, or nothing is left.
-    pub fn from_jsonl(path: &Path, field: &str, limits: Limits) -> Result<Self> {
+    /// The file cannot be read, a line is no JSON object with texts under `fields`, or nothing is left.
+    pub fn from_jsonl(path: &Path, fields: Fields<'_>, limits: Limits) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(RecordError::io("read", path))?;
         let mut reader = Reader::new(limits);
         let Some(text) = reader.decode(&bytes) else {
@@ -135,13 +154,20 @@ impl Corpus {
             let value: Value = serde_json::from_str(line).map_err(|e| {
                 ComputeError::input(path, format!("line {} is no JSON ({e}): correct or remove that line", i + 1))
             })?;
-            let Some(text) = value.get(field).and_then(Value::as_str) else {
-                return Err(ComputeError::input(
-                    path,
-                    format!("line {} has no text under {field:?}: set `jsonl_field` to the key that holds it", i + 1),
-                ));
+            let text = |field: &str, key: &str| {
+                value.get(field).and_then(Value::as_str).ok_or_else(|| {
+                    let line = i + 1;
+                    let reason =
+                        format!("line {line} has no text under {field:?}: set `{key}` to the key that holds it");
+                    ComputeError::input(path, reason)
+                })
             };
-            reader.push(format!("line {}", i + 1), text);
+            let name = format!("line {}", i + 1);
+            let body = text(fields.text, "jsonl_field")?;
+            match fields.prompt {
+                None => reader.push(name, body),
+                Some(field) => reader.push_answered(name, text(field, "jsonl_prompt_field")?, body),
+            }
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         reader.corpus.sources.push(SourceDigest { name, bytes: bytes.len() as u64, digest: Digest::of_bytes(&bytes) });
@@ -271,12 +297,21 @@ impl Reader {
     }
 
     fn push(&mut self, name: String, text: &str) {
-        let text = text.trim();
-        if text.is_empty() {
+        self.keep(Document::plain(name, text.trim().to_owned()));
+    }
+
+    /// A response that is blank is no document; nothing is trimmed, for a space may belong to the first token.
+    fn push_answered(&mut self, name: String, prompt: &str, response: &str) {
+        let text = if response.trim().is_empty() { String::new() } else { format!("{prompt}{response}") };
+        self.keep(Document { name, text, prompt: Some(prompt.len()) });
+    }
+
+    fn keep(&mut self, document: Document) {
+        if document.text.is_empty() {
             self.corpus.refused += 1;
-        } else if self.seen.insert(Digest::of_bytes(text.as_bytes())) {
-            self.bytes += text.len() as u64;
-            self.corpus.documents.push(Document { name, text: text.to_owned() });
+        } else if self.seen.insert(Digest::of_bytes(document.text.as_bytes())) {
+            self.bytes += document.text.len() as u64;
+            self.corpus.documents.push(document);
         } else {
             self.corpus.duplicates += 1;
         }
@@ -313,6 +348,7 @@ fn cut(text: &str, limit: usize) -> Vec<&str> {
 mod tests {
     use super::*;
 
+    const TEXT: Fields<'_> = Fields { text: "text", prompt: None };
     const LIMITS: Limits = Limits { max_bytes: 1 << 20, max_documents: 1000, max_document_bytes: 100 };
 
     #[test]
@@ -353,13 +389,34 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c.jsonl");
         std::fs::write(&path, "{\"text\": \"one\"}\n\n{\"text\": \"two\\nlines\"}\n").unwrap();
-        let corpus = Corpus::from_jsonl(&path, "text", LIMITS).unwrap();
+        let corpus = Corpus::from_jsonl(&path, TEXT, LIMITS).unwrap();
         assert_eq!(corpus.documents.len(), 2);
         assert_eq!(corpus.documents[1].text, "two\nlines");
-        let error = Corpus::from_jsonl(&path, "body", LIMITS).unwrap_err().to_string();
+        let body = Fields { text: "body", ..TEXT };
+        let error = Corpus::from_jsonl(&path, body, LIMITS).unwrap_err().to_string();
         assert!(error.contains("line 1") && error.contains("jsonl_field"), "{error}");
         std::fs::write(&path, "{\"text\": \"one\"}\n{\"te").unwrap();
-        assert!(Corpus::from_jsonl(&path, "text", LIMITS).unwrap_err().to_string().contains("line 2"));
+        assert!(Corpus::from_jsonl(&path, TEXT, LIMITS).unwrap_err().to_string().contains("line 2"));
+    }
+
+    #[test]
+    fn prompts_and_responses_are_kept_to_the_byte() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.jsonl");
+        let lines = [
+            r#"{"q": "2 + 2 = ", "text": "4\n"}"#,
+            r#"{"q": "2 + 2 =", "text": " 4\n"}"#,
+            r#"{"q": "no answer", "text": "  "}"#,
+            r#"{"q": "", "text": "é"}"#,
+        ];
+        std::fs::write(&path, lines.join("\n")).unwrap();
+        let fields = Fields { text: "text", prompt: Some("q") };
+        let corpus = Corpus::from_jsonl(&path, fields, LIMITS).unwrap();
+        let found: Vec<_> = corpus.documents.iter().map(|d| (d.text.as_str(), d.prompt)).collect();
+        assert_eq!(found, [("2 + 2 = 4\n", Some(8)), ("é", Some(0))]);
+        assert_eq!((corpus.duplicates, corpus.refused), (1, 1), "the same text cut elsewhere is the same text");
+        let error = Corpus::from_jsonl(&path, Fields { prompt: Some("question"), ..fields }, LIMITS).unwrap_err();
+        assert!(error.to_string().contains("jsonl_prompt_field"), "{error}");
     }
 
     #[test]
@@ -373,7 +430,7 @@ mod tests {
 
     #[test]
     fn splits_are_disjoint_complete_and_depend_on_the_seed() {
-        let documents = (0..100).map(|i| Document { name: i.to_string(), text: format!("text {i}") });
+        let documents = (0..100).map(|i| Document::plain(i.to_string(), format!("text {i}")));
         let corpus = Corpus::from_documents("numbers", documents, LIMITS).unwrap();
         let parts = corpus.split(1, 0.1, 0.05).unwrap();
         assert_eq!(parts.each_ref().map(Vec::len), [85, 10, 5]);
@@ -386,7 +443,7 @@ mod tests {
 
     #[test]
     fn limits_stop_the_reading() {
-        let documents = (0..100).map(|i| Document { name: i.to_string(), text: format!("text {i}") });
+        let documents = (0..100).map(|i| Document::plain(i.to_string(), format!("text {i}")));
         let limits = Limits { max_documents: 7, ..LIMITS };
         let corpus = Corpus::from_documents("numbers", documents, limits).unwrap();
         assert_eq!(corpus.documents.len(), 7);

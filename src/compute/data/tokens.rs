@@ -3,7 +3,9 @@
 //! `tokens.bin` holds ids as u16 or u32, little-endian, document after document, each ended by the
 //! end-of-text id. `docs.idx` holds the u64 offsets, in tokens, at which documents start, and one more for
 //! the end. `tokens.json` is written last and says everything else; what it does not promise is never read.
-//! Opening checks version, sizes, offsets and both digests, so a damaged file is refused by name.
+//! Opening checks version, sizes, offsets, ids and all digests, so a damaged file is refused by name.
+//!
+//! Supervised items have a `prompts.idx` beside them: how many of each document's first ids are its prompt.
 
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -15,8 +17,8 @@ use sha2::{Digest as _, Sha256};
 use crate::compute::{ComputeError, Result};
 use crate::record::{Digest, RecordError, files};
 
-/// Format version of `tokens.json`.
-pub const TOKENS_VERSION: u32 = 1;
+/// Format version of `tokens.json`. Version 1 knew no prompts and had no digest of itself; it is read.
+pub const TOKENS_VERSION: u32 = 2;
 
 /// Ids with a meaning of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,6 +87,20 @@ pub struct TokensInfo {
     pub tokens_digest: Digest,
     /// SHA-256 of `docs.idx`.
     pub docs_digest: Digest,
+    /// SHA-256 of `prompts.idx`, where documents have prompts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompts_digest: Option<Digest>,
+    /// SHA-256 of everything else in this file, as canonical JSON; absent in version 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
+}
+
+impl TokensInfo {
+    /// What [`Self::digest`] must be.
+    fn own_digest(&self) -> Digest {
+        // Texts, numbers and lists of them always serialize.
+        Digest::of_json(&serde_json::to_value(Self { digest: None, ..self.clone() }).unwrap_or_default())
+    }
 }
 
 /// What a writer must be told.
@@ -102,6 +118,15 @@ pub struct TokensHeader {
     pub sources: Vec<SourceDigest>,
 }
 
+/// A document with a prompt: the first `prompt` ids ask, the others and the end of the text answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    /// Prompt and response, without an end-of-text id.
+    pub ids: Vec<u32>,
+    /// Ids of the prompt; at most all.
+    pub prompt: usize,
+}
+
 /// Writes documents of ids (without their end-of-text id, which is added here) into `dir`.
 ///
 /// # Errors
@@ -112,8 +137,37 @@ pub fn write(
     header: &TokensHeader,
     documents: impl IntoIterator<Item = Result<Vec<u32>>>,
 ) -> Result<TokensInfo> {
+    let plain = documents.into_iter().map(|ids| ids.map(|ids| Item { ids, prompt: 0 }));
+    write_items(dir, header, plain, Prompts::Absent)
+}
+
+/// Writes supervised items as [`write`] does documents, and `prompts.idx` beside them.
+///
+/// # Errors
+/// As [`write`]; a prompt is longer than its item.
+pub fn write_supervised(
+    dir: &Path,
+    header: &TokensHeader,
+    items: impl IntoIterator<Item = Result<Item>>,
+) -> Result<TokensInfo> {
+    write_items(dir, header, items, Prompts::Stored)
+}
+
+#[derive(PartialEq)]
+enum Prompts {
+    Absent,
+    Stored,
+}
+
+fn write_items(
+    dir: &Path,
+    header: &TokensHeader,
+    items: impl IntoIterator<Item = Result<Item>>,
+    stored: Prompts,
+) -> Result<TokensInfo> {
     let wide = header.vocab_size > 1 << 16;
     let mut offsets: Vec<u64> = vec![0];
+    let mut prompts: Vec<u8> = Vec::new();
     let mut hasher = Sha256::new();
     let mut failure: Option<ComputeError> = None;
     let mut total = 0u64;
@@ -121,14 +175,25 @@ pub fn write(
     let written = files::write_atomic_with(&bin, |file| {
         let mut out = BufWriter::new(file);
         let mut bytes = Vec::new();
-        for document in documents {
-            let ids = match document {
-                Ok(ids) => ids,
+        for item in items {
+            let Item { ids, prompt } = match item {
+                Ok(item) => item,
                 Err(e) => {
                     failure = Some(e);
                     return Err(std::io::Error::other("a document could not be read"));
                 }
             };
+            match u32::try_from(prompt) {
+                Ok(n) if prompt <= ids.len() => prompts.extend_from_slice(&n.to_le_bytes()),
+                _ => {
+                    failure = Some(ComputeError::Config(format!(
+                        "document {} has {} ids and a prompt of {prompt}: give it a prompt that is its beginning",
+                        offsets.len() - 1,
+                        ids.len()
+                    )));
+                    return Err(std::io::Error::other("a prompt is too long"));
+                }
+            }
             bytes.clear();
             for id in ids.iter().copied().chain([header.special.eos]) {
                 if id >= header.vocab_size {
@@ -161,7 +226,10 @@ pub fn write(
     }
     let index: Vec<u8> = offsets.iter().flat_map(|o| o.to_le_bytes()).collect();
     files::write_atomic(&dir.join("docs.idx"), &index)?;
-    let info = TokensInfo {
+    if stored == Prompts::Stored {
+        files::write_atomic(&dir.join("prompts.idx"), &prompts)?;
+    }
+    let mut info = TokensInfo {
         version: TOKENS_VERSION,
         split: header.split.clone(),
         dtype: if wide { "u32" } else { "u16" }.to_owned(),
@@ -173,7 +241,10 @@ pub fn write(
         sources: header.sources.clone(),
         tokens_digest: Digest::finish(hasher),
         docs_digest: Digest::of_bytes(&index),
+        prompts_digest: (stored == Prompts::Stored).then(|| Digest::of_bytes(&prompts)),
+        digest: None,
     };
+    info.digest = Some(info.own_digest());
     files::write_json(&dir.join("tokens.json"), &info)?;
     Ok(info)
 }
@@ -184,12 +255,14 @@ pub struct Tokens {
     dir: PathBuf,
     info: TokensInfo,
     offsets: Vec<u64>,
+    /// Ids of each document's prompt, where they have one.
+    prompts: Option<Vec<u32>>,
     map: Mmap,
     wide: bool,
 }
 
 impl Tokens {
-    /// Opens `dir` and checks everything: version, type, sizes, offsets, digests.
+    /// Opens `dir` and checks everything: version, type, sizes, offsets, digests, ids.
     ///
     /// # Errors
     /// A file is not there, is newer, or is not what `tokens.json` says.
@@ -204,6 +277,15 @@ impl Tokens {
             return Err(RecordError::Newer { path, found: found.version, known: TOKENS_VERSION }.into());
         }
         let info: TokensInfo = files::read_json(&path)?;
+        if info.version == 0 || (info.version > 1 && info.digest.is_none()) {
+            return Err(damaged(&path, format!("it says version {} and is not like one", info.version)));
+        }
+        if info.digest.as_ref().is_some_and(|digest| *digest != info.own_digest()) {
+            return Err(damaged(&path, "its content does not have the digest that it says".to_owned()));
+        }
+        if info.special.all().iter().any(|&id| id >= info.vocab_size) {
+            return Err(damaged(&path, format!("a special id is not below its {} ids", info.vocab_size)));
+        }
         let wide = match info.dtype.as_str() {
             "u16" => false,
             "u32" => true,
@@ -228,6 +310,10 @@ impl Tokens {
         if !ordered {
             return Err(damaged(&docs, "its offsets are not increasing from 0 to the number of tokens".to_owned()));
         }
+        let prompts = match &info.prompts_digest {
+            Some(digest) => Some(read_prompts(&dir.join("prompts.idx"), digest, &offsets)?),
+            None => None,
+        };
         let bin = dir.join("tokens.bin");
         let file = std::fs::File::open(&bin).map_err(RecordError::io("read", &bin))?;
         // SAFETY: the file is written once by rename and never changed in place by this program.
@@ -239,7 +325,23 @@ impl Tokens {
         if Digest::of_bytes(&map) != info.tokens_digest {
             return Err(damaged(&bin, "its digest is not the one in tokens.json".to_owned()));
         }
-        Ok(Self { dir: dir.to_path_buf(), info, offsets, map, wide })
+        let tokens = Self { dir: dir.to_path_buf(), info, offsets, prompts, map, wide };
+        tokens.check_ids(&bin)?;
+        Ok(tokens)
+    }
+
+    /// Every id is in the vocabulary, and every document ends as one.
+    fn check_ids(&self, bin: &Path) -> Result<()> {
+        let (vocab_size, eos) = (self.info.vocab_size, self.info.special.eos);
+        for start in (0..self.len()).step_by(BLOCK as usize) {
+            if let Some(id) = self.ids(start..start + BLOCK).into_iter().find(|&id| id >= vocab_size) {
+                return Err(damaged(bin, format!("id {id} is not below the {vocab_size} that tokens.json says")));
+            }
+        }
+        match (0..self.documents()).find(|&i| self.ids(self.offsets[i + 1] - 1..self.offsets[i + 1]) != [eos]) {
+            Some(i) => Err(damaged(bin, format!("document {i} does not end with the end-of-text id {eos}"))),
+            None => Ok(()),
+        }
     }
 
     /// What `tokens.json` says.
@@ -270,6 +372,16 @@ impl Tokens {
         }
     }
 
+    /// Whether every document says which of its ids are its prompt.
+    pub fn has_prompts(&self) -> bool {
+        self.prompts.is_some()
+    }
+
+    /// Ids of the prompt of document `i`; 0 where documents have none.
+    pub fn prompt(&self, i: usize) -> u64 {
+        self.prompts.as_ref().and_then(|prompts| prompts.get(i)).map_or(0, |&n| u64::from(n))
+    }
+
     /// The document that holds token `at`.
     pub fn document_of(&self, at: u64) -> usize {
         self.offsets.partition_point(|&o| o <= at).saturating_sub(1).min(self.documents() - 1)
@@ -292,8 +404,8 @@ impl Tokens {
     pub fn counts(&self) -> Vec<u64> {
         let mut counts = vec![0u64; self.info.vocab_size as usize];
         // In blocks, so that a large split is never in memory at once.
-        for start in (0..self.info.tokens).step_by(1 << 20) {
-            for id in self.ids(start..start + (1 << 20)) {
+        for start in (0..self.info.tokens).step_by(BLOCK as usize) {
+            for id in self.ids(start..start + BLOCK) {
                 if let Some(n) = counts.get_mut(id as usize) {
                     *n += 1;
                 }
@@ -317,6 +429,25 @@ impl Tokens {
             ));
         }
         Ok(())
+    }
+}
+
+/// Ids that are looked at in one go, so that a large split is never in memory at once.
+const BLOCK: u64 = 1 << 20;
+
+fn read_prompts(path: &Path, digest: &Digest, offsets: &[u64]) -> Result<Vec<u32>> {
+    let bytes = std::fs::read(path).map_err(RecordError::io("read", path))?;
+    if bytes.len() != (offsets.len() - 1) * 4 {
+        return Err(damaged(path, format!("{} bytes do not hold {} prompts", bytes.len(), offsets.len() - 1)));
+    }
+    if Digest::of_bytes(&bytes) != *digest {
+        return Err(damaged(path, "its digest is not the one in tokens.json".to_owned()));
+    }
+    let prompts: Vec<u32> = bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    // The end of the text is never part of a prompt.
+    match prompts.iter().zip(offsets.windows(2)).position(|(&prompt, d)| u64::from(prompt) >= d[1] - d[0]) {
+        Some(i) => Err(damaged(path, format!("the prompt of document {i} is longer than the document"))),
+        None => Ok(prompts),
     }
 }
 
@@ -360,6 +491,21 @@ mod tests {
     }
 
     #[test]
+    fn prompts_are_kept_with_their_items() {
+        let dir = tempfile::tempdir().unwrap();
+        let item = |ids: &[u32], prompt| Ok(Item { ids: ids.to_vec(), prompt });
+        let items = [item(&[5, 6, 7], 2), item(&[], 0), item(&[8], 1)];
+        let info = write_supervised(dir.path(), &header(512), items).unwrap();
+        assert_eq!(std::fs::read(dir.path().join("prompts.idx")).unwrap(), [2, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+        let tokens = Tokens::open(dir.path()).unwrap();
+        assert!(tokens.has_prompts() && *tokens.info() == info);
+        assert_eq!([0, 1, 2, 3].map(|i| tokens.prompt(i)), [2, 0, 1, 0]);
+        assert_eq!(tokens.ids(0..9), [5, 6, 7, 0, 0, 8, 0]);
+        let error = write_supervised(dir.path(), &header(512), [item(&[5], 2)]).unwrap_err().to_string();
+        assert!(error.contains("document 0 has 1 ids and a prompt of 2"), "{error}");
+    }
+
+    #[test]
     fn an_id_outside_the_vocabulary_writes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let error = write(dir.path(), &header(512), vec![Ok(vec![512])]).unwrap_err();
@@ -370,34 +516,64 @@ mod tests {
 
     #[test]
     fn every_kind_of_damage_is_refused_by_name() {
-        let damage: [(&str, &dyn Fn(&Path)); 4] = [
-            ("tokens.bin", &|d| {
-                let path = d.join("tokens.bin");
-                let mut bytes = std::fs::read(&path).unwrap();
-                bytes[0] ^= 1;
-                std::fs::write(path, bytes).unwrap();
-            }),
-            ("tokens.bin", &|d| {
-                let path = d.join("tokens.bin");
-                let bytes = std::fs::read(&path).unwrap();
-                std::fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
-            }),
-            ("docs.idx", &|d| std::fs::write(d.join("docs.idx"), [0u8; 8]).unwrap()),
-            ("tokens.json", &|d| std::fs::write(d.join("tokens.json"), b"{\"version\": 1").unwrap()),
+        fn changed(name: &'static str, how: impl Fn(&mut Vec<u8>) + 'static) -> (&'static str, Box<dyn Fn(&Path)>) {
+            let spoil = move |dir: &Path| {
+                let mut bytes = std::fs::read(dir.join(name)).unwrap();
+                how(&mut bytes);
+                std::fs::write(dir.join(name), bytes).unwrap();
+            };
+            (name, Box::new(spoil))
+        }
+        /// Changes `tokens.json` and gives it the digest of what it says now.
+        fn lied(how: impl Fn(&mut TokensInfo) + 'static) -> impl Fn(&mut Vec<u8>) {
+            move |bytes| {
+                let mut info: TokensInfo = serde_json::from_slice(bytes).unwrap();
+                how(&mut info);
+                info.digest = Some(info.own_digest());
+                *bytes = serde_json::to_vec(&info).unwrap();
+            }
+        }
+        let damage = [
+            changed("tokens.bin", |b| b[0] ^= 1),
+            changed("tokens.bin", |b| b.truncate(b.len() / 2)),
+            changed("docs.idx", |b| *b = vec![0; 8]),
+            changed("docs.idx", |b| b[8] ^= 1),
+            changed("prompts.idx", |b| b[0] ^= 1),
+            changed("prompts.idx", |b| b.truncate(3)),
+            changed("tokens.json", |b| *b = b"{\"version\": 2".to_vec()),
+            changed("tokens.json", |b| b.retain(|&c| c != b'm')),
+            changed("tokens.json", |b| *b = String::from_utf8_lossy(b).replace("train", "test").into_bytes()),
+            changed("tokens.json", lied(|info| info.dtype = "u8".into())),
+            changed("tokens.json", lied(|info| info.special.eos = 512)),
         ];
-        for (name, spoil) in damage {
+        for (i, (name, spoil)) in damage.into_iter().enumerate() {
             let dir = tempfile::tempdir().unwrap();
-            write(dir.path(), &header(512), vec![Ok(vec![5, 6, 7])]).unwrap();
+            write_supervised(dir.path(), &header(512), [Ok(Item { ids: vec![5, 6, 7], prompt: 1 })]).unwrap();
+            Tokens::open(dir.path()).unwrap();
             spoil(dir.path());
             let error = Tokens::open(dir.path()).unwrap_err().to_string();
-            assert!(error.contains(name), "{name}: {error}");
+            assert!(error.contains(name), "{i} {name}: {error}");
+        }
+        // What no digest can tell: the files agree, and the ids do not fit what is said about them.
+        for (lie, named) in [
+            (
+                Box::new(|info: &mut TokensInfo| info.vocab_size = 7) as Box<dyn Fn(&mut TokensInfo)>,
+                "id 7 is not below",
+            ),
+            (Box::new(|info| info.special.eos = 2), "document 0 does not end"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            write(dir.path(), &header(512), [Ok(vec![5, 6, 7])]).unwrap();
+            changed("tokens.json", lied(lie)).1(dir.path());
+            let error = Tokens::open(dir.path()).unwrap_err().to_string();
+            assert!(error.contains("tokens.bin") && error.contains(named), "{error}");
         }
     }
 
     #[test]
     fn a_newer_version_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("tokens.json"), b"{\"version\": 2}").unwrap();
-        assert!(Tokens::open(dir.path()).unwrap_err().to_string().contains("format version 2"));
+        std::fs::write(dir.path().join("tokens.json"), b"{\"version\": 3}").unwrap();
+        assert!(Tokens::open(dir.path()).unwrap_err().to_string().contains("format version 3"));
     }
 }

@@ -209,7 +209,7 @@ pub fn perplexity(
         let sample = samples.sample(i as u64);
         for (k, (&value, &target)) in nll.iter().zip(&sample.targets).enumerate() {
             if target != IGNORED {
-                let sum = &mut sums[tokens.document_of(sample.start + k as u64 + 1)];
+                let sum = &mut sums[tokens.document_of(sample.origins[k] + 1)];
                 sum.0 += value;
                 sum.1 += 1;
             }

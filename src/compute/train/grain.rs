@@ -2,8 +2,8 @@
 
 use tch::{Kind, Tensor};
 
-use crate::compute::Result;
-use crate::compute::model::{Accumulate, Batch, GrainAt, GrainSum, Hooks, Input, Model, Passes, as_f32, decoder};
+use crate::compute::model::{Accumulate, Batch, GrainAt, GrainSum, Hooks, Input, Mask, Model, Passes, as_f32, decoder};
+use crate::compute::{ComputeError, Result};
 
 /// A model's passes as one graph.
 #[derive(Debug)]
@@ -19,6 +19,13 @@ impl Graph {
 }
 
 fn tensors(batch: &Batch) -> Result<(Tensor, Tensor)> {
+    // It has one mask, and no silent other meaning for those it does not have.
+    let Batch { positions: None, segments: None, key_lens: None, loss_weights: None, mask: Mask::Causal, .. } = batch
+    else {
+        return Err(ComputeError::Config(
+            "this engine has neither resets nor a prefix mask: set `reset_attention` and `reset_positions` to false and `objective` to \"causal\" or \"response\"".to_owned(),
+        ));
+    };
     let wide = |ids: &[i32]| -> Result<Tensor> {
         let ids: Vec<i64> = ids.iter().map(|&i| i64::from(i)).collect();
         Ok(Tensor::f_from_slice(&ids)?.f_view([batch.rows as i64, batch.seq_len as i64])?)

@@ -30,7 +30,7 @@ use tch::{Kind as Type, Tensor};
 
 pub use adamw::{AdamW, Decay};
 pub use lanes::Plan;
-pub use schedule::{Schedule, Shape};
+pub use schedule::{Schedule, Shape, Warmup};
 pub use state::{Best, State, Validation};
 pub use trainee::{Choice, Engine, EngineName, Precision, Trainee};
 
@@ -163,7 +163,7 @@ pub fn train(comm: &Comm, trainee: Trainee, settings: &Settings, around: &Surrou
 
     while trainer.state.step < settings.schedule.steps {
         let began = Instant::now();
-        let lr = settings.schedule.at(trainer.state.step);
+        let lr = settings.schedule.at(trainer.state.updates);
         let sums = trainer.backward()?;
         let totals = trainer.gather(&sums)?;
         let usable = totals.usable();

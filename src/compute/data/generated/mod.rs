@@ -20,7 +20,7 @@ pub const HANDBOOK: &str = include_str!("../../../../configs/corpus/handbook.txt
 
 /// Documents `0..count` of the grammar with `seed`.
 pub fn documents(seed: u32, count: u64) -> impl Iterator<Item = Document> {
-    (0..count).map(move |n| Document { name: format!("generated#{n}"), text: document(seed, n) })
+    (0..count).map(move |n| Document::plain(format!("generated#{n}"), document(seed, n)))
 }
 
 /// Document `n` of the grammar with `seed`: 60 to 250 words.
