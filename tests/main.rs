@@ -1,6 +1,7 @@
 //! The one integration test binary.
 
 mod architecture;
+mod benches;
 mod chain;
 #[cfg(feature = "compute")]
 mod data_stages;

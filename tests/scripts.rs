@@ -37,7 +37,9 @@ fn text(output: &Output) -> String {
 fn the_scripts_of_the_house_are_found() {
     let names: Vec<_> =
         shell_scripts().iter().map(|p| p.strip_prefix(repository()).unwrap().display().to_string()).collect();
-    for name in [".ci/run", "scripts/quickstart", "scripts/setup", "scripts/slurm-sandbox", "scripts/test"] {
+    for name in
+        [".ci/run", "scripts/peers", "scripts/quickstart", "scripts/setup", "scripts/slurm-sandbox", "scripts/test"]
+    {
         assert!(names.iter().any(|n| n == name), "{name} is not among {names:?}");
     }
 }
@@ -71,6 +73,7 @@ fn bad_use_is_named_and_ends_with_64() {
     for (script, words, named) in [
         ("scripts/setup", &["--chekc"][..], "--chekc"),
         ("scripts/test", &["--peer"], "--peer"),
+        ("scripts/peers", &["--make"], "--make"),
         ("scripts/quickstart", &["--fast"], "--fast"),
         ("scripts/slurm-sandbox", &["exec", "n9", "true"], "n9"),
         ("scripts/slurm-sandbox", &["exec", "n1"], "CMD"),

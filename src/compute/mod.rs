@@ -8,6 +8,8 @@ pub mod evaluate;
 pub mod kernels;
 pub mod model;
 pub mod numerics;
+#[cfg(feature = "mpi")]
+pub mod plain;
 pub mod rng;
 pub mod train;
 

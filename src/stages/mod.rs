@@ -6,6 +6,8 @@ pub mod aggregate;
 pub mod apply_monotonicity;
 #[cfg(feature = "compute")]
 mod attack_summary;
+#[cfg(feature = "compute")]
+pub mod bench;
 pub mod context;
 pub mod evaluate;
 pub mod hotflip;

@@ -1,0 +1,5 @@
+//! Prepares what the scripts in `scripts/bench/` measure.
+
+fn main() -> std::process::ExitCode {
+    seedbed::stages::bench::main()
+}
