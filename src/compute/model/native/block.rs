@@ -3,10 +3,11 @@
 //! Letters: N positions, h width of the stream, f of the feed-forward layer. Gradients are called `d` and the
 //! name of what they belong to. Every sum has one order.
 
-use super::attention;
 use super::maps::{BlockAt, Gradient, Group, Linear, Maps, NormAt};
 use super::memory::{Kept, Scratch};
+use super::seen::Seen;
 use crate::compute::Result;
+use crate::compute::kernels::attention::{Attention, Forward, Heads};
 use crate::compute::kernels::dropout::{self, Dropout, Site};
 use crate::compute::kernels::gemm::Gemm;
 use crate::compute::kernels::memory::Floats;
@@ -23,7 +24,7 @@ pub struct Grain<'a> {
     pub rows: usize,
     pub seq_len: usize,
     /// Keys that each query sees, without a window and with the model's.
-    pub seen: &'a attention::Seen,
+    pub seen: &'a Seen,
     /// Where chance comes from and the probability; none: no dropout.
     pub dropout: Option<(GrainAt, f64)>,
 }
@@ -34,14 +35,18 @@ impl Grain<'_> {
         self.dropout.map(|(at, p)| Dropout::new(p, at.seed, at.step, at.grain, block, site))
     }
 
-    fn heads(&self, block: &BlockAt) -> attention::Heads<'_> {
-        attention::Heads {
-            at: &self.maps.heads,
-            rows: self.rows,
-            seq_len: self.seq_len,
-            seen: self.seen.of(block.window),
-        }
+    fn heads<'a>(&'a self, block: &BlockAt, dropout: Option<&'a Dropout>) -> Heads<'a> {
+        let (layout, seen) = (self.maps.heads.layout, self.seen.of(block.window));
+        let scale = 1.0 / (layout.dim as f32).sqrt();
+        Heads { layout, rows: self.rows, seq_len: self.seq_len, first: &seen.first, end: &seen.end, scale, dropout }
     }
+}
+
+/// Who computes products and attention.
+#[derive(Debug)]
+pub struct Engines {
+    pub gemm: Gemm,
+    pub attention: Attention,
 }
 
 /// A block: its number, its place in the group, its weights.
@@ -59,7 +64,7 @@ impl Block<'_> {
     /// The GEMM backend refuses.
     pub fn forward(
         &self,
-        gemm: &mut Gemm,
+        Engines { gemm, attention }: &mut Engines,
         grain: &Grain<'_>,
         x: &[f32],
         kept: &mut Kept,
@@ -72,7 +77,7 @@ impl Block<'_> {
         let bias = at.qkv.bias(w, &mut scratch.bias);
         rotary::forward(isa(), grain.table, turned(maps), grain.positions, bias, &mut kept.qkv);
         let mask = grain.mask(self.number, Site::Probabilities);
-        attention::forward(grain.heads(at), &kept.qkv, mask.as_ref(), &mut kept.attended, &mut kept.lse);
+        attention.forward(grain.heads(at, mask.as_ref()), &kept.qkv, &mut kept.attended, &mut kept.lse);
         at.out.forward(gemm, w, &kept.attended, &mut scratch.branch)?;
         if maps.parallel_residual {
             self.add_branch(grain, &at.out, Site::Attention, Some(x), scratch, out);
@@ -101,7 +106,7 @@ impl Block<'_> {
     /// The GEMM backend refuses.
     pub fn backward(
         &self,
-        gemm: &mut Gemm,
+        Engines { gemm, attention }: &mut Engines,
         grain: &Grain<'_>,
         x: &[f32],
         kept: &mut Kept,
@@ -140,8 +145,8 @@ impl Block<'_> {
             norm_gradient(maps, &at.norm2, w, x, (&kept.mean2, &kept.rstd2), dnorm, dx, gradient, row);
         }
         let mask = grain.mask(self.number, Site::Probabilities);
-        let forward = attention::Forward { qkv: &kept.qkv, out: &kept.attended, lse: &kept.lse };
-        attention::backward(grain.heads(at), forward, mask.as_ref(), dattended, dqkv);
+        let forward = Forward { qkv: &kept.qkv, out: &kept.attended, lse: &kept.lse };
+        attention.backward(grain.heads(at, mask.as_ref()), forward, dattended, dqkv);
         let dbias = at.qkv.has_bias().then(|| zeroed(bias, at.qkv.outputs));
         rotary::backward(isa(), grain.table, turned(maps), grain.positions, dqkv, dbias, row);
         at.qkv.add_bias_gradient(bias, gradient);
@@ -194,7 +199,7 @@ fn isa() -> Isa {
 }
 
 fn turned(maps: &Maps) -> rotary::Heads<'_> {
-    rotary::Heads { row: maps.heads.row, starts: &maps.heads.turned }
+    rotary::Heads { row: maps.heads.layout.row, starts: &maps.heads.turned }
 }
 
 fn zeroed(room: &mut [f32], len: usize) -> &mut [f32] {

@@ -7,10 +7,10 @@ use std::ops::Range;
 
 use crate::compute::kernels::activation::{Function, softplus_weights_backward};
 use crate::compute::kernels::gemm::{Gemm, Mat, MatMut};
-use crate::compute::kernels::{self, Isa, rotary};
+use crate::compute::kernels::{Isa, attention, residual, rotary};
 use crate::compute::model::batch::Batch;
 use crate::compute::model::passes::Accumulate;
-use crate::compute::model::{Activation, GroupLayout, Layout, ModelConfig, config};
+use crate::compute::model::{Activation, Family, GroupLayout, Layout, ModelConfig, Norm, Span};
 use crate::compute::{ComputeError, Result};
 
 /// A norm's parameters in its group.
@@ -137,7 +137,7 @@ impl Linear {
     /// Adds the gradient of the whole bias to its parts.
     pub fn add_bias_gradient(&self, dbias: &[f32], gradient: &mut Gradient<'_>) {
         for (first, range) in &self.biases {
-            kernels::residual::add_to(Isa::best(), &mut gradient.flat[range.clone()], &dbias[*first..]);
+            residual::add_to(Isa::best(), &mut gradient.flat[range.clone()], &dbias[*first..]);
         }
     }
 
@@ -163,40 +163,26 @@ pub struct BlockAt {
 /// Where heads lie in a row of queries, keys and values.
 #[derive(Debug, Clone)]
 pub struct HeadsAt {
-    /// Query heads, and key-value heads.
-    pub queries: usize,
-    pub key_values: usize,
-    /// Width of a head.
-    pub dim: usize,
-    /// Elements of a row.
-    pub row: usize,
-    /// First elements of the first query, key and value head; and from a head to the next.
-    pub first: [usize; 3],
-    pub step: usize,
+    pub layout: attention::Layout,
     /// First elements of all heads that are turned.
     pub turned: Vec<usize>,
 }
 
 impl HeadsAt {
-    /// Width of all query heads together.
-    pub fn query_width(&self) -> usize {
-        self.queries * self.dim
-    }
-
     fn new(config: &ModelConfig) -> Self {
         let (queries, key_values) = (size(config.num_attention_heads), size(config.num_key_value_heads));
         let dim = size(config.head_dim);
         let (first, step, row) = match config.family {
             // Per head query, key and value side by side.
-            config::Family::GptNeox => ([0, dim, 2 * dim], 3 * dim, 3 * queries * dim),
-            _ => {
+            Family::GptNeox => ([0, dim, 2 * dim], 3 * dim, 3 * queries * dim),
+            Family::Llama | Family::Mistral | Family::Qwen2 => {
                 let (q, kv) = (queries * dim, key_values * dim);
                 ([0, q, q + kv], dim, q + 2 * kv)
             }
         };
         let heads = |first: usize, n: usize| (0..n).map(move |i| first + i * step);
         let turned = heads(first[0], queries).chain(heads(first[1], key_values)).collect();
-        Self { queries, key_values, dim, row, first, step, turned }
+        Self { layout: attention::Layout { row, first, step, dim, queries, key_values }, turned }
     }
 }
 
@@ -239,13 +225,13 @@ impl Maps {
         let mut blocks = Vec::new();
         for (i, group) in layout.groups[1..=layers].iter().enumerate() {
             let mut spans = Spans { group, next: 0 };
-            let separate = config.family != config::Family::GptNeox;
+            let separate = config.family != Family::GptNeox;
             let ups = if config.gated_mlp { 2 } else { 1 };
             blocks.push(BlockAt {
                 norm1: spans.norm(config.norm)?,
                 norm2: spans.norm(config.norm)?,
                 qkv: spans.linear(if separate { 3 } else { 1 }, hidden, config.qkv_bias)?,
-                out: spans.linear(1, heads.query_width(), config.attention_out_bias)?,
+                out: spans.linear(1, heads.layout.out_row(), config.attention_out_bias)?,
                 up: spans.linear(ups, hidden, config.mlp_bias)?,
                 down: spans.linear(1, intermediate, config.mlp_bias)?,
                 window: config.window_of(i).map(size),
@@ -394,7 +380,7 @@ struct Spans<'a> {
 }
 
 impl Spans<'_> {
-    fn take(&mut self) -> Result<(usize, &crate::compute::model::Span)> {
+    fn take(&mut self) -> Result<(usize, &Span)> {
         let i = self.next;
         self.next += 1;
         self.group.spans.get(i).map(|s| (i, s)).ok_or_else(foreign)
@@ -404,9 +390,9 @@ impl Spans<'_> {
         Ok(self.take()?.1.range())
     }
 
-    fn norm(&mut self, kind: config::Norm) -> Result<NormAt> {
+    fn norm(&mut self, kind: Norm) -> Result<NormAt> {
         let weight = self.range()?;
-        Ok(NormAt { weight, bias: if kind == config::Norm::Layer { Some(self.range()?) } else { None } })
+        Ok(NormAt { weight, bias: if kind == Norm::Layer { Some(self.range()?) } else { None } })
     }
 
     /// `maps` weights, then as many biases.

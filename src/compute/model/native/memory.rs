@@ -97,9 +97,9 @@ impl Memory {
             statistics.into_iter().for_each(|s| s.resize(n));
             k.norm1.resize(n * h);
             k.norm2.resize(n * h);
-            k.qkv.resize(n * maps.heads.row);
-            k.lse.resize(n * maps.heads.queries);
-            k.attended.resize(n * maps.heads.query_width());
+            k.qkv.resize(n * maps.heads.layout.row);
+            k.lse.resize(n * maps.heads.layout.queries);
+            k.attended.resize(n * maps.heads.layout.out_row());
             k.middle.resize(if maps.parallel_residual { 0 } else { n * h });
             k.up.resize(n * maps.up_width());
             k.active.resize(n * maps.intermediate);
@@ -111,11 +111,11 @@ impl Memory {
         let s = &mut self.scratch;
         s.branch.resize(n * h);
         s.dnorm.resize(n * h);
-        s.dqkv.resize(n * maps.heads.row);
-        s.dattended.resize(n * maps.heads.query_width());
+        s.dqkv.resize(n * maps.heads.layout.row);
+        s.dattended.resize(n * maps.heads.layout.out_row());
         s.dactive.resize(n * maps.intermediate);
         s.logits.resize(n.min(maps.rows_of_logits()) * maps.vocab);
-        let widest = maps.heads.row.max(maps.up_width()).max(h);
+        let widest = maps.heads.layout.row.max(maps.up_width()).max(h);
         s.row.resize(2 * widest);
         s.bias.resize(2 * widest);
         s.dweight.resize(maps.largest_constrained());

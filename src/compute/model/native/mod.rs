@@ -6,11 +6,11 @@
 //! calls, alignment, or whether activations are kept or recomputed. All four families; dropout after the
 //! embedding, on attention probabilities, and after both branches of a block.
 
-mod attention;
 mod block;
 mod head;
 mod maps;
 mod memory;
+mod seen;
 
 #[cfg(test)]
 mod reference;
@@ -23,14 +23,16 @@ use tch::Tensor;
 
 pub use memory::Activations;
 
-use self::block::{Block, Grain};
+use self::block::{Block, Engines, Grain};
 use self::head::Head;
 use self::maps::{Gradient, Group, Maps};
 use self::memory::Memory;
+use self::seen::Seen;
 use super::batch::Batch;
 use super::layout::Layout;
 use super::passes::{Accumulate, GrainAt, GrainSum, Hooks, Passes};
 use super::{Model, as_f32, as_f32_mut};
+use crate::compute::kernels::attention::Attention;
 use crate::compute::kernels::dropout::{self, Site};
 use crate::compute::kernels::gemm::{Backend, Gemm};
 use crate::compute::kernels::memory::Floats;
@@ -56,10 +58,10 @@ pub struct NativePasses {
     maps: Maps,
     options: Options,
     weights: Weights,
-    gemm: Gemm,
+    engines: Engines,
     table: rotary::Table,
     positions: Vec<u32>,
-    seen: attention::Seen,
+    seen: Seen,
     memory: Memory,
 }
 
@@ -77,13 +79,17 @@ impl NativePasses {
         }
         let pool = Pool::new(options.threads)
             .map_err(|e| ComputeError::Failed(format!("{} threads cannot be started ({e}): ask for fewer", options.threads)))?;
+        let pool = Arc::new(pool);
         let maps = Maps::new(model.config(), model.layout())?;
         Ok(Self {
             table: rotary::Table::new(maps.rotary_dims, maps.rope_theta, maps.rope_scaling, 0),
             weights: Weights::of(model),
-            gemm: Gemm::new(options.gemm, Arc::new(pool)),
+            engines: Engines {
+                gemm: Gemm::new(options.gemm, Arc::clone(&pool)),
+                attention: Attention::new(pool),
+            },
             positions: Vec::new(),
-            seen: attention::Seen::default(),
+            seen: Seen::default(),
             memory: Memory::default(),
             maps,
             options,
@@ -121,7 +127,7 @@ impl NativePasses {
     fn forward(&mut self, batch: &Batch, dropout: Option<(GrainAt, f64)>, hooks: &mut dyn Hooks) -> Result<()> {
         hooks.needs(0)?;
         self.weights.prepare(0);
-        let Self { maps, weights, gemm, memory, table, positions, seen, .. } = self;
+        let Self { maps, weights, engines, memory, table, positions, seen, .. } = self;
         let grain =
             Grain { maps, table, positions, rows: batch.rows, seq_len: batch.seq_len, seen, dropout };
         let table = &weights.group(0).weights[maps.embedding.clone()];
@@ -136,7 +142,7 @@ impl NativePasses {
             let block = Block { number, at, group: weights.group(number + 1) };
             let (before, after) = memory.streams.split_at_mut(number + 1);
             let kept = &mut memory.kept[number % kept];
-            block.forward(gemm, &grain, &before[number], kept, &mut memory.scratch, &mut after[0])?;
+            block.forward(engines, &grain, &before[number], kept, &mut memory.scratch, &mut after[0])?;
         }
         hooks.needs(maps.head_group())?;
         weights.prepare(maps.head_group());
@@ -157,7 +163,7 @@ impl Passes for NativePasses {
         let dropout = (self.options.dropout > 0.0).then_some((at, self.options.dropout));
         self.forward(batch, dropout, hooks)?;
 
-        let Self { maps, weights, gemm, memory, table, positions, seen, .. } = self;
+        let Self { maps, weights, engines, memory, table, positions, seen, .. } = self;
         let grain =
             Grain { maps, table, positions, rows: batch.rows, seq_len: batch.seq_len, seen, dropout };
         let last = maps.head_group();
@@ -169,7 +175,7 @@ impl Passes for NativePasses {
         }
         let (head, out) = weights.head(maps);
         let flat = &mut as_f32_mut(&mut gradients[out.0])[out.1];
-        let nll = head.loss(gemm, &grain, batch, memory, Some(Gradient { flat, how }))?;
+        let nll = head.loss(&mut engines.gemm, &grain, batch, memory, Some(Gradient { flat, how }))?;
         head.norm_backward(&grain, memory, &mut Gradient { flat: as_f32_mut(&mut gradients[last]), how });
         hooks.ready(last, &mut gradients[last])?;
 
@@ -181,10 +187,10 @@ impl Passes for NativePasses {
             let (before, after) = streams.split_at_mut(number + 1);
             if self.options.activations == Activations::Recompute && number + 1 < maps.blocks.len() {
                 // The last block's activations are still there. The stream after a block is not read again.
-                block.forward(gemm, &grain, &before[number], kept, scratch, &mut after[0])?;
+                block.forward(engines, &grain, &before[number], kept, scratch, &mut after[0])?;
             }
             let mut gradient = Gradient { flat: as_f32_mut(&mut gradients[number + 1]), how };
-            block.backward(gemm, &grain, &before[number], kept, scratch, dstream, &mut gradient)?;
+            block.backward(engines, &grain, &before[number], kept, scratch, dstream, &mut gradient)?;
             hooks.ready(number + 1, &mut gradients[number + 1])?;
         }
 
@@ -200,10 +206,10 @@ impl Passes for NativePasses {
     fn evaluate(&mut self, batch: &Batch, hooks: &mut dyn Hooks) -> Result<GrainSum> {
         self.begin(batch, self.options.activations)?;
         self.forward(batch, None, hooks)?;
-        let Self { maps, weights, gemm, memory, table, positions, seen, .. } = self;
+        let Self { maps, weights, engines, memory, table, positions, seen, .. } = self;
         let grain =
             Grain { maps, table, positions, rows: batch.rows, seq_len: batch.seq_len, seen, dropout: None };
-        let nll = weights.head(maps).0.loss(gemm, &grain, batch, memory, None)?;
+        let nll = weights.head(maps).0.loss(&mut engines.gemm, &grain, batch, memory, None)?;
         Ok(GrainSum { nll, tokens: batch.labels() })
     }
 

@@ -1,0 +1,88 @@
+//! Which keys each query sees: masks, segments, windows and padding of a batch as one interval a query.
+
+use crate::compute::model::batch::{Batch, Mask};
+use crate::compute::{ComputeError, Result};
+
+/// Keys that each query sees: `first[i]..end[i]` in its row, `[N]`.
+#[derive(Debug, Default, Clone)]
+pub struct Ranges {
+    pub first: Vec<u32>,
+    pub end: Vec<u32>,
+}
+
+/// [`Ranges`] of a batch, without a window and with it.
+#[derive(Debug, Default, Clone)]
+pub struct Seen {
+    all: Ranges,
+    windowed: Ranges,
+}
+
+impl Seen {
+    /// Of a batch, for blocks with and without a window of `window` positions.
+    ///
+    /// # Errors
+    /// A segment is in two parts.
+    pub fn fill(&mut self, batch: &Batch, window: Option<usize>) -> Result<()> {
+        self.all.fill(batch, u32::MAX)?;
+        if let Some(window) = window {
+            self.windowed.fill(batch, u32::try_from(window).unwrap_or(u32::MAX))?;
+        }
+        Ok(())
+    }
+
+    /// For a block.
+    pub fn of(&self, window: Option<usize>) -> &Ranges {
+        if window.is_some() { &self.windowed } else { &self.all }
+    }
+}
+
+impl Ranges {
+    fn fill(&mut self, batch: &Batch, window: u32) -> Result<()> {
+        self.first.clear();
+        self.end.clear();
+        let seq_len = batch.seq_len as u32;
+        for row in 0..batch.rows {
+            let at = |lens: &Option<Vec<i32>>, none: u32| {
+                lens.as_ref().map_or(none, |l| u32::try_from(l[row]).unwrap_or(0).min(seq_len))
+            };
+            let (keys, prompt) = (at(&batch.key_lens, seq_len), at(&batch.prompt_lens, 0));
+            let segments = batch.segments.as_ref().map(|s| &s[row * batch.seq_len..][..batch.seq_len]);
+            let (mut begin, mut stop) = (0, 0);
+            for t in 0..seq_len {
+                if t == stop {
+                    begin = t;
+                    stop = run_end(segments, t, seq_len);
+                    refuse_second_part(segments, begin)?;
+                }
+                let end = match batch.mask {
+                    Mask::Causal => t + 1,
+                    Mask::Full => seq_len,
+                    Mask::Prefix => prompt.max(t + 1),
+                };
+                let end = end.min(stop).min(keys);
+                let first = begin.max((t + 1).saturating_sub(window)).min(end);
+                self.first.push(first);
+                self.end.push(end);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where the run of equal segments that begins at `t` ends.
+fn run_end(segments: Option<&[i32]>, t: u32, seq_len: u32) -> u32 {
+    let Some(segments) = segments else { return seq_len };
+    let own = segments[t as usize];
+    segments[t as usize..].iter().position(|&s| s != own).map_or(seq_len, |n| t + n as u32)
+}
+
+fn refuse_second_part(segments: Option<&[i32]>, begin: u32) -> Result<()> {
+    let Some(segments) = segments else { return Ok(()) };
+    let own = segments[begin as usize];
+    if segments[..begin as usize].contains(&own) {
+        return Err(ComputeError::Failed(format!(
+            "segment {own} of a row is in two parts: tokens of a segment must follow each other"
+        )));
+    }
+    Ok(())
+}
