@@ -46,7 +46,8 @@ fn bad_use_of_a_bench_is_named_and_ends_with_64() {
             (&["--rouns", "3"][..], "--rouns"),
             (&["--rounds", "0"], "0"),
             (&["train-huge"], "train-huge"),
-            (&["--peer", "/nowhere/peer"], "/nowhere/peer"),
+            (&["--our-options", "gemm=mkl"], "gemm=mkl"),
+            (&["--ours", "/nowhere/ours"], "/nowhere/ours"),
         ] {
             let output = bench(script, words);
             assert_eq!(output.status.code(), Some(64), "{script} {words:?}: {}", text(&output));
@@ -238,7 +239,7 @@ fn a_side_that_breaks_the_protocol_is_refused_by_name() {
 #[test]
 fn tuning_takes_the_fastest_variant_and_passes_over_those_that_fail() {
     let dir = tempfile::tempdir().unwrap();
-    // Eager on oneDNN is the fastest; compiled fails.
+    // Eager on oneDNN is the fastest; compiled fails, and the fast one is not fp32.
     let peer = dir.path().join("peer");
     fs::write(
         &peer,
@@ -247,6 +248,9 @@ import json, sys
 o = json.load(sys.stdin)["peer"]
 if o["compile"]: sys.exit(1)
 took = {"mkl": 2, "onednn": 1}[o["linear"]] + o["bucket"] / 100
+if o["precision"] == "fast":
+    took /= 2
+    print(json.dumps({"fp32_gradient_error": 1e-3}))
 for step in (1, 2): print(json.dumps({"step": step, "loss": 1, "seconds": took}))
 "#,
     )
@@ -254,13 +258,52 @@ for step in (1, 2): print(json.dumps({"step": step, "loss": 1, "seconds": took})
     fs::set_permissions(&peer, fs::Permissions::from_mode(0o755)).unwrap();
     let code = r#"
 import sys, json, tuning
-space = [("linear", ["mkl", "onednn"]), ("compile", [False, True]), ("bucket", [25, 100])]
-base = {"linear": "mkl", "compile": False, "bucket": 100}
+space = [("linear", ["mkl", "onednn"]), ("compile", [False, True]), ("bucket", [25, 100]), ("precision", ["fast", "exact"])]
+base = {"linear": "mkl", "compile": False, "bucket": 100, "precision": "exact"}
 best = tuning.tune("peer", [sys.argv[1]], lambda o, n: {"steps": n, "peer": o}, space, base, 2, 1)
 print(json.dumps(best, sort_keys=True))
 "#;
     let said = succeed(python(code, &[peer.to_str().unwrap()]));
-    assert_eq!(said, "{\"bucket\": 25, \"compile\": false, \"linear\": \"onednn\"}\n");
+    assert_eq!(said, "{\"bucket\": 25, \"compile\": false, \"linear\": \"onednn\", \"precision\": \"exact\"}\n");
+}
+
+// --- the peer ----------------------------------------------------------------------------------------------
+
+const PARITY: &str = r#"
+import sys
+import torch
+from safetensors.torch import load_file
+import neox
+expected = load_file(sys.argv[1] + "/expected.safetensors")
+for linear in ("mkl", "onednn"):
+    model = neox.load(sys.argv[1], linear)
+    ids, targets = expected["ids"], expected["targets"]
+    logits = model.logits(ids)
+    assert (logits - expected["logits"]).abs().max() < 1e-4, linear
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=-100).backward()
+    for name, parameter in model.named_parameters():
+        key = name if name.startswith("embed_out") else "gpt_neox." + name
+        gradient = expected["gradient." + key]
+        assert (parameter.grad - gradient).norm() <= 1e-5 * gradient.norm(), (linear, name)
+"#;
+
+/// The peer computes what `transformers` computes, on MKL and on oneDNN: else it would be a straw man.
+#[test]
+fn the_peer_of_the_training_benches_is_a_gpt_neox() {
+    let Some(python) = std::env::var_os("SEEDBED_PEERS") else {
+        eprintln!("skipped: it needs the peers, scripts/test --peers");
+        return;
+    };
+    for fixture in ["parallel", "sequential"] {
+        let output = Command::new(&python)
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("PYTHONPATH", repository().join("scripts/bench/peers"))
+            .args(["-c", PARITY])
+            .arg(repository().join("tests/fixtures/neox").join(fixture))
+            .output()
+            .unwrap();
+        succeed(output);
+    }
 }
 
 // --- a rehearsal -------------------------------------------------------------------------------------------

@@ -57,17 +57,14 @@ def train(config, program, cell, progress):
     child = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        lines = []
-        while len(lines) < config["steps"]:
-            if child.poll() is not None:
-                lines = steps(progress)
-                if len(lines) < config["steps"]:
-                    log.seek(0)
-                    sys.stderr.write(log.read())
-                    sys.exit(f"seedbed-train ended with {child.returncode} after {len(lines)} of {config['steps']} steps")
-                break
-            time.sleep(0.05)
-            lines = steps(progress)
+        # Looking costs time that both sides need: rarely, and the lines are read once.
+        while child.poll() is None and count(progress) < config["steps"]:
+            time.sleep(0.1)
+        lines = steps(progress)
+        if len(lines) < config["steps"]:
+            log.seek(0)
+            sys.stderr.write(log.read())
+            sys.exit(f"seedbed-train ended with {child.returncode} after {len(lines)} of {config['steps']} steps")
         peak = max((peak_rss_bytes(rank) for rank in ranks_of(program, cell)), default=None)
     finally:
         for rank in ranks_of(program, cell):
@@ -85,6 +82,14 @@ def train(config, program, cell, progress):
         print(json.dumps({"step": line["step"], "loss": loss, "seconds": line["time_s"] - before}))
         before = line["time_s"]
     print(json.dumps({"peak_rss_bytes": peak}), flush=True)
+
+
+def count(progress):
+    """Lines so far; every step writes one."""
+    try:
+        return progress.read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
 
 
 def steps(progress):

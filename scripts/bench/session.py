@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import json
 import os
 import statistics
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import host
 import table
+import tuning
 from side_by_side import BenchError, peak, ratio_line, say
 
 HERE = Path(__file__).resolve().parent
@@ -32,13 +34,16 @@ def arguments(description, names, rounds=5, peer=True):
     if peer:
         parser.add_argument("--peer", metavar="PROGRAM", help="another peer: reads JSON on stdin, prints JSON lines; it is not tuned")
     else:
-        parser.set_defaults(peer=None)
+        parser.set_defaults(peer=None, peer_options=None)
     parser.add_argument("--ours", metavar="PROGRAM", help="another build of our side, by the same protocol; it is not tuned")
     parser.add_argument("--programs", metavar="DIR", type=Path, help="directory of built binaries; else they are built here")
     parser.add_argument("--rounds", type=positive, default=rounds, help="rounds of both sides, in turns (default %(default)s)")
     parser.add_argument("--steps", type=positive, help="steps of a round; else a number that suits the measurement")
     parser.add_argument("--doc", type=Path, default=ROOT / "docs/performance.md", help="the page that takes the table")
     parser.add_argument("--no-write", action="store_true", help="leave the page as it is")
+    if peer:
+        parser.add_argument("--peer-options", metavar="JSON", type=options, help="the peer's variant, instead of a search")
+    parser.add_argument("--our-options", metavar="JSON", type=options, help="our variant, instead of a search")
     parser.add_argument("--no-tuning", action="store_true", help="take each side's preset variant")
     parser.add_argument("--rehearse", action="store_true", help="a very small model and few steps: does every part work?")
     told = parser.parse_args()
@@ -60,6 +65,16 @@ def positive(text):
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return number
+
+
+def options(text):
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")
+    return value
 
 
 def programs(told):
@@ -160,6 +175,17 @@ def row(comparison, difference, ours, peer):
     ]
 
 
+def variant(told, label, command, shared, space, base, steps, warmup):
+    """The options of a side, `ours` or `peer`: those that were named, the best of a search, or `base`."""
+    named = told.our_options if label == "ours" else told.peer_options
+    if named is not None:
+        return {**base, **named}
+    other = told.ours if label == "ours" else told.peer
+    if told.no_tuning or told.rehearse or other or not space:
+        return base
+    return tuning.tune(label, command, lambda o, n: {**shared, "steps": n, label: o}, space, base, steps, warmup)
+
+
 def check_losses(name, difference, tolerance):
     """Refuses a comparison of two sides that do not do the same work."""
     say(f"{name}: losses differ by at most {difference:.1e}")
@@ -177,14 +203,18 @@ def today():
     return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
 
 
-def finish(told, bench, header, rows, lines):
-    """Prints the table, writes it into the page, and prints the ratios last."""
+def keep(told, bench, header, row):
+    """Writes a row into the page as soon as it is measured."""
+    if not told.no_write:
+        table.update(told.doc, bench, header, [row])
+        say(f"wrote `{row[1]}` into {told.doc}")
+
+
+def finish(header, rows, lines):
+    """Prints the table, and the ratios last."""
     widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
     for line in [header, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
-    if not told.no_write:
-        table.update(told.doc, bench, header, rows)
-        say(f"wrote the table `{bench}` of {told.doc}")
     for line in lines:
         print(line)
     sys.stdout.flush()

@@ -8,6 +8,9 @@ import json
 
 from side_by_side import BenchError, run, say
 
+# Gradients of fp32 lie within this part of their norm from those of an fp64 run.
+FP32_ERROR = 1e-5
+
 
 def tune(label, command, config_with, space, base, steps, warmup):
     """The best options. `config_with(options, steps)` makes a configuration; a trial counts its fastest step."""
@@ -33,12 +36,18 @@ def tune(label, command, config_with, space, base, steps, warmup):
 
 
 def measure(label, command, config, options, warmup):
+    shown = f"{label} {json.dumps(options, sort_keys=True)}"
     try:
-        took = min(run(command, config).seconds[warmup:])
+        done = run(command, config)
     except BenchError as error:
-        say(f"{label} {json.dumps(options, sort_keys=True)}: {error}")
+        say(f"{shown}: {error}")
         return float("inf")
-    say(f"{label} {json.dumps(options, sort_keys=True)}: {1e3 * took:.2f} ms")
+    error = done.facts.get("fp32_gradient_error", 0)
+    if error > FP32_ERROR:
+        say(f"{shown}: not fp32, gradients are {error:.1e} from an fp64 run")
+        return float("inf")
+    took = min(done.seconds[warmup:])
+    say(f"{shown}: {1e3 * took:.2f} ms")
     return took
 
 

@@ -1,6 +1,6 @@
 """GPT-NeoX in plain PyTorch modules, as its best user writes it for a training step.
 
-Same mathematics as `transformers`' GPTNeoXForCausalLM (tests/peers compares them), with SDPA, rotary tables made once, and
+Same mathematics as `transformers`' GPTNeoXForCausalLM (tests/benches.rs compares them), with SDPA, rotary tables made once, and
 Linear layers that may run on oneDNN. Weights come from a directory in the Hugging Face layout.
 """
 
@@ -152,7 +152,7 @@ def load(directory, linear="mkl"):
     c = json.loads((directory / "config.json").read_text())
     model = GptNeoX(c, linear)
     state = {}
-    for file in sorted(directory.glob("*.safetensors")):
+    for file in sorted(directory.glob("model*.safetensors")):
         for key, value in load_file(file).items():
             key = key.removeprefix("gpt_neox.")
             if not key.endswith(("attention.bias", "attention.masked_bias", "rotary_emb.inv_freq")):

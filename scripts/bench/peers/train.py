@@ -102,6 +102,11 @@ def step(config, options, rank):
     torch.set_float32_matmul_precision(options["precision"])
     ranks, seq_len, rows = config["ranks"], config["seq_len"], config["rows_per_rank"]
     model = neox.load(config["model"], options["linear"])
+    # Row after row, T + 1 ids each, in the order of the steps; a rank takes its run of every step's rows.
+    data = numpy.memmap(config["batches"], dtype="<i4", mode="r").reshape(-1, seq_len + 1)
+    facts = {"torch": torch.__version__}
+    if options["precision"] != "highest":
+        facts["fp32_gradient_error"] = fp32_gradient_error(config, options, model, data[:1])
     run = model
     if options["compile"] != "no":
         run = torch.compile(model, mode=options["compile"], dynamic=False)
@@ -126,8 +131,6 @@ def step(config, options, rank):
     if rows % micro_rows:
         sys.exit(f"a micro-batch of {micro_rows} rows does not divide {rows} rows of a rank")
     parts = rows // micro_rows
-    # Row after row, T + 1 ids each, in the order of the steps; a rank takes its run of every step's rows.
-    data = numpy.memmap(config["batches"], dtype="<i4", mode="r").reshape(-1, seq_len + 1)
     losses, seconds, cpu_seconds = [], [], []
     began, cpu_began = time.perf_counter(), time.process_time()
     for number in range(config["steps"]):
@@ -164,9 +167,26 @@ def step(config, options, rank):
     if rank == 0:
         for number, (loss, took, cpu) in enumerate(zip(losses.tolist(), seconds, cpu_seconds)):
             print(json.dumps({"step": number + 1, "loss": loss, "seconds": took, "cpu_seconds": cpu}))
-        print(json.dumps({"peak_rss_bytes": peak.item(), "torch": torch.__version__}), flush=True)
+        print(json.dumps({**facts, "peak_rss_bytes": peak.item()}), flush=True)
     if ranks > 1:
         dist.destroy_process_group()
+
+
+def fp32_gradient_error(config, options, model, rows):
+    """The fp32 test of a precision flag: the gradient's distance from that of an fp64 run, over its norm. At most 1e-5 is fp32."""
+    import torch
+
+    import neox
+
+    batch = torch.from_numpy(rows.astype("int64"))
+    ids, targets = batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
+    exact = neox.load(config["model"]).double()
+    torch.nn.functional.cross_entropy(exact.logits(ids).flatten(0, 1), targets.flatten()).backward()
+    model(ids, targets).backward()
+    pairs = [(p.grad.double(), q.grad) for p, q in zip(model.parameters(), exact.parameters())]
+    model.zero_grad(set_to_none=True)
+    distance = sum((p - q).square().sum() for p, q in pairs)
+    return (distance / sum(q.square().sum() for _, q in pairs)).sqrt().item()
 
 
 if __name__ == "__main__":
