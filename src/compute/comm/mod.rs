@@ -1,37 +1,117 @@
 //! Ranks and the messages between them.
 //!
-//! There is no reduction here: ranks exchange bytes, and whoever owns a number adds in the order of
-//! `docs/numerics.md`, so that the sum does not depend on the transport. Every wait has a deadline: a rank
-//! whose peer is gone ends with exit code 71 and not never.
+//! No library reduces here: ranks exchange bytes, and whoever owns a number adds in the order of
+//! `docs/numerics.md`, so that the sum does not depend on the transport. One thread owns the library of messages
+//! and never blocks in it ([`engine`]); others wait for it, or compute on while gradients and weights travel
+//! ([`Comm::reduce`], [`Comm::gather`]). Every wait has a deadline: a rank whose peer is gone ends with exit code
+//! 71 and not never.
 //!
-//! [`Comm::Solo`] is one rank without any library. [`mpi`] needs the feature of that name. One process per
-//! rank; a `Comm` is used by one thread.
+//! [`Comm::Solo`] is one rank without any library. MPI needs the feature `mpi`, several GPUs the feature `nccl`.
 
+mod engine;
+mod launch;
+mod lent;
+mod link;
+mod local;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "nccl")]
+mod nccl;
+#[cfg(any(feature = "nccl", test))]
+mod rendezvous;
+mod sum;
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+pub use engine::{Times, Traffic};
+pub use lent::InFlight;
+#[cfg(feature = "nccl")]
+pub use nccl::{Nccl, OnDevice};
+pub use sum::Wire;
+use tch::{Device, Tensor};
+
 use super::{ComputeError, Result};
+use engine::{Engine, Lane, Region, Work};
 
 /// The ranks of this run.
 #[derive(Debug)]
 pub enum Comm {
     /// One rank.
     Solo,
-    /// Several, over MPI point-to-point messages.
-    #[cfg(feature = "mpi")]
-    Mpi(mpi::Mpi),
+    /// Several, by messages.
+    Ranks(Ranks),
+    /// Several with a GPU each.
+    #[cfg(feature = "nccl")]
+    Nccl(Box<Nccl>),
+}
+
+impl Ranks {
+    fn traffic(&self) -> Traffic {
+        self.engine.traffic()
+    }
+
+    fn exchange(&self, sends: &[(usize, &[u8])], receives: &mut [(usize, &mut [u8])]) -> Result<()> {
+        let region = |peer: usize, data: *mut u8, len: usize| Region { peer, data, len };
+        let work = Work {
+            lane: Lane::Messages,
+            sends: sends.iter().map(|(peer, s)| region(*peer, s.as_ptr().cast_mut(), s.len())).collect(),
+            receives: receives.iter_mut().map(|(peer, s)| region(*peer, s.as_mut_ptr(), s.len())).collect(),
+            shard: None,
+        };
+        // SAFETY: the slices are borrowed until this function returns, which it does when all is done, or with an
+        // error after which the engine touches no buffer.
+        let pending = unsafe { self.engine.post(work) };
+        self.engine.wait(&pending).map(|_| ())
+    }
+
+    fn close(self) -> Result<()> {
+        self.engine.close()
+    }
+}
+
+/// A tensor on its way.
+#[derive(Debug)]
+pub enum Travelling<'a> {
+    /// Between processors.
+    Host(InFlight<'a>),
+    /// Between GPUs.
+    #[cfg(feature = "nccl")]
+    Device(&'a Nccl, OnDevice),
+}
+
+impl Travelling<'_> {
+    /// Returns the tensor when it may be used again, and when it travelled, where that is known. On a GPU the
+    /// processor does not wait: what libtorch does next with the tensor is ordered behind the messages.
+    ///
+    /// # Errors
+    /// A rank is gone.
+    pub fn wait(self) -> Result<(Tensor, Option<Times>)> {
+        match self {
+            Self::Host(flight) => flight.wait(),
+            #[cfg(feature = "nccl")]
+            Self::Device(nccl, flight) => Ok((nccl.finish(flight)?, None)),
+        }
+    }
+}
+
+/// One of several ranks.
+#[derive(Debug)]
+pub struct Ranks {
+    engine: Engine,
+    transport: &'static str,
 }
 
 impl Comm {
     /// Joins the ranks that the launcher started: `mpirun`, or `srun --mpi=pmix`. A process that no launcher
-    /// started is alone. `deadline` bounds every later wait.
+    /// started is alone. `deadline` bounds every later wait. Called at the start of a program, while it has no
+    /// other threads that read the environment.
     ///
     /// # Errors
     /// Several ranks were started and this program has no MPI, or MPI sees another number of ranks.
     pub fn open(deadline: Duration) -> Result<Self> {
-        match launched_ranks(|name| std::env::var(name).ok())? {
+        match launch::ranks(|name| std::env::var(name).ok())? {
             0 | 1 => Ok(Self::Solo),
             n => Self::open_mpi(n, deadline),
         }
@@ -39,14 +119,15 @@ impl Comm {
 
     #[cfg(feature = "mpi")]
     fn open_mpi(ranks: usize, deadline: Duration) -> Result<Self> {
-        let mpi = mpi::Mpi::init(deadline)?;
-        if mpi.size() != ranks {
+        mpi::set_preferences();
+        let engine = Engine::start(deadline, mpi::Mpi::init)?;
+        if engine.size() != ranks {
             return Err(ComputeError::Config(format!(
                 "{ranks} ranks were started, but MPI sees {}: start with the launcher of the MPI this program was built with, under Slurm with `srun --mpi=pmix`",
-                mpi.size()
+                engine.size()
             )));
         }
-        Ok(Self::Mpi(mpi))
+        Ok(Self::Ranks(Ranks { engine, transport: "mpi" }))
     }
 
     #[cfg(not(feature = "mpi"))]
@@ -56,12 +137,85 @@ impl Comm {
         )))
     }
 
+    /// `ranks` ranks inside this process, one for each of its threads, for tests: what they send arrives late, in
+    /// an order that `seed` chooses.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn in_process(ranks: usize, deadline: Duration, seed: u64) -> Result<Vec<Self>> {
+        let board = Arc::new(local::Switchboard::default());
+        (0..ranks)
+            .map(|rank| {
+                let board = Arc::clone(&board);
+                let engine = Engine::start(deadline, move || Ok(local::Local::new(board, rank, ranks, seed)))?;
+                Ok(Self::Ranks(Ranks { engine, transport: "threads" }))
+            })
+            .collect()
+    }
+
+    /// As [`Self::open`], for ranks that compute on a GPU each: the one of this process's number on its node.
+    /// Without MPI they find each other through a file in `dir`, which all see, named after the job and its step.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; there is no CUDA, no NCCL or no GPU for this rank.
+    pub fn open_on_gpus(deadline: Duration, dir: &Path) -> Result<Self> {
+        let ranks = launch::ranks(|name| std::env::var(name).ok())?;
+        if ranks <= 1 { Ok(Self::Solo) } else { Self::open_nccl(ranks, deadline, dir) }
+    }
+
+    #[cfg(feature = "nccl")]
+    fn open_nccl(ranks: usize, deadline: Duration, dir: &Path) -> Result<Self> {
+        let (rank, host) = if cfg!(feature = "mpi") {
+            match Self::open_mpi(ranks, deadline)? {
+                Self::Ranks(host) => (host.engine.rank(), Some(host)),
+                _ => (0, None),
+            }
+        } else {
+            (launch::rank(|name| std::env::var(name).ok())?, None)
+        };
+        Ok(Self::Nccl(Box::new(Nccl::join(rank, ranks, host, dir, deadline)?)))
+    }
+
+    #[cfg(not(feature = "nccl"))]
+    fn open_nccl(ranks: usize, _deadline: Duration, _dir: &Path) -> Result<Self> {
+        Err(ComputeError::Config(format!(
+            "{ranks} ranks with a GPU each were started, but this program was built without NCCL: build it with `cargo build --release --features mpi,nccl`, or ask for one rank"
+        )))
+    }
+
+    /// The GPU that this rank's tensors are on; the first one for a rank alone.
+    pub fn gpu(&self) -> Device {
+        match self {
+            #[cfg(feature = "nccl")]
+            Self::Nccl(nccl) => nccl.device(),
+            _ => Device::Cuda(0),
+        }
+    }
+
+    /// Whether waiting for a tensor leaves the processor free: its work is ordered on the GPU.
+    pub fn orders_on_device(&self) -> bool {
+        match self {
+            #[cfg(feature = "nccl")]
+            Self::Nccl(_) => true,
+            _ => false,
+        }
+    }
+
+    /// The thread of messages, if there is one.
+    fn ranks(&self) -> Option<&Ranks> {
+        match self {
+            Self::Ranks(ranks) => Some(ranks),
+            _ => None,
+        }
+    }
+
     /// This process, from 0.
     pub fn rank(&self) -> usize {
         match self {
             Self::Solo => 0,
-            #[cfg(feature = "mpi")]
-            Self::Mpi(mpi) => mpi.rank(),
+            Self::Ranks(ranks) => ranks.engine.rank(),
+            #[cfg(feature = "nccl")]
+            Self::Nccl(nccl) => nccl.rank(),
         }
     }
 
@@ -69,8 +223,9 @@ impl Comm {
     pub fn size(&self) -> usize {
         match self {
             Self::Solo => 1,
-            #[cfg(feature = "mpi")]
-            Self::Mpi(mpi) => mpi.size(),
+            Self::Ranks(ranks) => ranks.engine.size(),
+            #[cfg(feature = "nccl")]
+            Self::Nccl(nccl) => nccl.size(),
         }
     }
 
@@ -83,8 +238,19 @@ impl Comm {
     pub fn transport(&self) -> &'static str {
         match self {
             Self::Solo => "solo",
-            #[cfg(feature = "mpi")]
-            Self::Mpi(_) => "mpi",
+            Self::Ranks(ranks) => ranks.transport,
+            #[cfg(feature = "nccl")]
+            Self::Nccl(_) => "nccl",
+        }
+    }
+
+    /// What was sent and received so far.
+    pub fn traffic(&self) -> Traffic {
+        match self {
+            Self::Solo => Traffic::default(),
+            Self::Ranks(ranks) => ranks.traffic(),
+            #[cfg(feature = "nccl")]
+            Self::Nccl(nccl) => nccl.traffic(),
         }
     }
 
@@ -97,8 +263,36 @@ impl Comm {
         match self {
             Self::Solo if sends.is_empty() && receives.is_empty() => Ok(()),
             Self::Solo => Err(ComputeError::Failed("a message to another rank, and there is none: report this".into())),
-            #[cfg(feature = "mpi")]
-            Self::Mpi(mpi) => mpi.exchange(sends, receives),
+            Self::Ranks(ranks) => ranks.exchange(sends, receives),
+            #[cfg(feature = "nccl")]
+            Self::Nccl(nccl) => nccl.exchange(sends, receives),
+        }
+    }
+
+    /// Begins to add all ranks' gradients of a group, fp32. Every rank owns an equal part of it, by rank; when the
+    /// tensor comes back, the own part is the sum over ranks, and the rest has no meaning. Groups are given in the
+    /// same order on all ranks.
+    ///
+    /// # Errors
+    /// The ranks do not divide the length.
+    pub fn reduce(&self, gradient: Tensor, wire: Wire) -> Result<Travelling<'_>> {
+        match self {
+            #[cfg(feature = "nccl")]
+            Self::Nccl(nccl) => Ok(Travelling::Device(nccl, nccl.reduce(gradient, wire)?)),
+            _ => Ok(Travelling::Host(lent::reduce(self, gradient, wire)?)),
+        }
+    }
+
+    /// Begins to gather a group's weights: every rank sends its own part to all. Groups are given in the same
+    /// order on all ranks.
+    ///
+    /// # Errors
+    /// The ranks do not divide the length.
+    pub fn gather(&self, weights: Tensor) -> Result<Travelling<'_>> {
+        match self {
+            #[cfg(feature = "nccl")]
+            Self::Nccl(nccl) => Ok(Travelling::Device(nccl, nccl.gather(weights)?)),
+            _ => Ok(Travelling::Host(lent::gather(self, weights)?)),
         }
     }
 
@@ -124,6 +318,25 @@ impl Comm {
         let mut receives: Vec<(usize, &mut [u8])> =
             all.iter_mut().enumerate().filter(|(p, _)| *p != rank).map(|(p, b)| (p, b.as_mut_slice())).collect();
         self.exchange(&sends, &mut receives)?;
+        Ok(all)
+    }
+
+    /// Everybody's bytes, by rank, on rank 0; nothing elsewhere.
+    ///
+    /// # Errors
+    /// As [`Self::exchange`].
+    pub fn collect(&self, mine: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let lengths = self.all_gather(&(mine.len() as u64).to_le_bytes())?;
+        if !self.is_first() {
+            self.exchange(&[(0, mine)], &mut [])?;
+            return Ok(Vec::new());
+        }
+        let length = |bytes: &Vec<u8>| bytes.as_slice().try_into().map_or(0, u64::from_le_bytes) as usize;
+        let mut all: Vec<Vec<u8>> = lengths.iter().map(|bytes| vec![0; length(bytes)]).collect();
+        all[0].copy_from_slice(mine);
+        let mut receives: Vec<(usize, &mut [u8])> =
+            all.iter_mut().enumerate().skip(1).map(|(peer, bytes)| (peer, bytes.as_mut_slice())).collect();
+        self.exchange(&[], &mut receives)?;
         Ok(all)
     }
 
@@ -166,32 +379,21 @@ impl Comm {
         self.all_gather(&[0]).map(|_| ())
     }
 
-    /// Leaves the ranks in order. Not called after an error: the process then ends, and the launcher ends the
-    /// others.
+    /// Leaves the ranks in order, when all have come here. Not called after an error: the process then ends, and
+    /// the launcher ends the others.
     ///
     /// # Errors
-    /// MPI refuses.
+    /// A rank is gone, or MPI refuses.
     pub fn close(self) -> Result<()> {
+        // Who is last to leave finds nobody to wait for in the library, where there is no deadline.
+        self.barrier()?;
         match self {
             Self::Solo => Ok(()),
-            #[cfg(feature = "mpi")]
-            Self::Mpi(mpi) => mpi.finalize(),
+            Self::Ranks(ranks) => ranks.close(),
+            #[cfg(feature = "nccl")]
+            Self::Nccl(nccl) => nccl.close(),
         }
     }
-}
-
-/// How many ranks the launcher started, by the environment it gives; 0 if there is no launcher.
-fn launched_ranks(get: impl Fn(&str) -> Option<String>) -> Result<usize> {
-    for name in ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"] {
-        if let Some(text) = get(name) {
-            return text.trim().parse().map_err(|_| {
-                ComputeError::Config(format!(
-                    "the launcher's variable {name} is {text:?}, which is no number: start with mpirun or srun"
-                ))
-            });
-        }
-    }
-    Ok(0)
 }
 
 /// The bytes of fp32 numbers, as they lie in memory.
@@ -209,18 +411,6 @@ pub fn f32_bytes_mut(values: &mut [f32]) -> &mut [u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_launcher_says_how_many() {
-        let ranks = |pairs: &[(&str, &str)]| {
-            launched_ranks(|name| pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned()))
-        };
-        assert_eq!(ranks(&[]).unwrap(), 0);
-        assert_eq!(ranks(&[("OMPI_COMM_WORLD_SIZE", "4")]).unwrap(), 4);
-        // srun without an MPI plugin starts every task as a rank of its own: the step's count tells.
-        assert_eq!(ranks(&[("SLURM_STEP_NUM_TASKS", "2"), ("SLURM_NTASKS", "8")]).unwrap(), 2);
-        assert!(ranks(&[("OMPI_COMM_WORLD_SIZE", "x")]).unwrap_err().to_string().contains("OMPI_COMM_WORLD_SIZE"));
-    }
 
     #[test]
     fn solo_is_everybody() {

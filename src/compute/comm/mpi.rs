@@ -1,42 +1,52 @@
-//! MPI as a carrier of bytes between ranks: `MPI_Isend`, `MPI_Irecv`, and `MPI_Testall` with a growing sleep.
-//!
-//! A process that waits inside MPI spins and takes the core from its neighbour's compute; polling with a sleep
-//! leaves it free. Errors come back as values, not as an abort. The library is initialised for one thread
-//! that makes all calls.
+//! MPI as a carrier of bytes: `MPI_Isend`, `MPI_Irecv` and `MPI_Testsome`, all from the thread that initialised
+//! the library, never blocking in it but to join and to leave. Errors come back as values, not as an abort.
 
 use std::ffi::{c_int, c_void};
-use std::time::{Duration, Instant};
 
 use mpi::Threading;
 use mpi::ffi;
 
+use super::link::Link;
 use crate::compute::{ComputeError, Result};
 
-/// Longest single message; MPI counts are `int`.
-const MESSAGE_BYTES: usize = 1 << 30;
+/// What Open MPI is told where the user has not chosen, before it starts. `docs/training.md` says why.
+const PREFERENCES: &[(&str, &str)] = &[
+    // A process that waits to join or to leave gives its core away.
+    ("OMPI_MCA_mpi_yield_when_idle", "1"),
+    // Copies through a shared segment, in parts that stay in the cache, took 0.6 of the processor time of
+    // process_vm_readv, which containers often forbid besides.
+    ("OMPI_MCA_btl_vader_single_copy_mechanism", "none"),
+];
 
-/// Polls are this far apart at first, and twice as far each time.
-const FIRST_SLEEP: Duration = Duration::from_micros(50);
-const LAST_SLEEP: Duration = Duration::from_millis(1);
-
-/// Any number will do: messages between two ranks match in order.
-const TAG: c_int = 5;
-
-/// All ranks of `MPI_COMM_WORLD`.
+/// All ranks of `MPI_COMM_WORLD`, for one thread.
 #[derive(Debug)]
-pub struct Mpi {
+pub(super) struct Mpi {
     rank: usize,
     size: usize,
-    deadline: Duration,
+    indices: Vec<c_int>,
+    statuses: Vec<ffi::MPI_Status>,
+    /// MPI calls belong to the thread that initialised it.
+    _thread: std::marker::PhantomData<*const ()>,
+}
+
+/// Sets [`PREFERENCES`] where the environment says nothing.
+pub(super) fn set_preferences() {
+    for (name, value) in PREFERENCES {
+        if std::env::var_os(name).is_none() {
+            // SAFETY: called at the start of a stage, before it makes threads that read the environment; the
+            // standard library's own readers and writers share a lock.
+            unsafe { std::env::set_var(name, value) };
+        }
+    }
 }
 
 impl Mpi {
-    /// Initialises MPI.
-    pub fn init(deadline: Duration) -> Result<Self> {
+    /// Initialises MPI; this thread makes all calls.
+    pub(super) fn init() -> Result<Self> {
         let Some((universe, _)) = mpi::initialize_with_threading(Threading::Funneled) else {
             return Err(ComputeError::Failed("MPI was initialised twice: report this".to_owned()));
         };
-        // Dropped, it would wait in MPI_Finalize for ranks that may be gone: `finalize` does it in order.
+        // Dropped, it would wait in MPI_Finalize for ranks that may be gone: `close` does it in order.
         std::mem::forget(universe);
         let (mut rank, mut size): (c_int, c_int) = (0, 0);
         // SAFETY: MPI is initialised; the pointers are valid for the calls.
@@ -48,98 +58,92 @@ impl Mpi {
             check("tell the rank", ffi::MPI_Comm_rank(ffi::RSMPI_COMM_WORLD, &mut rank))?;
             check("tell the size", ffi::MPI_Comm_size(ffi::RSMPI_COMM_WORLD, &mut size))?;
         }
-        // Both are small and not negative.
-        Ok(Self { rank: rank as usize, size: size as usize, deadline })
+        Ok(Self {
+            // Both are small and not negative.
+            rank: rank as usize,
+            size: size as usize,
+            indices: Vec::new(),
+            statuses: Vec::new(),
+            _thread: std::marker::PhantomData,
+        })
     }
+}
 
-    pub fn rank(&self) -> usize {
+fn null_request() -> ffi::MPI_Request {
+    // SAFETY: a constant of the library.
+    unsafe { ffi::RSMPI_REQUEST_NULL }
+}
+
+impl Link for Mpi {
+    type Request = ffi::MPI_Request;
+
+    fn rank(&self) -> usize {
         self.rank
     }
 
-    pub fn size(&self) -> usize {
+    fn size(&self) -> usize {
         self.size
     }
 
-    pub fn exchange(&self, sends: &[(usize, &[u8])], receives: &mut [(usize, &mut [u8])]) -> Result<()> {
-        let mut requests = Vec::new();
-        for (peer, buffer) in receives.iter_mut() {
-            for part in buffer.chunks_mut(MESSAGE_BYTES) {
-                let mut request = self.null_request();
-                // SAFETY: `part` outlives the request: this function returns only when all are done, or with an
-                // error after which the caller makes no MPI call, and Open MPI moves data only inside calls.
-                check("post a receive", unsafe {
-                    ffi::MPI_Irecv(
-                        part.as_mut_ptr().cast::<c_void>(),
-                        part.len() as c_int,
-                        ffi::RSMPI_UINT8_T,
-                        *peer as c_int,
-                        TAG,
-                        ffi::RSMPI_COMM_WORLD,
-                        &mut request,
-                    )
-                })?;
-                requests.push(request);
-            }
-        }
-        for (peer, buffer) in sends {
-            for part in buffer.chunks(MESSAGE_BYTES) {
-                let mut request = self.null_request();
-                // SAFETY: as above; the buffer is only read.
-                check("post a send", unsafe {
-                    ffi::MPI_Isend(
-                        part.as_ptr().cast::<c_void>(),
-                        part.len() as c_int,
-                        ffi::RSMPI_UINT8_T,
-                        *peer as c_int,
-                        TAG,
-                        ffi::RSMPI_COMM_WORLD,
-                        &mut request,
-                    )
-                })?;
-                requests.push(request);
-            }
-        }
-        self.wait_all(&mut requests)
+    unsafe fn send(&mut self, peer: usize, tag: c_int, data: *const u8, len: usize) -> Result<Self::Request> {
+        let mut request = null_request();
+        // SAFETY: the caller lends the bytes until the request is complete. Pieces are far below 2^31 bytes.
+        check("post a send", unsafe {
+            ffi::MPI_Isend(
+                data.cast::<c_void>(),
+                len as c_int,
+                ffi::RSMPI_UINT8_T,
+                peer as c_int,
+                tag,
+                ffi::RSMPI_COMM_WORLD,
+                &mut request,
+            )
+        })?;
+        Ok(request)
     }
 
-    fn null_request(&self) -> ffi::MPI_Request {
-        // SAFETY: a constant of the library.
-        unsafe { ffi::RSMPI_REQUEST_NULL }
+    unsafe fn receive(&mut self, peer: usize, tag: c_int, data: *mut u8, len: usize) -> Result<Self::Request> {
+        let mut request = null_request();
+        // SAFETY: the caller lends the room until the request is complete.
+        check("post a receive", unsafe {
+            ffi::MPI_Irecv(
+                data.cast::<c_void>(),
+                len as c_int,
+                ffi::RSMPI_UINT8_T,
+                peer as c_int,
+                tag,
+                ffi::RSMPI_COMM_WORLD,
+                &mut request,
+            )
+        })?;
+        Ok(request)
     }
 
-    fn wait_all(&self, requests: &mut [ffi::MPI_Request]) -> Result<()> {
-        if requests.is_empty() {
-            return Ok(());
-        }
-        // SAFETY: MPI_Status is a plain struct of integers that MPI_Testall fills.
-        let mut statuses: Vec<ffi::MPI_Status> = vec![unsafe { std::mem::zeroed() }; requests.len()];
-        let began = Instant::now();
-        let mut sleep = FIRST_SLEEP;
-        loop {
-            let mut done: c_int = 0;
-            // SAFETY: both arrays hold as many entries as announced.
-            let rc = unsafe {
-                ffi::MPI_Testall(requests.len() as c_int, requests.as_mut_ptr(), &mut done, statuses.as_mut_ptr())
-            };
-            check("exchange messages (another rank may be gone)", rc)?;
-            if done != 0 {
-                return Ok(());
-            }
-            if began.elapsed() > self.deadline {
-                return Err(ComputeError::CollectiveTimeout(format!(
-                    "rank {} of {} waited {:.0} s for another rank, which is gone or hangs: look for its message in the log; the next attempt goes on from the last checkpoint",
-                    self.rank,
-                    self.size,
-                    self.deadline.as_secs_f64()
-                )));
-            }
-            std::thread::sleep(sleep);
-            sleep = (sleep * 2).min(LAST_SLEEP);
-        }
+    fn test(&mut self, requests: &mut [Self::Request], done: &mut Vec<usize>) -> Result<()> {
+        done.clear();
+        self.indices.resize(requests.len(), 0);
+        // SAFETY: MPI_Status is a plain struct of integers that MPI_Testsome fills.
+        self.statuses.resize(requests.len(), unsafe { std::mem::zeroed() });
+        let mut count: c_int = 0;
+        // SAFETY: the arrays hold as many entries as announced. With none, MPI still moves what it has queued.
+        let rc = unsafe {
+            ffi::MPI_Testsome(
+                requests.len() as c_int,
+                requests.as_mut_ptr(),
+                &mut count,
+                self.indices.as_mut_ptr(),
+                self.statuses.as_mut_ptr(),
+            )
+        };
+        check("exchange messages (another rank may be gone)", rc)?;
+        // MPI_UNDEFINED is negative.
+        let count = usize::try_from(count).unwrap_or(0);
+        done.extend(self.indices[..count].iter().map(|&i| i as usize));
+        Ok(())
     }
 
-    pub fn finalize(self) -> Result<()> {
-        // SAFETY: every request has been waited for.
+    fn close(self) -> Result<()> {
+        // SAFETY: every request is complete.
         check("finish", unsafe { ffi::MPI_Finalize() })
     }
 }

@@ -17,6 +17,7 @@ pub mod norm;
 pub mod schedule;
 pub mod shards;
 pub mod state;
+pub mod trace;
 pub mod trainee;
 
 mod report;
