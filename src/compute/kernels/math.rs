@@ -93,14 +93,31 @@ pub fn ln_f64(x: f64) -> f64 {
             f64::NAN
         };
     }
+    ln_normal(x)
+}
+
+/// As [`ln_f64`], of a number that is positive and normal, or NaN: for loops.
+#[inline(always)]
+pub fn ln_normal(x: f64) -> f64 {
     // x = m 2^n with m in [1/sqrt(2), sqrt(2)); ln m = 2 artanh((m - 1) / (m + 1)).
     let bits = x.to_bits();
-    let n = ((bits.wrapping_sub(0x3FE6_A09E_667F_3BCD) as i64) >> 52) as f64;
-    let m = f64::from_bits(bits.wrapping_sub((n as i64 as u64) << 52));
+    let exponent = (bits.wrapping_sub(0x3FE6_A09E_667F_3BCD) as i64) >> 52;
+    let m = f64::from_bits(bits.wrapping_sub((exponent as u64) << 52));
+    // A number below 2^11 is exact in the low bits of 1.5 * 2^52: a conversion that is vector code everywhere.
+    let n = f64::from_bits(0x4338_0000_0000_0000_u64.wrapping_add(exponent as u64)) - 6_755_399_441_055_744.0;
     let z = (m - 1.0) / (m + 1.0);
     let s = z * z;
     // |z| <= 0.172: the series ends where s^10 / 21 is below 1e-16.
-    let series = (0..10).rev().fold(0.0, |sum, k| sum * s + 1.0 / f64::from(2 * k + 1));
+    let series = (1.0 / 19.0f64)
+        .mul_add(s, 1.0 / 17.0)
+        .mul_add(s, 1.0 / 15.0)
+        .mul_add(s, 1.0 / 13.0)
+        .mul_add(s, 1.0 / 11.0)
+        .mul_add(s, 1.0 / 9.0)
+        .mul_add(s, 1.0 / 7.0)
+        .mul_add(s, 1.0 / 5.0)
+        .mul_add(s, 1.0 / 3.0)
+        .mul_add(s, 1.0);
     n * std::f64::consts::LN_2 + 2.0 * z * series
 }
 

@@ -24,8 +24,14 @@ for_each_isa! {
                 *s = math::exp(s.mul_add(scale, -m));
             }
             let sum = sums::sum(seen, |p| p);
-            inverse[i] = 1.0 / sum;
-            lse[i] = (f64::from(m) + math::ln_f64(f64::from(sum))) as f32;
+            (inverse[i], lse[i]) = (sum, m);
+        }
+        for (inverse, lse) in inverse.iter_mut().zip(lse) {
+            // A sum is at least 1, for its largest term is, or NaN; or there was none.
+            let sum = *inverse;
+            let log = math::ln_normal(f64::from(if sum == 0.0 { 1.0 } else { sum }));
+            *lse = (f64::from(*lse) + log) as f32;
+            *inverse = if sum == 0.0 { 0.0 } else { 1.0 / sum };
         }
     }
 }

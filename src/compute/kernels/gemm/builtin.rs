@@ -10,13 +10,16 @@ use super::tile::{Start, Tile, run_tile, tile_rows};
 use crate::compute::kernels::{Accumulate, Isa, Pool};
 
 /// Values of k in a block: part of what the bits are.
-const DEPTH: usize = 256;
+const DEPTH: usize = 512;
 
 /// Columns of B that are packed at a time.
 const COLUMNS: usize = 2048;
 
 /// Tiles of A that are packed at a time: about 230 KiB, part of a second-level cache.
-const TILES: usize = 16;
+const TILES: usize = 8;
+
+/// Tiles of A that are packed whole when there are no more: about 550 KiB.
+const TILES_AT_ONCE: usize = 19;
 
 /// Multiply-adds below which other threads are not woken.
 const ALONE: usize = 1 << 18;
@@ -103,53 +106,109 @@ pub(super) fn run(
 
 /// One thread's part of C.
 fn part(isa: Isa, blocks: &mut Blocks, a: Mat<'_>, b: Mat<'_>, out: Out<'_>) {
-    let depth_all = a.cols;
-    let tiles = out.rows.div_ceil(tile_rows(isa));
-    // Tiles of nearly equal height: a last one of two rows would be slow.
-    let row_of = |t: usize| t * out.rows / tiles;
+    let tiles = Tiles { count: out.rows.div_ceil(tile_rows(isa)), rows: out.rows };
     let packs = packs_a(a, out.cols);
+    // At least one round of k, so that C is written when there is none.
+    let depths = || (0..a.cols.max(1)).step_by(DEPTH).map(|k| (k, (a.cols - k).min(DEPTH)));
+    if tiles.count <= TILES_AT_ONCE {
+        // All of A stays in the cache: each panel of B is packed just before its only use.
+        for (k, depth) in depths() {
+            let left = Left::new(isa, &mut blocks.a, a.col_range(k, depth), tiles, 0..tiles.count, packs);
+            let panel = blocks.b.floats(PANEL * depth);
+            for j in (0..out.cols).step_by(PANEL) {
+                pack_b(isa, b.row_range(k, depth).col_range(j, (out.cols - j).min(PANEL)), panel);
+                multiply(isa, &left, panel, &out, j, k == 0);
+            }
+        }
+        return;
+    }
     for j0 in (0..out.cols).step_by(COLUMNS) {
         let cols = (out.cols - j0).min(COLUMNS);
-        // At least one round, so that C is written when there is no k.
-        for k0 in (0..depth_all.max(1)).step_by(DEPTH) {
-            let depth = (depth_all - k0).min(DEPTH);
+        for (k, depth) in depths() {
             let panels = blocks.b.floats(cols.next_multiple_of(PANEL) * depth);
-            pack_b(isa, b.row_range(k0, depth).col_range(j0, cols), panels);
-            for t0 in (0..tiles).step_by(TILES) {
-                let t1 = (t0 + TILES).min(tiles);
-                let (i0, i1) = (row_of(t0), row_of(t1));
-                let a_block = a.row_range(i0, i1 - i0).col_range(k0, depth);
-                let packed = blocks.a.floats(if packs { (i1 - i0) * depth } else { 0 });
-                if packs {
-                    for t in t0..t1 {
-                        let (i, rows) = (row_of(t) - i0, row_of(t + 1) - row_of(t));
-                        pack_a(isa, a_block.row_range(i, rows), &mut packed[i * depth..]);
-                    }
-                }
+            pack_b(isa, b.row_range(k, depth).col_range(j0, cols), panels);
+            for t in (0..tiles.count).step_by(TILES) {
+                let range = t..(t + TILES).min(tiles.count);
+                let left = Left::new(isa, &mut blocks.a, a.col_range(k, depth), tiles, range, packs);
                 for j in (0..cols).step_by(PANEL) {
-                    for t in t0..t1 {
-                        let (i, rows) = (row_of(t), row_of(t + 1) - row_of(t));
-                        let (a, a_row, a_k) = if packs {
-                            (packed[(i - i0) * depth..].as_ptr(), 1, rows)
-                        } else {
-                            (a_block.row_range(i - i0, rows).data.as_ptr(), a_block.row_stride, a_block.col_stride)
-                        };
-                        let start = match (k0, out.how, out.bias) {
-                            (0, Accumulate::Assign, Some(bias)) => Start::Bias(bias[j0 + j..].as_ptr()),
-                            (0, Accumulate::Assign, None) => Start::Zero,
-                            _ => Start::Add,
-                        };
-                        // Inside C: the part's rows and columns.
-                        let c = out.c.wrapping_add(i * out.row + j0 + j);
-                        let cols = (cols - j).min(PANEL);
-                        let b = panels[j * depth..].as_ptr();
-                        let tile = Tile { rows, cols, depth, a, a_row, a_k, b, c, c_row: out.row, start };
-                        // SAFETY: the tile lies in A's block, in one panel and in C, which this thread alone writes.
-                        unsafe { run_tile(isa, &tile) };
-                    }
+                    multiply(isa, &left, &panels[j * depth..], &out, j0 + j, k == 0);
                 }
             }
         }
+    }
+}
+
+/// Tiles of nearly equal height over all rows: a last one of two rows would be slow.
+#[derive(Clone, Copy)]
+struct Tiles {
+    count: usize,
+    rows: usize,
+}
+
+impl Tiles {
+    /// The first row of a tile.
+    fn first(self, tile: usize) -> usize {
+        tile * self.rows / self.count
+    }
+}
+
+/// Some tiles' rows of A, all of the columns that it was made from; packed, or where they are.
+struct Left<'a> {
+    a: Mat<'a>,
+    packed: Option<&'a [f32]>,
+    tiles: Tiles,
+    range: std::ops::Range<usize>,
+}
+
+impl<'a> Left<'a> {
+    fn new(
+        isa: Isa,
+        scratch: &'a mut Scratch,
+        a: Mat<'a>,
+        tiles: Tiles,
+        range: std::ops::Range<usize>,
+        packs: bool,
+    ) -> Self {
+        let (from, to) = (tiles.first(range.start), tiles.first(range.end));
+        let a = a.row_range(from, to - from);
+        let packed = packs.then(|| {
+            let packed = scratch.floats(a.rows * a.cols);
+            for t in range.clone() {
+                let (first, end) = (tiles.first(t) - from, tiles.first(t + 1) - from);
+                pack_a(isa, a.row_range(first, end - first), &mut packed[first * a.cols..]);
+            }
+            &*packed
+        });
+        Self { a, packed, tiles, range }
+    }
+
+    /// Address, stride of rows and stride of k of `rows` rows from `first` on.
+    fn at(&self, first: usize, rows: usize) -> (*const f32, usize, usize) {
+        match self.packed {
+            Some(packed) => (packed[first * self.a.cols..].as_ptr(), 1, rows),
+            None => (self.a.row_range(first, rows).data.as_ptr(), self.a.row_stride, self.a.col_stride),
+        }
+    }
+}
+
+/// Some tiles' rows of one panel of C, which begins with column `j`; `begins` if these are the first k.
+fn multiply(isa: Isa, left: &Left<'_>, panel: &[f32], out: &Out<'_>, j: usize, begins: bool) {
+    let (depth, tiles) = (left.a.cols, left.tiles);
+    let start = match (begins, out.how, out.bias) {
+        (true, Accumulate::Assign, Some(bias)) => Start::Bias(bias[j..].as_ptr()),
+        (true, Accumulate::Assign, None) => Start::Zero,
+        _ => Start::Add,
+    };
+    assert!(panel.len() >= PANEL * depth);
+    for t in left.range.clone() {
+        let (i, end) = (tiles.first(t), tiles.first(t + 1));
+        let (a, a_row, a_k) = left.at(i - tiles.first(left.range.start), end - i);
+        // Inside C: the part's rows and columns.
+        let c = out.c.wrapping_add(i * out.row + j);
+        let (rows, cols, b) = (end - i, (out.cols - j).min(PANEL), panel.as_ptr());
+        let tile = Tile { rows, cols, depth, a, a_row, a_k, b, c, c_row: out.row, start };
+        // SAFETY: the tile lies in A's block, in one panel and in C, which this thread alone writes.
+        unsafe { run_tile(isa, &tile) };
     }
 }
 
