@@ -3,6 +3,7 @@
 //! The promise under test: the same cell ends with the same parameters and the same series, bit for bit,
 //! whatever happened on the way.
 
+mod checkpoints;
 mod data;
 mod faults;
 

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::manifest::{GroupEntry, MANIFEST_VERSION, Manifest, Part, ShardEntry};
-use super::pages::Pages;
+use super::pages::Stream;
 use super::saver::{Outcome, Place, Superseded, Trouble};
 use super::{MANIFEST_FILE, Retention, entries, retention, shard};
 use crate::compute::{ComputeError, Result};
@@ -39,8 +39,6 @@ pub(super) struct Job {
     pub groups: Vec<GroupEntry>,
     pub parts: Vec<Part>,
     pub bytes: usize,
-    /// Whether all numbers are.
-    pub finite: bool,
     pub retention: Retention,
     pub superseded: Superseded,
 }
@@ -57,15 +55,18 @@ enum Report {
 ///
 /// # Errors
 /// [`ComputeError::Superseded`].
-pub(super) fn run(job: &Job, room: &Pages) -> Result<Outcome> {
+pub(super) fn run(job: &Job, content: &Stream) -> Result<Outcome> {
     let dir = job.place.dir.join(&job.name);
-    let mine = job.write_shard(&dir, room);
-    let ended = match mine {
+    let ended = job.write_shard(&dir, content).and_then(|mine| {
+        if job.place.rank == 0 { job.gather_and_seal(&dir, mine) } else { job.report_and_wait(&dir, mine) }
+    });
+    let ended = match ended {
+        // A newer attempt may have cleaned up under our hands: whatever went wrong, that is why.
+        Err(_) | Ok(Err(_)) if (job.superseded)() => return Err(ComputeError::Superseded),
         Err(ComputeError::Superseded) => return Err(ComputeError::Superseded),
         Err(e) => Err(job.trouble(&e)),
-        Ok(entry) => Ok(entry),
+        Ok(ended) => ended,
     };
-    let ended = if job.place.rank == 0 { job.gather_and_seal(&dir, ended)? } else { job.report_and_wait(&dir, ended)? };
     Ok(match ended {
         Ok(()) => Outcome::Saved { step: job.step, name: job.name.clone() },
         Err(trouble) => Outcome::NotSaved { step: job.step, trouble },
@@ -80,29 +81,42 @@ fn report_file(rank: usize, ranks: usize) -> String {
     format!("shard-{rank:04}-of-{ranks:04}.json")
 }
 
+/// Stands for a report for which there was no room: an empty file needs none.
+fn failed_file(rank: usize, ranks: usize) -> String {
+    format!("shard-{rank:04}-of-{ranks:04}.failed")
+}
+
 /// What a failing commit comes to: the inner error is shared by all ranks, the outer one ends this process.
 type Ended<T> = Result<std::result::Result<T, Trouble>>;
 
 impl Job {
-    fn write_shard(&self, dir: &Path, room: &Pages) -> Result<ShardEntry> {
+    fn write_shard(&self, dir: &Path, content: &Stream) -> Ended<ShardEntry> {
+        match self.try_write_shard(dir, content) {
+            Ok(entry) => Ok(Ok(entry)),
+            Err(ComputeError::Superseded) => Err(ComputeError::Superseded),
+            Err(e) => Ok(Err(self.trouble(&e))),
+        }
+    }
+
+    fn try_write_shard(&self, dir: &Path, content: &Stream) -> Result<ShardEntry> {
         let place = &self.place;
         files::make_dirs(dir)?;
-        if !self.finite {
-            return Err(ComputeError::Failed(Trouble::NotFinite.to_string()));
-        }
-        if place.rank == 0 {
-            files::sync_dir(&place.dir)?;
-        }
         let file = shard_file(place.rank, place.ranks);
         let temp = dir.join(format!(".{file}.tmp"));
         retention::take_spare(&place.dir, place.attempt, &file, &temp);
-        let result = shard::write(&temp, room, self.bytes);
+        let result = shard::write(&temp, content, self.bytes);
         let result = result.map_err(|e| ComputeError::Record(RecordError::io("write", &temp)(e)));
         let result = result.and_then(|blake3| {
+            if !content.is_finite() {
+                return Err(ComputeError::Failed(Trouble::NotFinite.to_string()));
+            }
             self.check_superseded()?;
             let path = dir.join(&file);
             std::fs::rename(&temp, &path).map_err(RecordError::io("rename onto", &path))?;
-            files::sync_dir(dir)?;
+            if place.rank != 0 {
+                // What rank 0 writes is synced with the manifest.
+                files::sync_dir(dir)?;
+            }
             Ok(ShardEntry { file, bytes: self.bytes as u64, digest: None, blake3, parts: self.parts.clone() })
         });
         if result.is_err() {
@@ -139,10 +153,14 @@ impl Job {
         while reports.len() < ranks {
             let rank = reports.len();
             let path = dir.join(report_file(rank, ranks));
-            let there = entries(dir)?.contains(&report_file(rank, ranks));
+            let names = entries(dir)?;
+            let there = names.contains(&report_file(rank, ranks));
             match there.then(|| files::read_json::<Report>(&path)) {
                 Some(Ok(Report::Written(entry))) => reports.push(Ok(entry)),
                 Some(Ok(Report::Trouble(trouble))) => reports.push(Err(trouble)),
+                _ if names.contains(&failed_file(rank, ranks)) => {
+                    reports.push(Err(Trouble::DiskFull(self.place.dir.clone())));
+                }
                 _ if began.elapsed() > self.place.patience => {
                     let seconds = began.elapsed().as_secs();
                     reports.push(Err(Trouble::Failed(format!(
@@ -191,7 +209,8 @@ impl Job {
             digest: None,
         };
         self.check_superseded()?;
-        Ok(files::write_json(&dir.join(MANIFEST_FILE), &manifest.sealed())?)
+        files::write_json(&dir.join(MANIFEST_FILE), &manifest.sealed())?;
+        Ok(files::sync_dir(&self.place.dir)?)
     }
 
     /// Rank 0: takes back what was begun.
@@ -206,7 +225,7 @@ impl Job {
             let reason = serde_json::to_vec(trouble).unwrap_or_default();
             let _ = std::fs::write(dir.join(ABANDONED), reason);
             let mut pause = Pause::default();
-            let waits = |names: Vec<String>| names.iter().any(|n| n.ends_with(".json"));
+            let waits = |names: Vec<String>| names.iter().any(|n| n.ends_with(".json") || n.ends_with(".failed"));
             while began.elapsed() < place.patience && entries(dir).is_ok_and(waits) && !(self.superseded)() {
                 pause.sleep();
             }
@@ -219,13 +238,18 @@ impl Job {
     fn report_and_wait(&self, dir: &Path, mine: std::result::Result<ShardEntry, Trouble>) -> Ended<()> {
         let place = &self.place;
         let path = dir.join(report_file(place.rank, place.ranks));
-        let report = match mine {
+        let mut report = match mine {
             Ok(entry) => Report::Written(entry),
             Err(trouble) => Report::Trouble(trouble),
         };
+        let failed = dir.join(failed_file(place.rank, place.ranks));
+        let tell = |report: &Report| {
+            files::write_json(&path, report).is_ok()
+                || matches!(report, Report::Trouble(_)) && std::fs::File::create(&failed).is_ok()
+        };
         let began = Instant::now();
         let mut pause = Pause::default();
-        let mut told = files::write_json(&path, &report).is_ok();
+        let mut told = tell(&report);
         loop {
             let names = entries(dir)?;
             if names.iter().any(|n| n == MANIFEST_FILE) {
@@ -237,21 +261,24 @@ impl Job {
                 let reason = reason.and_then(|text| serde_json::from_slice(&text).ok());
                 // Says that it was read: rank 0 then removes the directory.
                 let _ = std::fs::remove_file(&path);
+                let _ = std::fs::remove_file(&failed);
                 return Ok(Err(reason.unwrap_or(given_up)));
             }
-            if told && names.is_empty() || began.elapsed() > place.patience + GRACE {
+            // A little longer than rank 0, so that it is the one who decides.
+            if told && names.is_empty() || began.elapsed() > place.patience * 5 / 4 {
                 return Ok(Err(given_up));
             }
             self.check_superseded()?;
             pause.sleep();
-            // On a full disk not even the report could be written; there may be room by now.
-            told = told || files::write_json(&path, &report).is_ok();
+            if !told && began.elapsed() > Duration::from_secs(1) {
+                // The disk took the shard and has no room for the report: then not for the shard either.
+                let _ = std::fs::remove_file(dir.join(shard_file(place.rank, place.ranks)));
+                report = Report::Trouble(Trouble::DiskFull(place.dir.clone()));
+            }
+            told = told || tell(&report);
         }
     }
 }
-
-/// What the others wait longer than rank 0, so that it is the one who decides.
-const GRACE: Duration = Duration::from_secs(30);
 
 /// Short waits that grow.
 #[derive(Default)]

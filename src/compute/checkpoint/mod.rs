@@ -9,6 +9,7 @@
 //! [`Saver`] writes in the background from a copy, while the step loop goes on; [`find`] and [`Checkpoint`] read;
 //! [`Retention`] says what stays. Nothing here talks to other ranks but through the directory.
 
+pub mod bench;
 mod commit;
 mod load;
 mod manifest;

@@ -5,7 +5,11 @@
 //! when memory is short, and as long as it does not, using them again costs nothing.
 
 use std::io;
+use std::ops::Range;
 use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use crate::compute::comm::f32_bytes;
 
@@ -83,6 +87,100 @@ impl Drop for Pages {
     fn drop(&mut self) {
         // SAFETY: the range was mapped by `new`, and nobody can hold a slice of it any more.
         unsafe { libc::munmap(self.at.as_ptr().cast(), self.len) };
+    }
+}
+
+/// Pages that one thread fills from the front while others read what it has filled.
+#[derive(Debug)]
+pub struct Stream {
+    pages: Pages,
+    /// Bytes from the front that do not change any more.
+    filled: AtomicUsize,
+    finite: AtomicBool,
+    /// The one that filled it is gone before its time.
+    broken: AtomicBool,
+}
+
+/// The one who fills a [`Stream`].
+#[derive(Debug)]
+pub struct Filler {
+    stream: Arc<Stream>,
+    at: usize,
+    whole: usize,
+}
+
+impl Stream {
+    /// An empty one in these pages.
+    pub fn new(pages: Pages) -> Self {
+        let (filled, finite) = (AtomicUsize::new(0), AtomicBool::new(true));
+        Self { pages, filled, finite, broken: AtomicBool::new(false) }
+    }
+
+    /// Its pages, when nobody reads or fills it.
+    pub fn into_pages(self) -> Pages {
+        self.pages
+    }
+
+    /// Waits until `range` is filled, and gives it. Bytes after the `whole` of [`Filler::new`] are what they are.
+    ///
+    /// # Errors
+    /// The one that filled it is gone.
+    pub fn wait(&self, range: Range<usize>, whole: usize) -> io::Result<&[u8]> {
+        while self.filled.load(Ordering::Acquire) < range.end.min(whole) {
+            if self.broken.load(Ordering::Acquire) {
+                return Err(io::Error::other("the snapshot was not taken to its end"));
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        assert!(range.start <= range.end && range.end <= self.pages.len, "a range of the pages");
+        // SAFETY: the range lies in the mapping; what is before `filled` is not written any more (Acquire pairs with the
+        // Release in `push`), and what is beyond `whole` is never written.
+        Ok(unsafe { std::slice::from_raw_parts(self.pages.at.as_ptr().add(range.start), range.len()) })
+    }
+
+    /// Whether all numbers so far are finite.
+    pub fn is_finite(&self) -> bool {
+        self.finite.load(Ordering::Acquire)
+    }
+}
+
+impl Filler {
+    /// A stream of `whole` bytes in these pages, and the one who fills it.
+    ///
+    /// # Panics
+    /// The pages are fewer.
+    pub fn new(pages: Pages, whole: usize) -> (Self, Arc<Stream>) {
+        assert!(whole <= pages.len, "pages for the whole stream");
+        let stream = Arc::new(Stream::new(pages));
+        (Self { stream: Arc::clone(&stream), at: 0, whole }, stream)
+    }
+
+    /// Appends numbers, little-endian.
+    ///
+    /// # Panics
+    /// There are more than the stream takes.
+    pub fn push(&mut self, values: &[f32]) {
+        // In pieces: whoever reads need not wait for the whole of a large slice.
+        for values in values.chunks(1 << 20) {
+            let bytes = size_of_val(values);
+            assert!(bytes <= self.whole - self.at, "room for all numbers");
+            // SAFETY: the range lies in the mapping, beyond `filled`, where nobody reads, and below `whole`; there is
+            // one filler, borrowed alone.
+            let target = unsafe { std::slice::from_raw_parts_mut(self.stream.pages.at.as_ptr().add(self.at), bytes) };
+            if !copy_finite(values, target) {
+                self.stream.finite.store(false, Ordering::Release);
+            }
+            self.at += bytes;
+            self.stream.filled.store(self.at, Ordering::Release);
+        }
+    }
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        if self.at < self.whole {
+            self.stream.broken.store(true, Ordering::Release);
+        }
     }
 }
 
@@ -196,6 +294,36 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_stream_gives_what_was_filled_and_no_more() {
+        let values: Vec<f32> = (0..3_000_000).map(|i| i as f32).collect();
+        let whole = size_of_val(values.as_slice());
+        let (mut filler, stream) = Filler::new(Pages::new(whole).unwrap(), whole);
+        let reader = Arc::clone(&stream);
+        let mut expected = values.clone();
+        expected[2_999_999] = f32::NAN;
+        let thread = std::thread::spawn(move || {
+            for (at, block) in expected.chunks(300_000).enumerate() {
+                let from = at * 1_200_000;
+                let got = reader.wait(from..from + size_of_val(block), whole).unwrap();
+                assert!(got == f32_bytes(block), "block {at}");
+            }
+            assert!(!reader.is_finite());
+        });
+        for block in values[..2_999_999].chunks(777_777) {
+            std::thread::sleep(Duration::from_millis(3));
+            filler.push(block);
+        }
+        assert!(stream.is_finite());
+        filler.push(&[f32::NAN]);
+        thread.join().unwrap();
+        drop(filler);
+        let pages = Arc::into_inner(stream).unwrap().into_pages();
+        let (filler, stream) = Filler::new(pages, whole);
+        drop(filler);
+        assert!(stream.wait(0..1, whole).is_err(), "a stream without a filler ends");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::commit::{self, Job};
 use super::manifest::{self, Dtype, GroupEntry, Kind, Part};
 use super::name;
-use super::pages::{self, Pages};
+use super::pages::{Filler, Pages, Stream};
 use super::retention::Retention;
 use crate::compute::model::Layout;
 use crate::compute::{ComputeError, Result};
@@ -112,9 +112,9 @@ pub struct Saver {
     groups: Vec<GroupEntry>,
     retention: Retention,
     superseded: Superseded,
-    /// Between saves; the thread has it during one.
+    /// Pages for a copy, between saves.
     room: Option<Pages>,
-    in_flight: Option<JoinHandle<(Pages, Result<Outcome>)>>,
+    in_flight: Option<(JoinHandle<Result<Outcome>>, Arc<Stream>)>,
     preparing: Option<JoinHandle<Option<Pages>>>,
 }
 
@@ -165,14 +165,12 @@ impl Saver {
             return Err(ComputeError::Failed("a save was begun before the one before had ended: report this".into()));
         }
         let bytes = snapshot.pieces.iter().map(|p| size_of_val(p.values)).sum();
-        let mut room = self.room_for(bytes)?;
         let mut parts = Vec::with_capacity(snapshot.pieces.len());
-        let (mut at, mut finite) = (0, true);
+        let mut at = 0;
         for piece in &snapshot.pieces {
             let (group, kind, first, len) = (piece.group, piece.kind, piece.first, piece.values.len());
-            parts.push(Part { group, kind, dtype: Dtype::F32, first, len, at: at as u64 });
-            finite &= pages::copy_finite(piece.values, &mut room.bytes_mut()[at..]);
-            at += 4 * len;
+            parts.push(Part { group, kind, dtype: Dtype::F32, first, len, at });
+            at += size_of_val(piece.values) as u64;
         }
         let job = Job {
             place: Arc::clone(&self.place),
@@ -184,18 +182,20 @@ impl Saver {
             groups: self.groups.clone(),
             parts,
             bytes,
-            finite,
             retention: self.retention,
             superseded: Arc::clone(&self.superseded),
         };
+        let (mut filler, stream) = Filler::new(self.room_for(bytes)?, bytes);
+        let content = Arc::clone(&stream);
         let write = move || {
             yield_to_computing();
-            let outcome = commit::run(&job, &room);
-            room.offer_back();
-            (room, outcome)
+            commit::run(&job, &content)
         };
         let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(write);
-        self.in_flight = Some(thread.map_err(RecordError::io("start a thread to write", &self.place.dir))?);
+        let thread = thread.map_err(RecordError::io("start a thread to write", &self.place.dir))?;
+        self.in_flight = Some((thread, stream));
+        // What is copied is on its way to the disk while the rest is copied.
+        snapshot.pieces.iter().for_each(|piece| filler.push(piece.values));
         Ok(())
     }
 
@@ -205,7 +205,7 @@ impl Saver {
     /// [`ComputeError::Superseded`]: a newer attempt owns the cell.
     pub fn poll(&mut self) -> Result<Option<Outcome>> {
         match &self.in_flight {
-            Some(thread) if thread.is_finished() => self.wait(),
+            Some((thread, _)) if thread.is_finished() => self.wait(),
             _ => Ok(None),
         }
     }
@@ -215,11 +215,15 @@ impl Saver {
     /// # Errors
     /// As [`Self::poll`].
     pub fn wait(&mut self) -> Result<Option<Outcome>> {
-        let Some(thread) = self.in_flight.take() else { return Ok(None) };
-        let (room, outcome) = thread
+        let Some((thread, stream)) = self.in_flight.take() else { return Ok(None) };
+        let outcome = thread
             .join()
             .map_err(|_| ComputeError::Failed("the thread that writes checkpoints ended early: report this".into()))?;
-        self.room = Some(room);
+        // Neither the thread nor the one that filled it has it any more.
+        self.room = Arc::into_inner(stream).map(Stream::into_pages).map(|mut room| {
+            room.offer_back();
+            room
+        });
         outcome.map(Some)
     }
 

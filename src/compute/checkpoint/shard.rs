@@ -15,7 +15,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 
-use super::pages::{PAGE, Pages};
+use super::pages::{PAGE, Pages, Stream};
 use crate::record::Digest;
 
 /// Bytes that are digested together. Large enough for the disk, small enough to lie in a cache between two uses.
@@ -30,12 +30,12 @@ const READERS: usize = 3;
 /// Buffers between them.
 const BUFFERS: usize = 8;
 
-/// Writes the first `len` bytes of `content` to `path`, makes them durable, and gives the BLAKE3 of each chunk. A
-/// file that lies there is written over in place.
+/// Writes the `len` bytes of `content` to `path` as they come, makes them durable, and gives the BLAKE3 of each
+/// chunk. A file that lies there is written over in place.
 ///
 /// # Errors
 /// The disk is full or refuses.
-pub(super) fn write(path: &Path, content: &Pages, len: usize) -> io::Result<Vec<Digest>> {
+pub(super) fn write(path: &Path, content: &Stream, len: usize) -> io::Result<Vec<Digest>> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false);
     let file = open_direct(&mut options, path)?;
@@ -47,8 +47,8 @@ pub(super) fn write(path: &Path, content: &Pages, len: usize) -> io::Result<Vec<
     let next = (AtomicUsize::new(0), AtomicUsize::new(0));
     let write_all = || {
         while let Some(bytes) = piece(&next.0, WRITE_BYTES, padded) {
-            let written = write_at(&file, &content.bytes()[bytes.clone()], bytes.start as u64);
-            if let Err(e) = written {
+            let at = bytes.start as u64;
+            if let Err(e) = content.wait(bytes, len).and_then(|bytes| write_at(&file, bytes, at)) {
                 lock(&failed).get_or_insert(e);
                 next.0.store(padded, Ordering::Relaxed);
                 next.1.store(len, Ordering::Relaxed);
@@ -58,8 +58,11 @@ pub(super) fn write(path: &Path, content: &Pages, len: usize) -> io::Result<Vec<
     let digest_all = || {
         while let Some(bytes) = piece(&next.1, CHUNK_BYTES, len) {
             let chunk = bytes.start / CHUNK_BYTES;
-            let digest = digest(&content.bytes()[bytes]);
-            lock(&digests)[chunk] = Some(digest);
+            // Without its bytes a chunk is not written either, and that is the error.
+            if let Ok(bytes) = content.wait(bytes, len) {
+                let digest = digest(bytes);
+                lock(&digests)[chunk] = Some(digest);
+            }
         }
     };
     std::thread::scope(|scope| {

@@ -56,17 +56,21 @@ impl Run {
         }
     }
 
-    fn saver(&self, rank: usize, ranks: usize) -> Saver {
-        let place = Place {
+    fn place(&self, rank: usize, ranks: usize) -> Place {
+        Place {
             dir: self.dir.clone(),
             rank,
             ranks,
             attempt: self.attempt,
             fingerprint: Digest::of_bytes(b"cell"),
             patience: self.patience,
-        };
+        }
+    }
+
+    fn saver(&self, rank: usize, ranks: usize) -> Saver {
         let flag = Arc::clone(&self.superseded);
-        Saver::new(place, &layout(), &[], self.retention, Arc::new(move || flag.load(Ordering::Relaxed)))
+        let superseded: Superseded = Arc::new(move || flag.load(Ordering::Relaxed));
+        Saver::new(self.place(rank, ranks), &layout(), &[], self.retention, superseded)
     }
 
     /// Saves on `ranks` ranks at once; `spoil` may change the numbers.
@@ -250,4 +254,146 @@ fn damage_anywhere_is_refused_by_name_and_the_one_before_is_used() {
             check_numbers(&checkpoint, 2, 1);
         }
     }
+}
+
+#[test]
+fn a_rank_that_writes_nothing_costs_the_save_and_not_the_one_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = Run::new(dir.path());
+    run.save(1);
+    run.patience = Duration::from_millis(300);
+    let mut savers: Vec<Saver> = (0..3).map(|rank| run.saver(rank, 3)).collect();
+    begin(&mut savers[0], 0, 3, 2, &[], &|_, _| ());
+    begin(&mut savers[1], 1, 3, 2, &[], &|_, _| ());
+    for saver in &mut savers[..2] {
+        let Some(Outcome::NotSaved { step: 2, trouble: Trouble::Failed(text) }) = saver.wait().unwrap() else {
+            panic!("a shard is missing")
+        };
+        assert!(text.contains("rank 2") && text.contains("look for its message"), "{text}");
+    }
+    assert_eq!(run.names(), ["step-00000001-attempt-1"]);
+    // The third comes when the others have given up.
+    begin(&mut savers[2], 2, 3, 2, &[], &|_, _| ());
+    assert!(matches!(savers[2].wait().unwrap(), Some(Outcome::NotSaved { .. })));
+    assert_eq!(run.find().checkpoint.unwrap().manifest.step, 1);
+    // The next save finds what it left, and works.
+    run.patience = Duration::from_secs(20);
+    assert!(run.save_as(3, 3, &[], |_, _| ()).iter().all(|o| matches!(o, Ok(Outcome::Saved { .. }))));
+    assert_eq!(run.names(), ["step-00000001-attempt-1", "step-00000003-attempt-1"]);
+}
+
+#[test]
+fn a_superseded_writer_commits_and_removes_nothing() {
+    for ranks in [1, 2] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut run = Run::new(dir.path());
+        run.retention.last = 1;
+        run.save(1);
+        run.superseded.store(true, Ordering::Relaxed);
+        for outcome in run.save_as(ranks, 2, &[], |_, _| ()) {
+            assert!(matches!(outcome, Err(ComputeError::Superseded)), "{outcome:?}");
+        }
+        assert_eq!(run.find().checkpoint.unwrap().manifest.step, 1);
+        assert!(!run.dir.join("step-00000002-attempt-1").join(MANIFEST_FILE).exists());
+    }
+}
+
+#[test]
+fn what_a_newer_attempt_or_another_cell_wrote_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = Run::new(dir.path());
+    run.retention.last = 1;
+    run.attempt = 2;
+    run.save(5);
+    run.attempt = 1;
+    run.save(3);
+    run.save(4);
+    // By step the newest stays, and it is not ours; what we wrote before goes.
+    assert_eq!(run.names(), ["step-00000005-attempt-2"]);
+    let manifest = run.dir.join("step-00000009-attempt-1");
+    std::fs::create_dir_all(&manifest).unwrap();
+    let mut other = run.find().checkpoint.unwrap().manifest;
+    other.fingerprint = Digest::of_bytes(b"another cell");
+    crate::record::files::write_json(&manifest.join(MANIFEST_FILE), &other.sealed()).unwrap();
+    run.attempt = 2;
+    run.save(6);
+    assert_eq!(run.names(), ["step-00000006-attempt-2", "step-00000009-attempt-1"]);
+}
+
+/// As version 1 wrote it: one digest a file, no types; and numbers of half the width.
+#[test]
+fn older_manifests_and_half_numbers_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("step-00000003-attempt-1");
+    std::fs::create_dir_all(&path).unwrap();
+    let values: Vec<f32> = (0..4096).map(|i| i as f32 - 7.5).collect();
+    let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+    std::fs::write(path.join("shard-0000-of-0001.bin"), &bytes).unwrap();
+    let mut manifest = json!({
+        "version": 1, "fingerprint": Digest::of_bytes(b"cell"), "attempt": 1, "step": 3, "state": {}, "numerics": {},
+        "needs": [],
+        "groups": [{"name": "embed", "len": 4096,
+            "spans": [{"name": "w", "dtype": "F32", "shape": [4096], "offset": 0}]}],
+        "shards": [{"file": "shard-0000-of-0001.bin", "bytes": bytes.len(), "digest": Digest::of_bytes(&bytes),
+            "parts": [{"group": 0, "kind": "weights", "first": 0, "len": 4096, "at": 0}]}],
+    });
+    let seal = |manifest: &mut serde_json::Value| {
+        manifest.as_object_mut().unwrap().remove("digest");
+        manifest["digest"] = json!(Digest::of_json(manifest));
+        std::fs::write(path.join(MANIFEST_FILE), manifest.to_string()).unwrap();
+    };
+    seal(&mut manifest);
+    let mut read = vec![0f32; 100];
+    let open = || find(dir.path(), &Digest::of_bytes(b"cell")).unwrap();
+    open().checkpoint.unwrap().read(Kind::Weights, 0, 50, &mut read).unwrap();
+    assert_eq!(read, values[50..150]);
+    let mut damaged = bytes.clone();
+    damaged[777] ^= 4;
+    std::fs::write(path.join("shard-0000-of-0001.bin"), &damaged).unwrap();
+    let found = open();
+    assert!(found.checkpoint.is_none() && found.refused[0].contains("shard-0000-of-0001.bin"), "{:?}", found.refused);
+
+    // The upper half of an fp32 number is a bf16 number: whole numbers below 256 keep their value.
+    let halves: Vec<u8> = (0..4096u32).flat_map(|i| ((i % 256) as f32).to_le_bytes()[2..].to_vec()).collect();
+    std::fs::write(path.join("shard-0000-of-0001.bin"), &halves).unwrap();
+    manifest["version"] = json!(2);
+    manifest["shards"][0] = json!({"file": "shard-0000-of-0001.bin", "bytes": halves.len(),
+        "blake3": [shard::digest(&halves)],
+        "parts": [{"group": 0, "kind": "weights", "dtype": "BF16", "first": 0, "len": 4096, "at": 0}]});
+    seal(&mut manifest);
+    open().checkpoint.unwrap().read(Kind::Weights, 0, 200, &mut read).unwrap();
+    assert!(read.iter().enumerate().all(|(i, &x)| x == ((200 + i) % 256) as f32));
+
+    manifest["version"] = json!(3);
+    seal(&mut manifest);
+    let found = open();
+    assert!(found.refused[0].contains("version 3") && found.refused[0].contains(MANIFEST_FILE), "{:?}", found.refused);
+    // Ranges outside of the file never reach the reader.
+    manifest["version"] = json!(2);
+    manifest["shards"][0]["parts"][0]["at"] = json!(8);
+    seal(&mut manifest);
+    assert!(open().refused[0].contains("outside its files"));
+}
+
+#[test]
+fn frozen_groups_are_known_by_their_digest() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = Run::new(dir.path());
+    let frozen = [(0, Digest::of_bytes(b"base"))];
+    let mut saver = Saver::new(run.place(0, 1), &layout(), &frozen, run.retention, Arc::new(|| false));
+    let adapter = numbers(1, Kind::Weights, 1, layout().groups[1].len);
+    let pieces = vec![Piece { group: 1, kind: Kind::Weights, first: 0, values: &adapter }];
+    saver.begin(Snapshot { step: 1, state: json!({}), numerics: json!({}), needs: vec![], pieces }).unwrap();
+    saver.finish().unwrap();
+    let checkpoint = run.find().checkpoint.unwrap();
+    checkpoint.check_layout(&layout()).unwrap();
+    checkpoint.check_frozen(&frozen).unwrap();
+    for other in [vec![], vec![(0, Digest::of_bytes(b"other"))], vec![(1, Digest::of_bytes(b"base"))]] {
+        let text = checkpoint.check_frozen(&other).unwrap_err().to_string();
+        assert!(text.contains("frozen") && text.contains("`embed`"), "{text}");
+    }
+    let mut read = vec![0f32; adapter.len()];
+    checkpoint.read(Kind::Weights, 1, 0, &mut read).unwrap();
+    assert!(read == adapter);
+    assert!(checkpoint.read(Kind::Weights, 0, 0, &mut [0.0]).is_err(), "the base is not in the checkpoint");
 }
