@@ -5,8 +5,8 @@
 //! generated tokens, and `batches.bin`: the rows of every step as the trainer will take them, i32 little-endian,
 //! T + 1 ids each. `cell` writes the training cell that `seedbed-train` is measured on. A bench so measures the
 //! program that users run, on the same weights and batches as the other side. `gemm CONFIG` times GEMMs at the step's
-//! shapes. `plain CONFIG`, under `mpirun`, trains
-//! without the promise of bits ([`crate::compute::plain`]) and prints a line a step.
+//! shapes. `checkpoint-save` and `checkpoint-load` time one in DIR ([`crate::compute::checkpoint::bench`]). `plain
+//! CONFIG`, under `mpirun`, trains without the promise of bits ([`crate::compute::plain`]) and prints a line a step.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{Preset, Role, Spec, StageError, train};
+use crate::compute::checkpoint;
 use crate::compute::data::tokens::{SpecialIds, TokensHeader, write};
 use crate::compute::data::{Course, LastBatch, Packing, Samples, Tokens, TrainingGrains};
 use crate::compute::kernels::gemm::{Backend, Shape, gflops};
@@ -41,12 +42,19 @@ struct Config {
     eps: f64,
     weight_decay: f64,
     max_grad_norm: f64,
+    /// Saves of `checkpoint-save`, of which the last is timed.
+    #[serde(default)]
+    saves: u64,
     /// Parameters of the stage that are this side's own choice: grain, lanes, GEMM.
     #[serde(default)]
     ours: Map<String, Value>,
 }
 
 impl Config {
+    fn model(&self) -> Result<ModelConfig, StageError> {
+        ModelConfig::from_json(&self.model_config).map_err(|reason| StageError::Usage(format!("the model {reason}")))
+    }
+
     fn rows_per_step(&self) -> u64 {
         self.rows_per_rank * self.ranks
     }
@@ -75,14 +83,19 @@ fn answer(words: &[String]) -> Result<Value, StageError> {
         }
     }
     let [command, config, dir] = words else {
-        return Err(StageError::Usage("usage: seedbed-bench data|cell CONFIG DIR, or gemm|plain CONFIG".to_owned()));
+        return Err(StageError::Usage(
+            "usage: seedbed-bench data|cell|checkpoint-save|checkpoint-load CONFIG DIR, or gemm|plain CONFIG"
+                .to_owned(),
+        ));
     };
     let config: Config = files::read_json(Path::new(config))?;
     let dir = std::path::absolute(dir).map_err(StageError::failed("finding the directory"))?;
     match command.as_str() {
         "data" => data(&config, &dir),
         "cell" => cell(&config, &dir),
-        other => Err(StageError::Usage(format!("`{other}` is no command: use data or cell"))),
+        "checkpoint-save" => Ok(checkpoint::bench::save(&config.model()?, &dir, config.saves)?),
+        "checkpoint-load" => Ok(checkpoint::bench::load(&config.model()?, &dir)?),
+        other => Err(StageError::Usage(format!("`{other}` is no command: use data, cell or checkpoint-save"))),
     }
 }
 
@@ -165,8 +178,7 @@ struct Sizes {
 
 fn data(config: &Config, dir: &Path) -> Result<Value, StageError> {
     let place = Place::of(dir);
-    let shape = ModelConfig::from_json(&config.model_config)
-        .map_err(|reason| StageError::Usage(format!("the model {reason}")))?;
+    let shape = config.model()?;
     let model = Model::random(&shape, config.seed)?;
     let model_dir = place.setup().join("model");
     files::make_dirs(&place.setup())?;
