@@ -27,8 +27,9 @@ class Parser(argparse.ArgumentParser):
         sys.exit(EX_USAGE)
 
 
-def arguments(description, names, rounds=5, peer=True):
-    """The arguments that all benches take. `names` are the measurements that can be chosen."""
+def arguments(description, names, rounds=5, peer=True, more=lambda parser: None):
+    """The arguments that all benches take. `names` are the measurements that can be chosen;
+    `more` adds a bench's own."""
     parser = Parser(prog=Path(sys.argv[0]).name, description=description, allow_abbrev=False)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to measure, of {', '.join(names)}; all if none is named")
     if peer:
@@ -46,6 +47,7 @@ def arguments(description, names, rounds=5, peer=True):
     parser.add_argument("--our-options", metavar="JSON", type=options, help="our variant, instead of a search")
     parser.add_argument("--no-tuning", action="store_true", help="take each side's preset variant")
     parser.add_argument("--rehearse", action="store_true", help="a very small model and few steps: does every part work?")
+    more(parser)
     told = parser.parse_args()
     for name in told.names:
         if name not in names:
