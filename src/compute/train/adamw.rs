@@ -4,6 +4,7 @@
 //! shard gives the bits of the whole. Gradients are multiplied by one factor here (1 / tokens and the clip),
 //! so that no scaled copy is ever made.
 
+use crate::compute::kernels::{Isa, for_each_isa};
 use crate::compute::model::{GroupLayout, Span};
 
 /// Numbers of the optimizer that do not change between steps.
@@ -95,16 +96,41 @@ impl AdamW {
         let t = i32::try_from(step.update).unwrap_or(i32::MAX);
         let correction1 = 1.0 - self.beta1.powi(t);
         let correction2 = 1.0 - self.beta2.powi(t);
-        let keep = (1.0 - if decays { lr * self.weight_decay } else { 0.0 }) as f32;
-        let size = (lr / correction1) as f32;
-        let root = correction2.sqrt() as f32;
-        let (beta2, eps) = (self.beta2 as f32, self.eps as f32);
-        let (one_minus1, one_minus2) = ((1.0 - self.beta1) as f32, (1.0 - self.beta2) as f32);
+        let pass = Pass {
+            factor: step.gradient_factor,
+            one_minus1: (1.0 - self.beta1) as f32,
+            beta2: self.beta2 as f32,
+            one_minus2: (1.0 - self.beta2) as f32,
+            eps: self.eps as f32,
+            keep: (1.0 - if decays { lr * self.weight_decay } else { 0.0 }) as f32,
+            size: (lr / correction1) as f32,
+            root: correction2.sqrt() as f32,
+        };
+        update_elements(Isa::best(), weights, gradients, m, v, pass);
+    }
+}
+
+/// Numbers of one pass over a span.
+#[derive(Debug, Clone, Copy)]
+struct Pass {
+    factor: f32,
+    one_minus1: f32,
+    beta2: f32,
+    one_minus2: f32,
+    eps: f32,
+    keep: f32,
+    size: f32,
+    root: f32,
+}
+
+for_each_isa! {
+    fn update_elements(weights: &mut [f32], gradients: &[f32], m: &mut [f32], v: &mut [f32], pass: Pass) {
+        let Pass { factor, one_minus1, beta2, one_minus2, eps, keep, size, root } = pass;
         // Slices of one length, by index: the compiler drops the bounds checks.
         let n = weights.len();
         let (gradients, m, v) = (&gradients[..n], &mut m[..n], &mut v[..n]);
         for i in 0..n {
-            let g = gradients[i] * step.gradient_factor;
+            let g = gradients[i] * factor;
             m[i] += one_minus1 * (g - m[i]);
             v[i] = v[i] * beta2 + one_minus2 * g * g;
             weights[i] = weights[i] * keep - size * (m[i] / (v[i].sqrt() / root + eps));
@@ -166,6 +192,28 @@ mod tests {
                     assert!((a - b).abs() <= 1e-6, "step {k}: {a} {b}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        let (gradients, weights) = (stored("gradients"), stored("weights"));
+        let pass = Pass {
+            factor: 0.7,
+            one_minus1: 0.1,
+            beta2: 0.95,
+            one_minus2: 0.05,
+            eps: 1e-8,
+            keep: 0.999,
+            size: 0.01,
+            root: 0.3,
+        };
+        let mut first = None;
+        for isa in Isa::all() {
+            let (mut w, mut m, mut v) = (weights[..37].to_vec(), vec![0.1; 37], vec![0.2; 37]);
+            update_elements(isa, &mut w, &gradients[..37], &mut m, &mut v, pass);
+            let bits: Vec<u32> = [w, m, v].concat().iter().map(|x| x.to_bits()).collect();
+            assert_eq!(*first.get_or_insert_with(|| bits.clone()), bits, "{}", isa.name());
         }
     }
 

@@ -1,6 +1,7 @@
 //! The gradient's norm, the same on every rank: squares are summed in f64 per chunk of 4096 elements with a
 //! fixed number of partial sums, chunk sums are gathered and added in index order.
 
+use crate::compute::kernels::{Isa, for_each_isa};
 use crate::compute::model::CHUNK;
 
 /// Partial sums of a chunk. Part of what a result's bits mean.
@@ -8,19 +9,21 @@ const PARTS: usize = 8;
 
 /// Sum of squares of each chunk of `values`, whose length is a multiple of [`CHUNK`].
 pub fn chunk_sums(values: &[f32]) -> Vec<f64> {
-    values.chunks(CHUNK).map(sum_of_squares).collect()
+    values.chunks(CHUNK).map(|chunk| sum_of_squares(Isa::best(), chunk)).collect()
 }
 
-fn sum_of_squares(chunk: &[f32]) -> f64 {
-    let mut parts = [0f64; PARTS];
-    // A chunk is a whole number of rows.
-    for row in chunk.chunks_exact(PARTS) {
-        for k in 0..PARTS {
-            let x = f64::from(row[k]);
-            parts[k] += x * x;
+for_each_isa! {
+    fn sum_of_squares(chunk: &[f32]) -> f64 {
+        let mut parts = [0f64; PARTS];
+        // A chunk is a whole number of rows.
+        for row in chunk.as_chunks::<PARTS>().0 {
+            for k in 0..PARTS {
+                let x = f64::from(row[k]);
+                parts[k] += x * x;
+            }
         }
+        parts.iter().sum()
     }
-    parts.iter().sum()
 }
 
 /// Chunk sums of all ranks in the order of the flat layout. `gathered` holds rank after rank; a rank's part
