@@ -70,13 +70,14 @@ fn every_token_is_counted_once_an_epoch_however_it_is_packed() {
 #[test]
 fn packed_data_go_on_in_the_middle_of_an_epoch_with_or_without_a_thread() {
     let expected = uninterrupted(packed());
-    for (prefetch, moment) in [(0, 5), (1, 10), (64, 19)] {
+    for (prefetch, moment) in [(0, 10), (1, 14), (64, 19)] {
         let changed = with(packed(), &json!({"prefetch": prefetch}));
         let work = Workspace::new();
         let (cell, run_dir) = work.baseline(changed);
         let mut child = solo(&cell, 1).spawn().unwrap();
         assert!(kill_when(&mut child, || steps_done(&run_dir) >= moment), "it ended before step {moment}");
         let log = succeed(solo(&cell, 2));
+        // A save begins when the one before is done, so by then the one of step 4 is.
         assert!(log.contains("going on from step"), "{log}");
         assert_eq!(essence(&run_dir, 2), expected, "{prefetch} ahead, killed at step {moment}");
     }

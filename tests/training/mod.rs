@@ -6,6 +6,7 @@
 mod checkpoints;
 mod data;
 mod faults;
+mod seen;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
