@@ -30,6 +30,7 @@ pub(super) fn tidy(place: &Place, retention: Retention, superseded: &Superseded)
         |name: &String| Checkpoint::open(&dir.join(name)).is_ok_and(|c| c.manifest.fingerprint != place.fingerprint);
     let names: Vec<String> = list(dir)?.into_iter().filter(|n| !foreign(n)).collect();
     let whole: Vec<&String> = names.iter().filter(|n| dir.join(n).join(MANIFEST_FILE).exists()).collect();
+    let newest = whole.iter().filter_map(|n| parse_name(n)).map(|(step, _)| step).max();
     let mut kept: Vec<String> = whole.iter().rev().take(retention.last.max(1)).map(|n| (*n).clone()).collect();
     for name in kept.clone() {
         if let Ok(checkpoint) = Checkpoint::open(&dir.join(name)) {
@@ -42,7 +43,9 @@ pub(super) fn tidy(place: &Place, retention: Retention, superseded: &Superseded)
     for name in names.iter().rev() {
         let Some((step, attempt)) = parse_name(name) else { continue };
         let marked = retention.every_steps > 0 && step % retention.every_steps == 0 && whole.contains(&name);
-        if attempt > place.attempt || marked || kept.contains(name) {
+        // The other ranks go on once the seal is there: one of them may have begun the next checkpoint.
+        let begun = attempt == place.attempt && Some(step) > newest;
+        if attempt > place.attempt || begun || marked || kept.contains(name) {
             continue;
         }
         if superseded() {

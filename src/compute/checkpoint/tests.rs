@@ -299,6 +299,21 @@ fn a_superseded_writer_commits_and_removes_nothing() {
 }
 
 #[test]
+fn what_another_rank_has_begun_meanwhile_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = Run::new(dir.path());
+    run.save(1);
+    let shard = |step: u64, attempt: u32| run.dir.join(name(step, attempt)).join("shard-0001-of-0002.bin");
+    // A rank that saw the seal of step 3 writes step 4; the beginning of step 2 nobody will end.
+    for (step, attempt) in [(2, 1), (4, 1)] {
+        std::fs::create_dir_all(shard(step, attempt).parent().unwrap()).unwrap();
+        std::fs::write(shard(step, attempt), b"numbers").unwrap();
+    }
+    run.save(3);
+    assert!(shard(4, 1).exists() && !shard(2, 1).exists(), "{:?}", run.names());
+}
+
+#[test]
 fn what_a_newer_attempt_or_another_cell_wrote_stays() {
     let dir = tempfile::tempdir().unwrap();
     let mut run = Run::new(dir.path());
