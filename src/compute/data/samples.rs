@@ -292,10 +292,12 @@ impl Samples {
             *target = id as i32;
         }
         let mut document = self.tokens.document_of(start);
+        let mut end = self.tokens.document(document).end;
         let (mut segment, mut position) = (0, 0);
         for (k, &id) in ids[..row.filled].iter().enumerate() {
-            if start + k as u64 >= self.tokens.document(document).end {
+            if start + k as u64 >= end {
                 (document, segment, position) = (document + 1, segment + 1, 0);
+                end = self.tokens.document(document).end;
             }
             (row.ids[k], row.segments[k], row.positions[k]) = (id as i32, segment, position);
             row.origins[k] = start + k as u64;
