@@ -103,7 +103,7 @@ fn bytes(tensors: &[Tensor]) -> Vec<u32> {
     tensors.iter().flat_map(|t| as_f32(t).iter().map(|x| x.to_bits()).collect::<Vec<_>>()).collect()
 }
 
-/// Everything of the brief's parity table for one model.
+/// Logits in fp32, the most likely tokens in bf16, and what [`check_passes`] sees.
 fn check_model(case: &Case, name: &str) {
     let batch = case.batch();
     let (b, t) = (batch.rows as i64, batch.seq_len as i64);
@@ -120,7 +120,12 @@ fn check_model(case: &Case, name: &str) {
     let agreement = top.eq_tensor(&reference).to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
     println!("{name}: logits {d:e}, top-1 agreement {agreement}, at most {loss:e} less likely");
     assert!(agreement >= 0.9 && loss <= 2e-2, "{name} bf16: {agreement} {loss}");
+    check_passes(case, name);
+}
 
+/// Losses and every gradient of the engine, with graphs and without, in small chunks and in one.
+fn check_passes(case: &Case, name: &str) {
+    let batch = case.batch();
     for keep in [Keep::Graphs, Keep::Inputs] {
         for head_rows in [3, 1024] {
             let settings = Settings { keep, dropout: 0.0, head_rows };
@@ -232,6 +237,10 @@ fn check_translator(root: &Path) {
 fn logits_losses_and_gradients_are_those_of_transformers() {
     for name in MODELS {
         check_model(&Case::of(&fixtures(), name), name);
+    }
+    // GPT-NeoX with both residuals and both GELUs.
+    for name in ["parallel", "sequential"] {
+        check_passes(&Case::of(&crate::model::fixture("."), name), name);
     }
 }
 

@@ -17,6 +17,8 @@ mod model;
 mod query;
 mod real_slurm;
 mod scripts;
+#[cfg(feature = "compute")]
+mod seam;
 mod slurm;
 mod slurm_script;
 mod study;

@@ -15,6 +15,7 @@ pub mod health;
 pub mod lanes;
 pub mod norm;
 pub mod schedule;
+mod seam;
 pub mod shards;
 pub mod state;
 pub mod trace;

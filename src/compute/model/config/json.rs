@@ -105,33 +105,13 @@ impl ModelConfig {
     /// Everything about positions: head width, rotated part, base and scaling.
     fn read_rotation(&mut self, keys: &Keys<'_>) -> Parsed<()> {
         let rope = keys.0.get("rope_parameters").and_then(Value::as_object);
-        let scaling = keys.0.get("rope_scaling").and_then(Value::as_object).or(rope);
         let neox = self.family == Family::GptNeox;
-        if let Some(scaling) = scaling {
-            let kind = scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str);
-            match kind {
-                None | Some("default") => {}
-                Some("llama3") if !neox => {
-                    let inner = Keys(scaling);
-                    let number = |name: &str| {
-                        scaling
-                            .get(name)
-                            .and_then(Value::as_f64)
-                            .ok_or_else(|| format!("has rope_scaling `llama3` without the number `{name}`: add it"))
-                    };
-                    self.rope_scaling = Some(Llama3Scaling {
-                        factor: number("factor")?,
-                        low_freq_factor: number("low_freq_factor")?,
-                        high_freq_factor: number("high_freq_factor")?,
-                        original_max_position_embeddings: inner
-                            .optional_integer("original_max_position_embeddings")?
-                            .unwrap_or(self.max_position_embeddings),
-                    });
-                }
-                Some(kind) => {
-                    return Err(format!(
-                        "asks for rope_scaling {kind:?}, which is not computed here: use a model without it"
-                    ));
+        for key in ["rope_parameters", "rope_scaling"] {
+            match keys.0.get(key) {
+                None | Some(Value::Null) => {}
+                Some(Value::Object(scaling)) => self.read_scaling(key, scaling)?,
+                Some(other) => {
+                    return Err(format!("asks for {key} {other}, which is not computed here: use a model without it"));
                 }
             }
         }
@@ -162,6 +142,38 @@ impl ModelConfig {
             self.rope_theta = theta;
         }
         Ok(())
+    }
+
+    /// The scaling that one of its two keys asks for.
+    fn read_scaling(&mut self, key: &str, scaling: &Map<String, Value>) -> Parsed<()> {
+        if let Some((kind, _)) = scaling.iter().find(|(_, v)| v.is_object()) {
+            return Err(format!(
+                "has {key} of its own for {kind:?}, which is not computed here: use a model without it"
+            ));
+        }
+        match scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str) {
+            Some("default") => Ok(()),
+            None if !scaling.contains_key("factor") => Ok(()),
+            Some("llama3") if self.family != Family::GptNeox => {
+                let number = |name: &str| {
+                    let value = scaling.get(name).and_then(Value::as_f64);
+                    value.ok_or_else(|| format!("has {key} `llama3` without the number `{name}`: add it"))
+                };
+                self.rope_scaling = Some(Llama3Scaling {
+                    factor: number("factor")?,
+                    low_freq_factor: number("low_freq_factor")?,
+                    high_freq_factor: number("high_freq_factor")?,
+                    original_max_position_embeddings: Keys(scaling)
+                        .optional_integer("original_max_position_embeddings")?
+                        .unwrap_or(self.max_position_embeddings),
+                });
+                Ok(())
+            }
+            kind => Err(format!(
+                "asks for {key} {:?}, which is not computed here: use a model without it",
+                kind.unwrap_or("of no type")
+            )),
+        }
     }
 
     /// The content of `config.json`, as `transformers` reads it.
@@ -410,6 +422,10 @@ mod tests {
             (pythia(), "vocab_size", json!(-1), "vocab_size"),
             (pythia(), "rotary_pct", json!(0.01), "rotary_pct"),
             (llama(), "rope_scaling", json!({"rope_type": "longrope"}), "longrope"),
+            (llama(), "rope_scaling", json!("yarn"), "yarn"),
+            (llama(), "rope_scaling", json!({"factor": 2.0}), "of no type"),
+            (llama(), "rope_parameters", json!({"rope_type": "linear", "factor": 2.0}), "linear"),
+            (llama(), "rope_parameters", json!({"full_attention": {"rope_theta": 1e6}}), "full_attention"),
             (llama(), "rope_scaling", json!({"rope_type": "llama3", "factor": 8.0}), "low_freq_factor"),
             (llama(), "num_key_value_heads", json!(7), "num_key_value_heads 7"),
             (llama(), "partial_rotary_factor", json!(0.5), "partial_rotary_factor"),

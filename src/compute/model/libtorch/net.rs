@@ -124,6 +124,19 @@ impl Net {
         self.flats.first().map_or(Kind::Float, Tensor::kind)
     }
 
+    /// Parameters that multiply in every pass: all but the input embedding, unless it is the output matrix too.
+    pub fn counted_parameters(&self) -> i64 {
+        let c = self.config();
+        let embedding = if c.tie_word_embeddings { 0 } else { c.vocab_size * c.hidden_size };
+        self.layout.num_parameters() - embedding
+    }
+
+    /// Floating-point operations of attention in a training step, a token of a full context: 12 L h T.
+    pub fn attention_flops_per_token(&self) -> i64 {
+        let c = self.config();
+        12 * c.num_hidden_layers * c.query_width() * c.max_position_embeddings
+    }
+
     /// Number of blocks.
     pub(super) fn depth(&self) -> usize {
         self.flats.len().saturating_sub(2)
