@@ -15,6 +15,8 @@ mod local;
 #[cfg(feature = "compute")]
 mod model;
 mod query;
+#[cfg(feature = "mpi")]
+mod ranks;
 mod real_slurm;
 mod scripts;
 #[cfg(feature = "compute")]
