@@ -4,6 +4,7 @@ import argparse
 import datetime
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -227,7 +228,8 @@ def ratio_lines(comparisons):
 
 
 def main(bench):
-    """Runs a bench; a refusal is one line and exit 69."""
+    """Runs a bench; a refusal is one line and exit 69. Asked to end, it ends its sides and takes its data away."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         bench()
     except (BenchError, table.TableError) as error:

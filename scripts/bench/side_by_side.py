@@ -30,16 +30,29 @@ def run(command, config, timeout_s=3600):
     """Runs a side to its end and reads what it printed."""
     name = command[-1]
     try:
-        done = subprocess.run(
-            command, input=json.dumps(config), stdout=subprocess.PIPE, text=True, timeout=timeout_s, check=False
-        )
+        side = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     except OSError as error:
         raise BenchError(f"{name} cannot be run ({error.strerror}): give the path of a program") from error
+    try:
+        text, _ = side.communicate(json.dumps(config), timeout=timeout_s)
     except subprocess.TimeoutExpired as error:
         raise BenchError(f"{name} did not end within {timeout_s} s: run it by hand on the same configuration") from error
-    if done.returncode:
-        raise BenchError(f"{name} ended with {done.returncode}: see its message above")
-    return read(name, done.stdout, config["steps"])
+    finally:
+        end(side)
+    if side.returncode:
+        raise BenchError(f"{name} ended with {side.returncode}: see its message above")
+    return read(name, text, config["steps"])
+
+
+def end(side):
+    """Asks a side that still runs to end, so that it can end its ranks."""
+    if side.poll() is None:
+        side.terminate()
+        try:
+            side.wait(30)
+        except subprocess.TimeoutExpired:
+            side.kill()
+            side.wait()
 
 
 def read(name, text, steps):
