@@ -107,6 +107,8 @@ pub struct Context {
     pub out_dir: PathBuf,
     /// Where checkpoints lie, over attempts.
     pub checkpoint_dir: PathBuf,
+    /// Where a trace of the run is wanted, if one is.
+    pub trace: Option<PathBuf>,
     /// When the process began.
     pub started: Instant,
     stop: Arc<AtomicBool>,
@@ -123,7 +125,16 @@ impl Context {
         let out_dir = attempt::out_dir(&run_dir, attempt);
         let checkpoint_dir = cell.checkpoint_dir();
         files::make_dirs(&out_dir)?;
-        Ok(Self { cell, attempt, run_dir, out_dir, checkpoint_dir, started: Instant::now(), stop: Arc::default() })
+        Ok(Self {
+            cell,
+            attempt,
+            run_dir,
+            out_dir,
+            checkpoint_dir,
+            trace: None,
+            started: Instant::now(),
+            stop: Arc::default(),
+        })
     }
 
     /// The parameters as the stage's own type.
@@ -202,6 +213,12 @@ impl Context {
         attempt::is_superseded(&self.run_dir, self.attempt)
     }
 
+    /// The same question for another thread.
+    pub fn superseded(&self) -> Arc<dyn Fn() -> bool + Send + Sync> {
+        let (run_dir, n) = (self.run_dir.clone(), self.attempt);
+        Arc::new(move || attempt::is_superseded(&run_dir, n))
+    }
+
     /// Seconds since the process began.
     pub fn elapsed_s(&self) -> f64 {
         self.started.elapsed().as_secs_f64()
@@ -216,6 +233,9 @@ struct Args {
     /// Number of this attempt
     #[arg(long, value_name = "N", env = "SEEDBED_ATTEMPT")]
     attempt: u32,
+    /// Write what every rank did when, for chrome://tracing or Perfetto
+    #[arg(long, value_name = "FILE", env = "SEEDBED_TRACE")]
+    trace: Option<PathBuf>,
 }
 
 /// What a stage does: all ranks run it, rank 0 returns the record.
@@ -266,7 +286,7 @@ fn describe(spec: &Spec) -> ExitCode {
 }
 
 fn run_stage(spec: &Spec, run: Run, args: &Args) -> Result<(), StageError> {
-    let context = Context::open(&args.cell, args.attempt)?;
+    let context = Context { trace: args.trace.clone(), ..Context::open(&args.cell, args.attempt)? };
     if context.cell.kind != spec.kind {
         return Err(StageError::Usage(format!(
             "{} runs stages of kind `{}`, but cell {} is of kind `{}`: start `seedbed-{}`",

@@ -132,7 +132,7 @@ mod task {
 
     use super::super::subjects::numerics;
     use super::super::{Context, StageError};
-    use crate::compute::comm::Comm;
+    use crate::compute::comm::{Comm, Wire};
     use crate::compute::data::text::{Fields, Limits};
     use crate::compute::data::tokens::{TokensHeader, write, write_supervised};
     use crate::compute::data::{
@@ -141,6 +141,7 @@ mod task {
     };
     use crate::compute::evaluate::{Grain, perplexity};
     use crate::compute::model::{Activation, Family, Model, ModelConfig, Sizes, set_threads};
+    use crate::compute::train::trace::Trace;
     use crate::compute::train::{
         AdamW, Choice, Decay, Exact, Outcome, Overlap, Plan, Schedule, Settings, Shape, Strict, Surroundings, Trainee,
         Warmup, train,
@@ -275,11 +276,15 @@ mod task {
             checkpoint_interval_steps: 500,
             log_interval_steps: 50,
             keep_last: 1,
+            keep_every_steps: 0,
+            patience: std::time::Duration::from_secs(600),
             stop_after_skips: 10,
             threads_per_rank: 1,
             strict: Strict::GoOn,
             overlap: Overlap::Late,
             exact: Exact::Required,
+            wire: Wire::Fp32,
+            trace: Trace::default(),
             peak_flops: None,
             fingerprint: context.cell.fingerprint.clone(),
             attempt: context.attempt,
@@ -293,7 +298,7 @@ mod task {
             run_dir: &context.run_dir,
             checkpoint_dir: &context.checkpoint_dir,
             stop_requested: &|| context.stop_requested(),
-            is_superseded: &|| context.is_superseded(),
+            superseded: context.superseded(),
         };
         let mut model = model.padded_for(settings.plan.padding(1))?;
         match train(&Comm::Solo, Trainee::of_model(&model, &Choice::default())?, &settings, &around)? {

@@ -97,6 +97,14 @@ pub static SPEC: Spec = Spec {
             "steps between checkpoints; 0: only the best and at a stop",
         ),
         count("keep_last", 1, 1000, Is("2"), Operational, "checkpoints that stay, besides the best"),
+        count(
+            "keep_every_steps",
+            0,
+            1 << 40,
+            Is("0"),
+            Operational,
+            "checkpoints at multiples of this stay for good; 0: none",
+        ),
         count("log_interval_steps", 1, 1 << 40, Is("10"), Operational, "steps between log lines"),
         count("collective_timeout_s", 1, 86_400, Is("600"), Operational, "longest wait for another rank, seconds"),
         switch("strict", "false", Operational, "refuse to resume where bits may differ"),
@@ -112,6 +120,12 @@ pub static SPEC: Spec = Spec {
             &["fp32", "bf16"],
             r#""fp32""#,
             "type of weights and activations; sums and moments are fp32",
+        ),
+        choice(
+            "wire",
+            &["fp32", "bf16"],
+            r#""fp32""#,
+            "gradients between ranks; bf16: half the bytes, other bits on other numbers of ranks",
         ),
         number(
             "dropout",
@@ -200,12 +214,13 @@ mod task {
 
     use super::super::{Context, StageError};
     use crate::compute::checkpoint::Checkpoint;
-    use crate::compute::comm::Comm;
+    use crate::compute::comm::{Comm, Wire};
     use crate::compute::data::{
         Course, LastBatch, Objective, Packing, Reading, Samples, Split, Tokens, TrainingGrains, ValidationGrains,
     };
     use crate::compute::kernels::gemm::Backend;
     use crate::compute::model::{Model, Variant};
+    use crate::compute::train::trace::Trace;
     use crate::compute::train::{
         AdamW, Choice, Decay, EngineName, Exact, Finished, Outcome, Overlap, Plan, Precision, Schedule, Settings,
         Shape, Strict, Surroundings, Trainee, Warmup, health, read_weights, train,
@@ -244,6 +259,7 @@ mod task {
         history_file: String,
         checkpoint_interval_steps: u64,
         keep_last: usize,
+        keep_every_steps: u64,
         log_interval_steps: u64,
         collective_timeout_s: u64,
         strict: bool,
@@ -255,6 +271,7 @@ mod task {
         precision: Precision,
         activation_checkpointing: bool,
         dropout: f64,
+        wire: String,
     }
 
     /// Trains, on every rank; rank 0 writes.
@@ -311,12 +328,16 @@ mod task {
             run_dir: &context.run_dir,
             checkpoint_dir: &context.checkpoint_dir,
             stop_requested: &|| context.stop_requested(),
-            is_superseded: &|| context.is_superseded(),
+            superseded: context.superseded(),
         };
         let mut model = model.padded_for(settings.plan.padding(comm.size()))?;
         report_threads(comm, params)?;
         let trainee = Trainee::of_model(&model, &choice(params))?;
-        match train(comm, trainee, &settings, &around)? {
+        let outcome = train(comm, trainee, &settings, &around)?;
+        if let Some(path) = &context.trace {
+            settings.trace.write(comm, path)?;
+        }
+        match outcome {
             Outcome::Interrupted(step) => Err(StageError::Resume(step)),
             Outcome::Finished(_) if !comm.is_first() => Ok(None),
             Outcome::Finished(finished) => {
@@ -324,7 +345,9 @@ mod task {
                     flat.f_copy_(last).map_err(crate::compute::ComputeError::from)?;
                 }
                 let mut best = model.duplicate()?;
-                read_weights(best.flats_mut(), &Checkpoint::open(&finished.best)?)?;
+                if let Some(dir) = &finished.best {
+                    read_weights(best.flats_mut(), &Checkpoint::open(dir)?)?;
+                }
                 best.save(&context.out_dir.join("best_model"), Some(&source))?;
                 let models = Models { last: &model, best: &best };
                 let record = record(context, params, &settings, &finished, models, steps_per_epoch, comm.size())?;
@@ -391,11 +414,16 @@ mod task {
             checkpoint_interval_steps: params.checkpoint_interval_steps,
             log_interval_steps: params.log_interval_steps,
             keep_last: params.keep_last,
+            keep_every_steps: params.keep_every_steps,
+            // Longer than the wait for a message: a rank that is gone is told by its silence there.
+            patience: Duration::from_secs(2 * params.collective_timeout_s.max(60)),
             stop_after_skips: params.stop_after_skips,
             threads_per_rank: params.threads_per_rank,
             overlap: if params.overlap { Overlap::Early } else { Overlap::Late },
             exact: if params.exact { Exact::Required } else { Exact::Waived },
-            peak_flops: None,
+            wire: if params.wire == "bf16" { Wire::Bf16 } else { Wire::Fp32 },
+            trace: if context.trace.is_some() { Trace::on() } else { Trace::default() },
+            peak_flops: health::measured_peak(&choice(params))?,
             strict: if params.strict { Strict::Refuse } else { Strict::GoOn },
             fingerprint: context.cell.fingerprint.clone(),
             attempt: context.attempt,

@@ -75,7 +75,8 @@ fn packed_data_go_on_in_the_middle_of_an_epoch_with_or_without_a_thread() {
         let work = Workspace::new();
         let (cell, run_dir) = work.baseline(changed);
         let mut child = solo(&cell, 1).spawn().unwrap();
-        assert!(kill_when(&mut child, || steps_done(&run_dir) >= moment), "it ended before step {moment}");
+        let ready = || steps_done(&run_dir) >= moment && has_checkpoint(&run_dir);
+        assert!(kill_when(&mut child, ready), "it ended before step {moment}");
         let log = succeed(solo(&cell, 2));
         // A save begins when the one before is done, so by then the one of step 4 is.
         assert!(log.contains("going on from step"), "{log}");

@@ -48,12 +48,13 @@ fn a_full_disk_costs_the_checkpoint_and_not_the_run() {
     );
     assert_eq!(record(&run_dir, 1).series["loss"].len(), 24);
 
-    // Where not even one fits there is no best model: that is an error, and says so.
+    // Where not even one fits the parameters in memory are still there, and here they are the best.
     let work = Workspace::new();
     let (cell, run_dir) = work.baseline(json!({}));
     let output = on_small_disk(&cell, &run_dir, "1m").unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && text.contains("free space and run again"), "{text}");
+    assert!(output.status.success() && text.contains("no checkpoint, the disk of"), "{text}");
+    assert_eq!(essence(&run_dir, 1), uninterrupted(json!({})));
 }
 
 /// The other rank is alive and says nothing: the deadline ends the wait.
@@ -80,7 +81,7 @@ fn a_resume_where_bits_may_differ_says_so_or_is_refused() {
     let work = Workspace::new();
     let (cell, run_dir) = work.baseline(json!({}));
     let mut child = solo(&cell, 1).spawn().unwrap();
-    assert!(kill_when(&mut child, || steps_done(&run_dir) >= 9));
+    assert!(kill_when(&mut child, || steps_done(&run_dir) >= 9 && has_checkpoint(&run_dir)));
     for strict in [true, false] {
         let (cell, _) = work.baseline(json!({"strict": strict}));
         let mut command = solo(&cell, 2);
@@ -94,7 +95,7 @@ fn a_resume_where_bits_may_differ_says_so_or_is_refused() {
             assert!(output.status.success(), "{log}");
             let numerics = record(&run_dir, 2).numerics;
             assert_eq!(numerics["bitwise"], false);
-            assert!(numerics["bitwise_note"].as_str().unwrap().contains("since step 8"), "{numerics}");
+            assert!(numerics["bitwise_note"].as_str().unwrap().contains("since step "), "{numerics}");
         }
     }
 }

@@ -223,7 +223,9 @@ impl Job {
         }
         if place.ranks > 1 {
             let reason = serde_json::to_vec(trouble).unwrap_or_default();
-            let _ = std::fs::write(dir.join(ABANDONED), reason);
+            // On a full disk an empty one still fits.
+            let path = dir.join(ABANDONED);
+            let _ = files::write_atomic(&path, &reason).or_else(|_| files::create_exclusive(&path, b"").map(drop));
             let mut pause = Pause::default();
             let waits = |names: Vec<String>| names.iter().any(|n| n.ends_with(".json") || n.ends_with(".failed"));
             while began.elapsed() < place.patience && entries(dir).is_ok_and(waits) && !(self.superseded)() {
@@ -245,7 +247,7 @@ impl Job {
         let failed = dir.join(failed_file(place.rank, place.ranks));
         let tell = |report: &Report| {
             files::write_json(&path, report).is_ok()
-                || matches!(report, Report::Trouble(_)) && std::fs::File::create(&failed).is_ok()
+                || matches!(report, Report::Trouble(_)) && files::create_exclusive(&failed, b"").is_ok()
         };
         let began = Instant::now();
         let mut pause = Pause::default();

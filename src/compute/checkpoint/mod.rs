@@ -17,7 +17,6 @@ mod pages;
 mod retention;
 pub mod saver;
 mod shard;
-mod sync;
 #[cfg(test)]
 mod tests;
 
@@ -28,7 +27,6 @@ pub use manifest::{Dtype, GroupEntry, Kind, Manifest, Part, ShardEntry, SpanEntr
 pub use retention::Retention;
 pub use saver::{Outcome, Piece, Place, Saver, Superseded, Trouble};
 pub use shard::CHUNK_BYTES;
-pub use sync::{Saved, Snapshot, save, tidy};
 
 use super::{ComputeError, Result};
 use crate::record::RecordError;

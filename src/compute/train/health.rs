@@ -2,11 +2,10 @@
 //! be.
 
 use std::collections::VecDeque;
-use std::time::Instant;
 
-use tch::{Device, Kind, Tensor};
-
-use crate::compute::Result;
+use super::trainee::{Choice, EngineName, Precision};
+use crate::compute::kernels::gemm::{Backend, Shape, gflops};
+use crate::compute::{ComputeError, Result};
 
 /// Values that a z-score is taken over.
 const WINDOW: usize = 128;
@@ -38,22 +37,20 @@ impl Recent {
     }
 }
 
-/// Multiply-adds of this rank's threads in fp32 matrix products, FLOP/s: the best of a few products of 512 x 2048
-/// by 2048 x 512. What MFU is relative to on a CPU.
+/// What this rank's threads could do in fp32 matrix products of this engine, FLOP/s: what MFU is relative to on a
+/// CPU. `None` where that is not measured. Takes some hundredths of a second.
 ///
 /// # Errors
-/// libtorch refuses.
-pub fn measured_peak(multiply: &mut dyn FnMut(&Tensor, &Tensor) -> Result<()>) -> Result<f64> {
-    let (m, n, k) = (512i64, 512i64, 2048i64);
-    let a = Tensor::f_ones([m, k], (Kind::Float, Device::Cpu))?;
-    let b = Tensor::f_ones([n, k], (Kind::Float, Device::Cpu))?;
-    let mut best = f64::INFINITY;
-    for _ in 0..4 {
-        let began = Instant::now();
-        multiply(&a, &b)?;
-        best = best.min(began.elapsed().as_secs_f64());
-    }
-    Ok((2 * m * n * k) as f64 / best)
+/// The backend cannot multiply.
+pub fn measured_peak(choice: &Choice) -> Result<Option<f64>> {
+    let backend = match (choice.engine, choice.precision) {
+        (_, Precision::Bf16) => return Ok(None),
+        (EngineName::Libtorch, _) => Backend::Mkl,
+        _ => choice.gemm,
+    };
+    let shape = Shape { tokens: 512, inputs: 512, outputs: 512 };
+    let rates = gflops(&[backend], &[shape], 2).map_err(|e| ComputeError::Config(e.to_string()))?;
+    Ok(rates.first().map(|r| r * 1e9 * choice.threads as f64))
 }
 
 /// The processors that this process may run on, as `0-3,8`.

@@ -10,7 +10,6 @@
 
 pub mod adamw;
 pub mod exchange;
-pub mod grain;
 pub mod health;
 pub mod lanes;
 pub mod norm;
@@ -25,7 +24,7 @@ mod report;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tch::{Kind as Type, Tensor};
@@ -36,8 +35,8 @@ pub use schedule::{Schedule, Shape, Warmup};
 pub use state::{Best, State, Validation};
 pub use trainee::{Choice, Engine, EngineName, Precision, Trainee};
 
-use super::checkpoint::{self, Checkpoint, Kind, Saved, Snapshot};
-use super::comm::Comm;
+use super::checkpoint::{self, Checkpoint, Kind, Piece, Retention, Saver, Superseded, Trouble, saver};
+use super::comm::{Comm, Wire};
 use super::data::{Feed, TrainingGrains, ValidationGrains};
 use super::model::{Accumulate, CHUNK, GrainAt, GrainSum, Hooks, as_f32, as_f32_mut};
 use super::{ComputeError, Result, numerics};
@@ -46,6 +45,7 @@ use exchange::Exchange;
 use lanes::LaneTree;
 use report::Reporter;
 use shards::Shards;
+use trace::{Span, Trace};
 
 /// What a training run is told.
 #[derive(Debug, Clone)]
@@ -70,6 +70,10 @@ pub struct Settings {
     pub log_interval_steps: u64,
     /// Whole checkpoints that stay, besides the best.
     pub keep_last: usize,
+    /// Checkpoints whose step is a multiple of this stay too; 0: none.
+    pub keep_every_steps: u64,
+    /// How long ranks wait for each other's part of a checkpoint.
+    pub patience: Duration,
     /// Skipped steps in a row after which the run stops.
     pub stop_after_skips: u64,
     /// Threads of libtorch's kernels.
@@ -80,6 +84,10 @@ pub struct Settings {
     pub overlap: Overlap,
     /// Whether a number of ranks that does not divide the lanes may run.
     pub exact: Exact,
+    /// What gradients are on their way.
+    pub wire: Wire,
+    /// What happened when; off by default.
+    pub trace: Trace,
     /// Floating-point operations a second of one rank, at best: what MFU is relative to. `None`: not told.
     pub peak_flops: Option<f64>,
     /// The cell's fingerprint.
@@ -127,8 +135,8 @@ pub struct Surroundings<'a> {
     pub checkpoint_dir: &'a Path,
     /// True once somebody asked to stop.
     pub stop_requested: &'a dyn Fn() -> bool,
-    /// True if a newer attempt owns the cell.
-    pub is_superseded: &'a dyn Fn() -> bool,
+    /// Asks whether a newer attempt owns the cell.
+    pub superseded: Superseded,
 }
 
 /// How a run ended.
@@ -145,8 +153,8 @@ pub enum Outcome {
 pub struct Finished {
     /// fp32 parameters after the last step, by group.
     pub last: Vec<Tensor>,
-    /// The checkpoint at the best validation: [`read_weights`] reads it.
-    pub best: PathBuf,
+    /// The checkpoint at the best validation, which [`read_weights`] reads; `None`: the last parameters are the best.
+    pub best: Option<PathBuf>,
     /// Counters.
     pub state: State,
     /// The numerics record.
@@ -181,6 +189,7 @@ pub fn train(comm: &Comm, trainee: Trainee, settings: &Settings, around: &Surrou
 
         let last = trainer.state.step == settings.schedule.steps;
         if last || trainer.state.step % settings.val_interval_steps == 0 {
+            trainer.settle_best()?;
             let validation = trainer.validate()?;
             report.validation(&validation)?;
             if trainer.is_best(&validation) {
@@ -189,6 +198,7 @@ pub fn train(comm: &Comm, trainee: Trainee, settings: &Settings, around: &Surrou
         }
         if totals.stop && !last {
             trainer.save(&mut report)?;
+            trainer.settle()?;
             return Ok(Outcome::Interrupted(trainer.state.step));
         }
         let interval = settings.checkpoint_interval_steps;
@@ -231,8 +241,11 @@ struct Trainer<'a> {
     shards: Shards,
     /// By group: the gradient of the lane that runs; in an update, the sum of all with the own shard whole.
     gradients: Vec<Tensor>,
-    /// Step and name of the last checkpoint of this attempt.
-    saved: Option<(u64, String)>,
+    saver: Saver,
+    /// The step whose checkpoint is being written or was written last by this attempt.
+    saved: Option<u64>,
+    /// The best before the one that is being written.
+    best_before: Option<Option<Best>>,
 }
 
 impl<'a> Trainer<'a> {
@@ -253,6 +266,10 @@ impl<'a> Trainer<'a> {
             trainee.engine.inexact = Some(format!("{ranks} ranks do not share {} lanes", settings.plan.lanes));
         }
         let groups = trainee.layout.groups.len();
+        let exchange = Exchange::new(comm, groups).with_wire(settings.wire).with_trace(settings.trace.clone());
+        if let Some(note) = exchange.bitwise_note() {
+            trainee.engine.inexact.get_or_insert(note.to_owned());
+        }
         let numerics = numerics::record(&numerics::Settings {
             threads_per_rank: settings.threads_per_rank,
             lanes: plan.lanes as usize,
@@ -264,6 +281,17 @@ impl<'a> Trainer<'a> {
             device: &trainee.engine.device,
             inexact: trainee.engine.inexact.as_deref(),
         });
+        let place = saver::Place {
+            dir: around.checkpoint_dir.to_path_buf(),
+            rank,
+            ranks,
+            attempt: settings.attempt,
+            fingerprint: settings.fingerprint.clone(),
+            patience: settings.patience,
+        };
+        let retention = Retention { last: settings.keep_last, every_steps: settings.keep_every_steps };
+        let mut saver = Saver::new(place, &trainee.layout, &[], retention, Arc::clone(&around.superseded));
+        saver.prepare(12 * trainee.layout.elements() / ranks);
         let mut trainer = Self {
             comm,
             settings,
@@ -273,10 +301,12 @@ impl<'a> Trainer<'a> {
             state: State::default(),
             numerics,
             tree: LaneTree::new(groups),
-            exchange: Exchange::new(comm, groups),
+            exchange,
             shards: Shards::new(&trainee.layout, &trainee.flats, rank, ranks)?,
             gradients: (0..groups).map(|_| Tensor::new()).collect(),
+            saver,
             saved: None,
+            best_before: None,
             trainee,
         };
         trainer.resume()?;
@@ -373,6 +403,8 @@ impl<'a> Trainer<'a> {
                     lane_ends: grain + 1 == lane.end,
                     all_end: number + 1 == lanes.len(),
                     overlap: self.settings.overlap,
+                    trace: &self.settings.trace,
+                    span: None,
                 };
                 sums.push(self.trainee.passes.backward(&batch, at, &mut self.gradients, how, &mut hooks)?);
             }
@@ -387,6 +419,7 @@ impl<'a> Trainer<'a> {
 
     /// Waits for all gradients; gathers the sums of grains, the norm and the wish to stop.
     fn gather(&mut self, sums: &[GrainSum]) -> Result<Totals> {
+        let _span = self.settings.trace.span("gather", None);
         self.gradients = self.exchange.finish_gradients()?;
         let stop = (self.around.stop_requested)();
         // One message: sums of grains, the wish to stop, sums of squares.
@@ -418,6 +451,7 @@ impl<'a> Trainer<'a> {
 
     /// Updates the own shard of every group; new weights are on their way when it returns.
     fn update(&mut self, lr: f64, totals: &Totals) -> Result<()> {
+        let _span = self.settings.trace.span("update", None);
         self.state.update(totals.sum.nll, totals.sum.tokens);
         self.state.clipped += u64::from(self.settings.max_grad_norm > 0.0 && totals.norm > self.settings.max_grad_norm);
         let step = adamw::Step { lr, update: self.state.updates, gradient_factor: totals.factor as f32 };
@@ -456,6 +490,7 @@ impl<'a> Trainer<'a> {
 
     /// Perplexity of the validation split, and the check of constrained weights.
     fn validate(&mut self) -> Result<Validation> {
+        let _span = self.settings.trace.span("validate", None);
         self.check_constraint()?;
         let (rank, ranks) = (self.comm.rank() as u64, self.comm.size() as u64);
         let grains = self.around.validation;
@@ -506,62 +541,95 @@ impl<'a> Trainer<'a> {
         self.state.best.as_ref().is_none_or(|best| validation.perplexity < best.perplexity)
     }
 
-    /// Makes this step the best and saves it. Without room on the disk the old best stays.
+    /// Makes this step the best and saves it.
     fn save_best(&mut self, validation: &Validation, report: &mut Reporter) -> Result<()> {
         let name = checkpoint::name(self.state.step, self.settings.attempt);
+        self.settle()?;
         let best = Best { step: validation.step, perplexity: validation.perplexity, checkpoint: name };
-        let old = self.state.best.replace(best);
-        if !self.save(report)? {
-            self.state.best = old;
-        }
-        Ok(())
+        self.best_before = Some(self.state.best.replace(best));
+        self.save(report)
     }
 
-    /// Saves a checkpoint; `false` if the disk is full, which the log says and the run survives.
-    fn save(&mut self, report: &mut Reporter) -> Result<bool> {
-        if self.saved.as_ref().is_some_and(|(step, _)| *step == self.state.step) {
-            return Ok(true);
+    /// Begins to save a checkpoint, once the one before is written.
+    fn save(&mut self, report: &mut Reporter) -> Result<()> {
+        if self.saved == Some(self.state.step) {
+            return Ok(());
         }
+        self.settle()?;
         self.check_constraint()?;
         report.sync()?;
         let name = checkpoint::name(self.state.step, self.settings.attempt);
-        let parts = self.shards.parts(&self.trainee.flats)?;
-        let slices = |k: usize| parts[k].iter().map(as_f32).collect::<Vec<_>>();
         let best = self.state.best.as_ref().map(|b| b.checkpoint.clone()).filter(|b| *b != name);
-        let snapshot = Snapshot {
+        let parts = self.shards.parts(&self.trainee.flats)?;
+        let rank = self.comm.rank();
+        let mut pieces = Vec::new();
+        for group in 0..self.trainee.layout.groups.len() {
+            for (kind, tensors) in [Kind::Weights, Kind::FirstMoment, Kind::SecondMoment].into_iter().zip(&parts) {
+                let values = as_f32(&tensors[group]);
+                pieces.push(Piece { group, kind, first: rank * values.len(), values });
+            }
+        }
+        self.saver.begin(saver::Snapshot {
             step: self.state.step,
-            attempt: self.settings.attempt,
-            fingerprint: &self.settings.fingerprint,
             state: serde_json::to_value(&self.state)
                 .map_err(|e| ComputeError::Failed(format!("the counters cannot be stored ({e}): report this")))?,
             numerics: self.numerics.clone(),
             needs: best.into_iter().collect(),
-            layout: &self.trainee.layout,
-            shards: [(Kind::Weights, slices(0)), (Kind::FirstMoment, slices(1)), (Kind::SecondMoment, slices(2))],
-        };
-        match checkpoint::save(self.comm, self.around.checkpoint_dir, &snapshot, self.around.is_superseded)? {
-            Saved::Done(name) => {
-                if self.comm.is_first() {
-                    let s = self.settings;
-                    checkpoint::tidy(self.around.checkpoint_dir, s.keep_last, s.attempt, &s.fingerprint)?;
-                }
-                self.saved = Some((self.state.step, name));
-                Ok(true)
-            }
-            Saved::DiskFull(message) => {
-                if self.comm.is_first() {
-                    eprintln!(
-                        "step {}: no checkpoint, {message}; the last one stays and the run goes on",
-                        self.state.step
-                    );
-                }
-                Ok(false)
-            }
+            pieces,
+        })?;
+        self.saved = Some(self.state.step);
+        Ok(())
+    }
+
+    /// Whether the next one is better depends on whether this one could be saved.
+    fn settle_best(&mut self) -> Result<()> {
+        if self.best_before.is_some() { self.settle() } else { Ok(()) }
+    }
+
+    /// Waits for the save in flight, on all ranks; if it failed for want of room the log says so, the run goes on,
+    /// and the old best stays the best.
+    fn settle(&mut self) -> Result<()> {
+        let Some(outcome) = self.saver.wait()? else { return Ok(()) };
+        let old = self.best_before.take();
+        let saver::Outcome::NotSaved { step, trouble } = outcome else { return Ok(()) };
+        if self.saved == Some(step) {
+            self.saved = None;
         }
+        if let Some(old) = old {
+            self.state.best = old;
+        }
+        if let Trouble::Failed(reason) = trouble {
+            return Err(ComputeError::Failed(format!("the checkpoint of step {step} could not be written: {reason}")));
+        }
+        if self.comm.is_first() {
+            eprintln!("step {step}: no checkpoint, {trouble}; the last one stays and the run goes on");
+        }
+        Ok(())
     }
 
     /// The last parameters, and where the best lie.
     fn finish(mut self) -> Result<Finished> {
+        self.settle()?;
+        self.exchange.drain()?;
+        let best = if self.last_is_best() { None } else { Some(self.best_on_disk()?) };
+        let last = self.parameters()?;
+        self.saver.finish()?;
+        Ok(Finished { last, best, state: self.state, numerics: self.numerics })
+    }
+
+    /// Whether the last validation is better than all before it: its parameters are in memory, whatever the disk
+    /// holds.
+    fn last_is_best(&mut self) -> bool {
+        let Some((last, before)) = self.state.validations.split_last() else { return false };
+        if before.iter().any(|v| v.perplexity <= last.perplexity) {
+            return false;
+        }
+        let checkpoint = checkpoint::name(last.step, self.settings.attempt);
+        self.state.best = Some(Best { step: last.step, perplexity: last.perplexity, checkpoint });
+        true
+    }
+
+    fn best_on_disk(&self) -> Result<PathBuf> {
         let best = self.state.best.as_ref().ok_or_else(|| {
             ComputeError::Failed(
                 "no checkpoint could be written, so there is no best model: free space and run again".into(),
@@ -572,8 +640,7 @@ impl<'a> Trainer<'a> {
         if self.comm.is_first() {
             checkpoint.verify()?;
         }
-        self.exchange.drain()?;
-        Ok(Finished { last: self.parameters()?, best: checkpoint.dir, state: self.state, numerics: self.numerics })
+        Ok(checkpoint.dir)
     }
 
     /// The whole fp32 parameters, by group. With bf16 the masters of all ranks are gathered.
@@ -603,17 +670,32 @@ struct OnTheWay<'a, 'c> {
     /// This lane is the rank's last.
     all_end: bool,
     overlap: Overlap,
+    trace: &'a Trace,
+    /// What this thread does until the next call.
+    span: Option<Span<'a>>,
 }
 
 impl Hooks for OnTheWay<'_, '_> {
     fn needs(&mut self, group: usize) -> Result<()> {
-        self.exchange.wait_weights(group)
+        self.span = None;
+        self.exchange.wait_weights(group)?;
+        self.span = Some(self.trace.span("forward", Some(group)));
+        Ok(())
     }
 
     fn ready(&mut self, group: usize, gradient: &mut Tensor) -> Result<()> {
-        if !self.lane_ends {
-            return Ok(());
+        self.span = None;
+        if self.lane_ends {
+            self.send(group, gradient)?;
         }
+        self.span = group.checked_sub(1).map(|next| self.trace.span("backward", Some(next)));
+        Ok(())
+    }
+}
+
+impl OnTheWay<'_, '_> {
+    /// The lane's sum of a group is whole.
+    fn send(&mut self, group: usize, gradient: &mut Tensor) -> Result<()> {
         self.tree.push(group, std::mem::replace(gradient, Tensor::new()))?;
         if self.all_end && self.overlap == Overlap::Early {
             self.exchange.send_gradient(group, self.tree.take(group)?)?;

@@ -2,10 +2,11 @@
 //! one, or a translator between two; the trainer knows no difference.
 
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use super::grain::Graph;
 use crate::compute::kernels::gemm::Backend;
+use crate::compute::model::libtorch::{self, Base, Keep, LibtorchPasses, Net};
+use crate::compute::model::native::{self, Activations, NativePasses};
 use crate::compute::model::{ConstraintCheck, Layout, Model, Passes};
 use crate::compute::{ComputeError, Result};
 
@@ -94,19 +95,53 @@ pub struct Engine {
 }
 
 impl Trainee {
-    /// Every parameter of a model, which shares its memory.
+    /// Every parameter of a model. In fp32 it shares the model's memory.
     ///
     /// # Errors
-    /// The engine cannot compute it: the message says which can.
+    /// The engine does not compute that type: the message says which does.
     pub fn of_model(model: &Model, choice: &Choice) -> Result<Self> {
-        if choice.dropout != 0.0 || choice.precision != Precision::Fp32 || choice.engine == EngineName::Native {
-            return Err(ComputeError::Config("not by this engine".into()));
+        match (choice.engine, choice.precision) {
+            (EngineName::Auto | EngineName::Native, Precision::Fp32) => Self::native(model, choice),
+            (EngineName::Auto | EngineName::Libtorch, _) => Self::libtorch(model, choice),
+            (EngineName::Native, Precision::Bf16) => Err(ComputeError::Config(
+                "the native engine computes fp32 only: set engine = \"libtorch\" for precision = \"bf16\"".to_owned(),
+            )),
         }
+    }
+
+    fn native(model: &Model, choice: &Choice) -> Result<Self> {
+        let activations = if choice.activation_checkpointing { Activations::Recompute } else { Activations::Keep };
+        let options =
+            native::Options { gemm: choice.gemm, threads: choice.threads, activations, dropout: choice.dropout };
         Ok(Self {
             layout: model.layout().clone(),
             flats: model.flats().iter().map(Tensor::shallow_clone).collect(),
-            passes: Box::new(Graph::new(model)),
+            passes: Box::new(NativePasses::new(model, options)?),
             constrained: model.variant().map(|_| model.alias()),
+            engine: Engine {
+                name: "native".into(),
+                gemm: choice.gemm.name().into(),
+                device: "cpu".into(),
+                inexact: None,
+            },
+            flops_per_token: model.flops_per_token(),
+        })
+    }
+
+    fn libtorch(model: &Model, choice: &Choice) -> Result<Self> {
+        let kind = match choice.precision {
+            Precision::Fp32 => Kind::Float,
+            Precision::Bf16 => Kind::BFloat16,
+        };
+        let keep = if choice.activation_checkpointing { Keep::Inputs } else { Keep::Graphs };
+        let settings = libtorch::Settings { keep, dropout: choice.dropout, ..libtorch::Settings::default() };
+        let net = Net::of(model, Base::Trainable, kind, Device::Cpu)?;
+        Ok(Self {
+            layout: net.trainable_layout(),
+            flats: net.trainable_flats(),
+            passes: Box::new(LibtorchPasses::new(net, settings)),
+            // With bf16 the constrained weights are those of the masters, which are checked when they are saved.
+            constrained: (kind == Kind::Float).then(|| model.variant().map(|_| model.alias())).flatten(),
             engine: Engine { name: "libtorch".into(), gemm: "libtorch".into(), device: "cpu".into(), inexact: None },
             flops_per_token: model.flops_per_token(),
         })

@@ -1,3 +1,5 @@
+//! Tests of what can be tested without a GPU.
+
 use super::*;
 use crate::compute::train::lanes;
 

@@ -5,9 +5,9 @@ use super::block::{Grain, norm_forward, norm_gradient};
 use super::maps::Gradient;
 use super::memory::Memory;
 use crate::compute::Result;
+use crate::compute::kernels::Isa;
 use crate::compute::kernels::cross_entropy::{self, Backward};
 use crate::compute::kernels::gemm::{Gemm, Mat, MatMut};
-use crate::compute::kernels::Isa;
 use crate::compute::model::batch::Batch;
 use crate::compute::model::passes::Accumulate;
 

@@ -321,7 +321,8 @@ impl Maps {
             batch.loss_weights.as_ref().map(Vec::len),
         ];
         let per_row = [batch.prompt_lens.as_ref().map(Vec::len), batch.key_lens.as_ref().map(Vec::len)];
-        if per_position.iter().flatten().any(|&len| len != n) || per_row.iter().flatten().any(|&len| len != batch.rows) {
+        if per_position.iter().flatten().any(|&len| len != n) || per_row.iter().flatten().any(|&len| len != batch.rows)
+        {
             return Err(ComputeError::Failed(format!(
                 "a batch of {} rows of {} tokens has parts of other lengths: report this",
                 batch.rows, batch.seq_len
@@ -403,7 +404,9 @@ impl Spans<'_> {
             let constrained = span.constraint.is_reparametrised().then_some(number);
             let (weight, outputs) = (span.range(), span.len / inputs);
             match linear.pieces.last_mut() {
-                Some(last) if last.weight.end == weight.start && last.constrained.is_none() && constrained.is_none() => {
+                Some(last)
+                    if last.weight.end == weight.start && last.constrained.is_none() && constrained.is_none() =>
+                {
                     last.weight.end = weight.end;
                     last.outputs += outputs;
                 }

@@ -126,13 +126,22 @@ impl Memory {
     pub fn bytes(&self) -> usize {
         let kept = self.kept.iter().flat_map(|k| {
             [
-                &k.mean1, &k.rstd1, &k.mean2, &k.rstd2, &k.norm1, &k.norm2, &k.qkv, &k.lse, &k.attended, &k.middle,
-                &k.up, &k.active,
+                &k.mean1,
+                &k.rstd1,
+                &k.mean2,
+                &k.rstd2,
+                &k.norm1,
+                &k.norm2,
+                &k.qkv,
+                &k.lse,
+                &k.attended,
+                &k.middle,
+                &k.up,
+                &k.active,
             ]
         });
         let s = &self.scratch;
-        let scratch =
-            [&s.branch, &s.dnorm, &s.dqkv, &s.dattended, &s.dactive, &s.logits, &s.row, &s.bias, &s.dweight];
+        let scratch = [&s.branch, &s.dnorm, &s.dqkv, &s.dattended, &s.dactive, &s.logits, &s.row, &s.bias, &s.dweight];
         let own = [&self.mean, &self.rstd, &self.norm, &self.dstream];
         self.streams.iter().chain(kept).chain(scratch).chain(own).map(|f| 4 * f.len()).sum()
     }

@@ -77,17 +77,15 @@ impl NativePasses {
                 options.dropout
             )));
         }
-        let pool = Pool::new(options.threads)
-            .map_err(|e| ComputeError::Failed(format!("{} threads cannot be started ({e}): ask for fewer", options.threads)))?;
+        let pool = Pool::new(options.threads).map_err(|e| {
+            ComputeError::Failed(format!("{} threads cannot be started ({e}): ask for fewer", options.threads))
+        })?;
         let pool = Arc::new(pool);
         let maps = Maps::new(model.config(), model.layout())?;
         Ok(Self {
             table: rotary::Table::new(maps.rotary_dims, maps.rope_theta, maps.rope_scaling, 0),
             weights: Weights::of(model),
-            engines: Engines {
-                gemm: Gemm::new(options.gemm, Arc::clone(&pool)),
-                attention: Attention::new(pool),
-            },
+            engines: Engines { gemm: Gemm::new(options.gemm, Arc::clone(&pool)), attention: Attention::new(pool) },
             positions: Vec::new(),
             seen: Seen::default(),
             memory: Memory::default(),
@@ -128,8 +126,7 @@ impl NativePasses {
         hooks.needs(0)?;
         self.weights.prepare(0);
         let Self { maps, weights, engines, memory, table, positions, seen, .. } = self;
-        let grain =
-            Grain { maps, table, positions, rows: batch.rows, seq_len: batch.seq_len, seen, dropout };
+        let grain = Grain { maps, table, positions, rows: batch.rows, seq_len: batch.seq_len, seen, dropout };
         let table = &weights.group(0).weights[maps.embedding.clone()];
         embedding::gather(table, &batch.ids, maps.hidden, &mut memory.streams[0]);
         if let Some(mask) = grain.mask(0, Site::Embedding) {
@@ -164,8 +161,7 @@ impl Passes for NativePasses {
         self.forward(batch, dropout, hooks)?;
 
         let Self { maps, weights, engines, memory, table, positions, seen, .. } = self;
-        let grain =
-            Grain { maps, table, positions, rows: batch.rows, seq_len: batch.seq_len, seen, dropout };
+        let grain = Grain { maps, table, positions, rows: batch.rows, seq_len: batch.seq_len, seen, dropout };
         let last = maps.head_group();
         if how == Accumulate::Assign {
             for (gradient, ranges) in gradients.iter_mut().zip(&maps.cleared) {
@@ -207,8 +203,7 @@ impl Passes for NativePasses {
         self.begin(batch, self.options.activations)?;
         self.forward(batch, None, hooks)?;
         let Self { maps, weights, engines, memory, table, positions, seen, .. } = self;
-        let grain =
-            Grain { maps, table, positions, rows: batch.rows, seq_len: batch.seq_len, seen, dropout: None };
+        let grain = Grain { maps, table, positions, rows: batch.rows, seq_len: batch.seq_len, seen, dropout: None };
         let nll = weights.head(maps).0.loss(&mut engines.gemm, &grain, batch, memory, None)?;
         Ok(GrainSum { nll, tokens: batch.labels() })
     }

@@ -114,8 +114,13 @@ impl Reference<'_> {
 
     fn attention(&self, w: &mut std::vec::IntoIter<Tensor>, layer: usize, x: &Tensor) -> Tensor {
         let c = self.config;
-        let (b, t, n, kv, d) =
-            (self.batch.rows as i64, self.batch.seq_len as i64, c.num_attention_heads, c.num_key_value_heads, c.head_dim);
+        let (b, t, n, kv, d) = (
+            self.batch.rows as i64,
+            self.batch.seq_len as i64,
+            c.num_attention_heads,
+            c.num_key_value_heads,
+            c.head_dim,
+        );
         let by_heads = |y: &Tensor, heads: i64| y.view([b, t, heads, -1]).transpose(1, 2);
         let (q, k, v) = if c.family == Family::GptNeox {
             let matrix = w.next().unwrap();
@@ -125,10 +130,17 @@ impl Reference<'_> {
             let maps: Vec<Tensor> = (0..3).map(|_| w.next().unwrap()).collect();
             let biases: Vec<Option<Tensor>> = (0..3).map(|_| c.qkv_bias.then(|| w.next().unwrap())).collect();
             let y = |i: usize, heads| by_heads(&x.linear(&maps[i], biases[i].as_ref()), heads);
-            (y(0, n), y(1, kv).repeat_interleave_self_int(n / kv, 1, None), y(2, kv).repeat_interleave_self_int(n / kv, 1, None))
+            (
+                y(0, n),
+                y(1, kv).repeat_interleave_self_int(n / kv, 1, None),
+                y(2, kv).repeat_interleave_self_int(n / kv, 1, None),
+            )
         };
         let scores = self.rotate(&q).matmul(&self.rotate(&k).transpose(-1, -2)) / (d as f64).sqrt();
-        let p = scores.masked_fill(&self.hidden(layer), f64::NEG_INFINITY).softmax(-1, Kind::Double).nan_to_num(0.0, None, None);
+        let p = scores
+            .masked_fill(&self.hidden(layer), f64::NEG_INFINITY)
+            .softmax(-1, Kind::Double)
+            .nan_to_num(0.0, None, None);
         let p = self.drop_probabilities(p, layer);
         let out = w.next().unwrap();
         let bias = c.attention_out_bias.then(|| w.next().unwrap());

@@ -71,7 +71,12 @@ fn batch(rows: usize, seq_len: usize, vocab: i64) -> Batch {
 }
 
 fn buffers(model: &Model) -> Vec<Tensor> {
-    model.layout().groups.iter().map(|g| Tensor::full([g.len as i64], f64::NAN, (Kind::Float, tch::Device::Cpu))).collect()
+    model
+        .layout()
+        .groups
+        .iter()
+        .map(|g| Tensor::full([g.len as i64], f64::NAN, (Kind::Float, tch::Device::Cpu)))
+        .collect()
 }
 
 fn native(model: &Model, batch: &Batch, options: Options) -> (GrainSum, Vec<Tensor>) {
@@ -184,8 +189,7 @@ fn what_a_query_sees_is_what_the_batch_says() {
         let mut full = Batch { mask: Mask::Full, ..padded.clone() };
         full.targets[t + 9..].fill(-100);
         let prefix = Batch { mask: Mask::Prefix, prompt_lens: Some(vec![0, 8, 21]), ..plain.clone() };
-        let weighted =
-            Batch { loss_weights: Some((0..n).map(|i| (i % 7) as f32 * 0.3).collect()), ..plain.clone() };
+        let weighted = Batch { loss_weights: Some((0..n).map(|i| (i % 7) as f32 * 0.3).collect()), ..plain.clone() };
         for (batch, what) in
             [(packed, "packed"), (padded, "padded"), (full, "full"), (prefix, "prefix"), (weighted, "weighted")]
         {
@@ -197,7 +201,8 @@ fn what_a_query_sees_is_what_the_batch_says() {
 #[test]
 fn constrained_weights_have_the_gradient_of_their_parameter() {
     let config = config(Family::GptNeox);
-    for variant in [Variant::MlpBoth, Variant::MlpIn, Variant::MlpInAttnOut, Variant::SignFrozen, Variant::AbsInitFree] {
+    for variant in [Variant::MlpBoth, Variant::MlpIn, Variant::MlpInAttnOut, Variant::SignFrozen, Variant::AbsInitFree]
+    {
         let model = model(&config, Some(variant));
         assert!(model.layout().spans().any(|(_, s)| s.constraint != Constraint::Dense));
         check(&model, &batch(2, 13, config.vocab_size), options(), variant.word());
