@@ -5,8 +5,11 @@
 
 mod checkpoints;
 mod data;
+mod elastic;
 mod faults;
 mod seen;
+mod trace;
+mod worker;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
