@@ -97,6 +97,10 @@ fn one_rank() {
         checkpoint_interval_steps: 3,
         log_interval_steps: 1,
         keep_last: 2,
+        keep_every_steps: 0,
+        patience: std::time::Duration::from_secs(60),
+        wire: Default::default(),
+        trace: Default::default(),
         stop_after_skips: 3,
         threads_per_rank: 1,
         strict: Strict::Refuse,
@@ -116,7 +120,7 @@ fn one_rank() {
             steps.set(steps.get() + 1);
             steps.get() == stop
         },
-        is_superseded: &|| false,
+        superseded: std::sync::Arc::new(|| false),
     };
     let outcome = train(&comm, trainee, &settings, &around).unwrap();
     if comm.is_first() {
