@@ -80,8 +80,8 @@ impl Nccl {
         for name in &names {
             // SAFETY: loading NCCL runs its initialisers, which have no preconditions.
             match unsafe { Library::new(name) } {
-                Ok(library) => return Self::functions(library).map_err(|e| absent(&e.to_string())),
-                Err(e) => last = e.to_string(),
+                Ok(library) => return Self::functions(library).map_err(|e| absent(&told(&e))),
+                Err(e) => last = told(&e),
             }
         }
         Err(absent(&last))
@@ -207,6 +207,11 @@ fn first_of(earlier: Status, now: Status) -> Status {
 fn version_text(code: c_int) -> String {
     let thousand = if code < 10_000 { 1000 } else { 10_000 };
     format!("{}.{}.{}", code / thousand, code % thousand / 100, code % 100)
+}
+
+/// What the loader says: the file or the function that it misses.
+fn told(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// What to do without NCCL.
