@@ -4,19 +4,6 @@
 
 use super::{for_each_isa, sums};
 
-/// Scaling of wavelengths for a longer context: `rope_type = "llama3"`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Llama3 {
-    /// Long wavelengths are stretched by this.
-    pub factor: f64,
-    /// Wavelengths above the original context over this are stretched whole.
-    pub low_freq_factor: f64,
-    /// Wavelengths below the original context over this stay.
-    pub high_freq_factor: f64,
-    /// The original context, tokens.
-    pub original_max_position_embeddings: f64,
-}
-
 /// Cosines and sines by position.
 #[derive(Debug, Clone)]
 pub struct Table {
@@ -27,15 +14,12 @@ pub struct Table {
 }
 
 impl Table {
-    /// For `dims` rotated dimensions (an even number) and positions below `positions`. Frequencies and angles are
-    /// rounded to fp32 before the cosine, as the reference does.
-    pub fn new(dims: usize, base: f64, scaling: Option<Llama3>, positions: usize) -> Self {
-        let half = dims / 2;
-        let frequencies: Vec<f32> =
-            (0..half).map(|k| scale(1.0 / (base as f32).powf((2 * k) as f32 / dims as f32), scaling)).collect();
+    /// For pairs that turn by `frequencies` radians a position, and positions below `positions`. Angles are rounded to
+    /// fp32 before the cosine, as `transformers` does.
+    pub fn new(frequencies: &[f32], positions: usize) -> Self {
         let angles = (0..positions).flat_map(|t| frequencies.iter().map(move |f| t as f32 * f));
         let (cos, sin) = angles.map(|angle| (angle.cos(), angle.sin())).unzip();
-        Self { half, cos, sin }
+        Self { half: frequencies.len(), cos, sin }
     }
 
     /// Rotated dimensions.
@@ -51,22 +35,6 @@ impl Table {
     fn at(&self, position: usize) -> (&[f32], &[f32]) {
         let range = position * self.half..(position + 1) * self.half;
         (&self.cos[range.clone()], &self.sin[range])
-    }
-}
-
-/// A frequency under llama3 scaling: long waves are stretched, short ones stay, those between are blended.
-fn scale(frequency: f32, scaling: Option<Llama3>) -> f32 {
-    let Some(s) = scaling else { return frequency };
-    let (factor, low, high) = (s.factor as f32, s.low_freq_factor as f32, s.high_freq_factor as f32);
-    let original = s.original_max_position_embeddings as f32;
-    let wavelength = std::f32::consts::TAU / frequency;
-    if wavelength > original / low {
-        frequency / factor
-    } else if wavelength < original / high {
-        frequency
-    } else {
-        let smooth = (original / wavelength - low) / (high - low);
-        (1.0 - smooth) * (frequency / factor) + smooth * frequency
     }
 }
 
@@ -137,7 +105,7 @@ mod tests {
     #[test]
     fn heads_are_turned_and_turned_back() {
         // Two heads of 6, of which 4 dimensions turn, in rows of 20; the second row stands at position 5.
-        let table = Table::new(4, 10_000.0, None, 8);
+        let table = Table::new(&[1.0, 0.01], 8);
         let heads = Heads { row: 20, starts: &[0, 9] };
         let bias = numbers(20, 2);
         let mut first = None;
@@ -166,23 +134,5 @@ mod tests {
             close(&dbias, &sums, 5e-7);
             same_bits(&mut first, vec![turned, x, dbias], isa);
         }
-    }
-
-    #[test]
-    fn llama3_stretches_long_waves_only() {
-        let scaling = Llama3 {
-            factor: 8.0,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_max_position_embeddings: 8192.0,
-        };
-        let of = |wavelength: f64| {
-            let frequency = (std::f64::consts::TAU / wavelength) as f32;
-            f64::from(scale(frequency, Some(scaling)) / frequency)
-        };
-        assert_eq!(of(2000.0), 1.0);
-        assert_eq!(of(9000.0), 0.125);
-        // Half-way: 8192 / w = 2.5, smooth = 0.5.
-        assert!((of(8192.0 / 2.5) - (0.5 / 8.0 + 0.5)).abs() < 1e-6);
     }
 }

@@ -1,5 +1,5 @@
 //! The last norm, the output matrix and the loss: chunk by chunk, so that the logits of a whole grain never
-//! exist together.
+//! exist together, and for positions with a label only.
 
 use super::block::{Grain, norm_forward, norm_gradient};
 use super::maps::Gradient;
@@ -39,25 +39,42 @@ impl Head<'_> {
         let (maps, h, vocab) = (grain.maps, grain.maps.hidden, grain.maps.vocab);
         let x = &memory.streams[maps.blocks.len()];
         norm_forward(maps, &maps.last_norm, self.norm, x, &mut memory.norm, (&mut memory.mean, &mut memory.rstd));
+        let Memory { norm, dstream, scratch, labelled, targets, weights, .. } = memory;
+        labelled.clear();
+        labelled.extend((0..batch.targets.len()).filter(|&i| batch.targets[i] >= 0));
         let out = Mat::rows(self.out, vocab, h);
+        if let Some(gradient) = &mut gradient {
+            scratch.dnorm.fill(0.0);
+            if labelled.is_empty() && gradient.how == Accumulate::Assign {
+                gradient.flat.fill(0.0);
+            }
+        }
         let mut nll = 0.0;
         let mut how = gradient.as_ref().map_or(Accumulate::Assign, |g| g.how);
-        let per_chunk = maps.rows_of_logits();
-        for first in (0..batch.targets.len()).step_by(per_chunk) {
-            let n = per_chunk.min(batch.targets.len() - first);
-            let norm = Mat::rows(&memory.norm[first * h..], n, h);
-            let logits = &mut memory.scratch.logits[..n * vocab];
-            gemm.run(norm, out.t(), MatMut::rows(logits, n, vocab), Accumulate::Assign)?;
-            let weights = batch.loss_weights.as_ref().map(|w| &w[first..first + n]);
-            let targets = &batch.targets[first..first + n];
+        for chunk in labelled.chunks(maps.rows_of_logits()) {
+            let n = chunk.len();
+            // The stream's gradient begins in `norm_backward`: until then its memory is free.
+            let (rows, drows) = (&mut scratch.branch[..n * h], &mut dstream[..n * h]);
+            targets.clear();
+            weights.clear();
+            for (row, &i) in rows.chunks_exact_mut(h).zip(chunk) {
+                row.copy_from_slice(&norm[i * h..][..h]);
+                targets.push(batch.targets[i]);
+                weights.extend(batch.loss_weights.as_ref().map(|w| w[i]));
+            }
+            let rows = Mat::rows(rows, n, h);
+            let logits = &mut scratch.logits[..n * vocab];
+            gemm.run(rows, out.t(), MatMut::rows(logits, n, vocab), Accumulate::Assign)?;
             let back = if gradient.is_some() { Backward::Yes } else { Backward::No };
+            let weights = batch.loss_weights.as_ref().map(|_| &weights[..]);
             nll += cross_entropy::nll(Isa::best(), vocab, logits, targets, weights, back);
             if let Some(gradient) = &mut gradient {
                 let dlogits = Mat::rows(logits, n, vocab);
-                let dnorm = &mut memory.scratch.dnorm[first * h..];
-                gemm.run(dlogits, out, MatMut::rows(dnorm, n, h), Accumulate::Assign)?;
-                let dout = MatMut::rows(gradient.flat, vocab, h);
-                gemm.run(dlogits.t(), norm, dout, how)?;
+                gemm.run(dlogits, out, MatMut::rows(drows, n, h), Accumulate::Assign)?;
+                for (drow, &i) in drows.chunks_exact(h).zip(chunk) {
+                    scratch.dnorm[i * h..][..h].copy_from_slice(drow);
+                }
+                gemm.run(dlogits.t(), rows, MatMut::rows(gradient.flat, vocab, h), how)?;
                 how = Accumulate::Add;
             }
         }

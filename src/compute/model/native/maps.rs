@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use crate::compute::kernels::activation::{Function, softplus_weights_backward};
 use crate::compute::kernels::gemm::{Gemm, Mat, MatMut};
-use crate::compute::kernels::{Isa, attention, residual, rotary};
+use crate::compute::kernels::{Isa, attention, residual};
 use crate::compute::model::batch::Batch;
 use crate::compute::model::passes::Accumulate;
 use crate::compute::model::{Activation, Family, GroupLayout, Layout, ModelConfig, Norm, Span};
@@ -203,9 +203,8 @@ pub struct Maps {
     pub last_norm: NormAt,
     /// Absent: the embedding serves.
     pub out: Option<Range<usize>>,
-    pub rotary_dims: usize,
-    pub rope_theta: f64,
-    pub rope_scaling: Option<rotary::Llama3>,
+    /// Radians a position of every pair of rotated dimensions.
+    pub frequencies: Vec<f32>,
     /// By group, what must be zero before a gradient is begun: all that no product overwrites.
     pub cleared: Vec<Vec<Range<usize>>>,
 }
@@ -273,14 +272,7 @@ impl Maps {
             embedding,
             last_norm,
             out,
-            rotary_dims: size(config.rotary_dims),
-            rope_theta: config.rope_theta,
-            rope_scaling: config.rope_scaling.map(|s| rotary::Llama3 {
-                factor: s.factor,
-                low_freq_factor: s.low_freq_factor,
-                high_freq_factor: s.high_freq_factor,
-                original_max_position_embeddings: s.original_max_position_embeddings as f64,
-            }),
+            frequencies: config.inverse_frequencies(),
             cleared,
         })
     }

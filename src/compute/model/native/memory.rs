@@ -73,6 +73,10 @@ pub struct Memory {
     /// Gradient of the stream, `[N, h]`.
     pub dstream: Floats,
     pub scratch: Scratch,
+    /// Positions that have a label; labels and weights of a chunk of them.
+    pub labelled: Vec<usize>,
+    pub targets: Vec<i32>,
+    pub weights: Vec<f32>,
     fits: Option<(usize, usize)>,
 }
 

@@ -83,7 +83,7 @@ impl NativePasses {
         let pool = Arc::new(pool);
         let maps = Maps::new(model.config(), model.layout())?;
         Ok(Self {
-            table: rotary::Table::new(maps.rotary_dims, maps.rope_theta, maps.rope_scaling, 0),
+            table: rotary::Table::new(&maps.frequencies, 0),
             weights: Weights::of(model),
             engines: Engines { gemm: Gemm::new(options.gemm, Arc::clone(&pool)), attention: Attention::new(pool) },
             positions: Vec::new(),
@@ -113,7 +113,7 @@ impl NativePasses {
             let maps = &self.maps;
             // Grown by halves, at most to the model's context, which holds every position.
             let positions = (longest + longest / 2).min(maps.context);
-            self.table = rotary::Table::new(maps.rotary_dims, maps.rope_theta, maps.rope_scaling, positions);
+            self.table = rotary::Table::new(&maps.frequencies, positions);
         }
         let window = self.maps.blocks.iter().find_map(|b| b.window);
         self.seen.fill(batch, window)?;

@@ -3,7 +3,8 @@
 use tch::{Kind, Tensor};
 
 use super::super::batch::{Batch, Mask};
-use super::super::config::{Family, Sizes, SlidingWindow};
+use super::super::config::{Family, Llama3Scaling, Sizes, SlidingWindow};
+use super::super::libtorch::{self, LibtorchPasses};
 use super::super::passes::{Accumulate, GrainAt, GrainSum, Hooks, NoHooks, Passes};
 use super::super::{Activation, Constraint, Model, ModelConfig, Variant, as_f32, as_f32_mut, decoder};
 use super::{Activations, NativePasses, Options, reference};
@@ -11,8 +12,7 @@ use crate::compute::Result;
 use crate::compute::kernels::gemm::Backend;
 use crate::compute::rng::{Purpose, Rng};
 
-/// Families whose models can be made.
-const FAMILIES: [Family; 1] = [Family::GptNeox];
+const CPU: (Kind, tch::Device) = (Kind::Float, tch::Device::Cpu);
 
 const AT: GrainAt = GrainAt { seed: 3, step: 5, grain: 7 };
 
@@ -71,12 +71,7 @@ fn batch(rows: usize, seq_len: usize, vocab: i64) -> Batch {
 }
 
 fn buffers(model: &Model) -> Vec<Tensor> {
-    model
-        .layout()
-        .groups
-        .iter()
-        .map(|g| Tensor::full([g.len as i64], f64::NAN, (Kind::Float, tch::Device::Cpu)))
-        .collect()
+    model.layout().groups.iter().map(|g| Tensor::full([g.len as i64], f64::NAN, CPU)).collect()
 }
 
 fn native(model: &Model, batch: &Batch, options: Options) -> (GrainSum, Vec<Tensor>) {
@@ -134,7 +129,7 @@ fn the_oracle_is_the_decoder() {
 
 #[test]
 fn gradients_of_all_families_are_those_of_the_oracle() {
-    for family in FAMILIES {
+    for family in Family::ALL {
         let config = config(family);
         let model = model(&config, None);
         for (rows, seq_len) in [(1, 1), (3, 37), (2, 64)] {
@@ -164,9 +159,6 @@ fn every_switch_of_a_configuration_is_computed() {
         (Family::Qwen2, |c| (c.head_dim, c.rotary_dims, c.num_key_value_heads, c.hidden_size) = (2, 2, 1, 7)),
         (Family::Llama, |c| (c.intermediate_size, c.hidden_size, c.mlp_bias) = (9, 7, true)),
     ] {
-        if !FAMILIES.contains(&family) {
-            continue;
-        }
         let mut config = config(family);
         change(&mut config);
         check(&model(&config, None), &batch(2, 19, config.vocab_size), options(), &format!("{config:?}"));
@@ -176,7 +168,7 @@ fn every_switch_of_a_configuration_is_computed() {
 #[test]
 fn what_a_query_sees_is_what_the_batch_says() {
     let t = 21;
-    for family in FAMILIES {
+    for family in Family::ALL {
         let config = config(family);
         let model = model(&config, None);
         let plain = batch(3, t, config.vocab_size);
@@ -190,9 +182,15 @@ fn what_a_query_sees_is_what_the_batch_says() {
         full.targets[t + 9..].fill(-100);
         let prefix = Batch { mask: Mask::Prefix, prompt_lens: Some(vec![0, 8, 21]), ..plain.clone() };
         let weighted = Batch { loss_weights: Some((0..n).map(|i| (i % 7) as f32 * 0.3).collect()), ..plain.clone() };
-        for (batch, what) in
-            [(packed, "packed"), (padded, "padded"), (full, "full"), (prefix, "prefix"), (weighted, "weighted")]
-        {
+        let unlabelled = Batch { targets: vec![-100; n], ..plain.clone() };
+        for (batch, what) in [
+            (packed, "packed"),
+            (padded, "padded"),
+            (full, "full"),
+            (prefix, "prefix"),
+            (weighted, "weighted"),
+            (unlabelled, "unlabelled"),
+        ] {
             check(&model, &batch, options(), &format!("{family:?} {what}"));
         }
     }
@@ -212,9 +210,6 @@ fn constrained_weights_have_the_gradient_of_their_parameter() {
 #[test]
 fn dropout_is_in_the_gradient() {
     for family in [Family::GptNeox, Family::Mistral] {
-        if !FAMILIES.contains(&family) {
-            continue;
-        }
         let config = config(family);
         let (model, batch) = (model(&config, None), batch(2, 70, config.vocab_size));
         for activations in [Activations::Keep, Activations::Recompute] {
@@ -235,6 +230,41 @@ fn the_vocabulary_is_cut_into_chunks_of_rows() {
     check(&model(&config, None), &batch(2, 70, config.vocab_size), options(), "chunks");
 }
 
+#[test]
+fn both_engines_say_the_same() {
+    let t = 24;
+    for family in Family::ALL {
+        let mut config = config(family);
+        config.rope_scaling = (family == Family::Llama).then_some(Llama3Scaling {
+            factor: 4.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 32,
+        });
+        let model = model(&config, None);
+        let plain = batch(2, t, config.vocab_size);
+        let segments = (0..2 * t).map(|i| (i % t / 7) as i32).collect();
+        let positions = (0..2 * t).map(|i| (i % t % 7) as i32).collect();
+        let packed = Batch { segments: Some(segments), positions: Some(positions), ..plain.clone() };
+        let prefix = Batch { mask: Mask::Prefix, prompt_lens: Some(vec![3, 20]), ..plain.clone() };
+        let padded = Batch { key_lens: Some(vec![24, 11]), ..plain.clone() };
+        for (batch, what) in [(plain, "plain"), (packed, "packed"), (prefix, "prefix"), (padded, "padded")] {
+            let (sum, ours) = native(&model, &batch, options());
+            let mut libtorch = LibtorchPasses::of_model(&model, libtorch::Settings::default()).unwrap();
+            let mut theirs = buffers(&model);
+            let their_sum = libtorch.backward(&batch, AT, &mut theirs, Accumulate::Assign, &mut NoHooks).unwrap();
+            assert!((sum.nll - their_sum.nll).abs() <= 2e-6 * sum.nll && sum.tokens == their_sum.tokens);
+            for (g, span) in model.layout().spans() {
+                let (ours, theirs) = (&as_f32(&ours[g])[span.range()], &as_f32(&theirs[g])[span.range()]);
+                let largest = theirs.iter().fold(0f32, |m, x| m.max(x.abs()));
+                let off = ours.iter().zip(theirs).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+                // Both are fp32.
+                assert!(off <= 2e-5 * largest, "{family:?} {what}: {} is off by {off} of {largest}", span.name);
+            }
+        }
+    }
+}
+
 fn bits(gradients: &[Tensor]) -> Vec<u32> {
     gradients.iter().flat_map(reference::floats).map(f32::to_bits).collect()
 }
@@ -242,9 +272,6 @@ fn bits(gradients: &[Tensor]) -> Vec<u32> {
 #[test]
 fn bits_do_not_depend_on_what_was_kept_or_computed_before() {
     for (family, dropout) in [(Family::GptNeox, 0.0), (Family::Qwen2, 0.1), (Family::GptNeox, 0.1)] {
-        if !FAMILIES.contains(&family) {
-            continue;
-        }
         let config = config(family);
         let model = model(&config, (family == Family::GptNeox).then_some(Variant::SignFrozen));
         let (small, large) = (batch(2, 37, config.vocab_size), batch(4, 50, config.vocab_size));
@@ -260,6 +287,11 @@ fn bits_do_not_depend_on_what_was_kept_or_computed_before() {
             passes.backward(batch, AT, &mut gradients, Accumulate::Assign, &mut NoHooks).unwrap();
         }
         assert_eq!(bits(&first), bits(&gradients));
+        // Memory that begins anywhere.
+        let whole: Vec<Tensor> = model.layout().groups.iter().map(|g| Tensor::zeros([g.len as i64 + 3], CPU)).collect();
+        let mut shifted: Vec<Tensor> = whole.iter().map(|t| t.narrow(0, 3, t.size()[0] - 3)).collect();
+        passes.backward(&small, AT, &mut shifted, Accumulate::Assign, &mut NoHooks).unwrap();
+        assert_eq!(bits(&first), bits(&shifted));
         // Another grain draws other masks.
         let other = GrainAt { grain: 8, ..AT };
         passes.backward(&small, other, &mut gradients, Accumulate::Assign, &mut NoHooks).unwrap();
@@ -274,9 +306,6 @@ fn bits_do_not_depend_on_what_was_kept_or_computed_before() {
 #[test]
 fn gradients_add_up() {
     for (family, variant) in [(Family::GptNeox, Some(Variant::MlpBoth)), (Family::Qwen2, None)] {
-        if !FAMILIES.contains(&family) {
-            continue;
-        }
         let config = config(family);
         let (model, batch) = (model(&config, variant), batch(2, 17, config.vocab_size));
         let (_, once) = native(&model, &batch, options());
@@ -328,9 +357,6 @@ impl Hooks for Recorded {
 #[test]
 fn groups_are_needed_in_order_and_ready_in_reverse() {
     for family in [Family::GptNeox, Family::Qwen2] {
-        if !FAMILIES.contains(&family) {
-            continue;
-        }
         let config = config(family);
         let (model, batch) = (model(&config, None), batch(1, 9, config.vocab_size));
         for activations in [Activations::Keep, Activations::Recompute] {
