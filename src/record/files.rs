@@ -47,8 +47,12 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// As [`write_atomic`], or what `write` returns.
 pub fn write_atomic_with(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
+    make_dirs(&parent_of(path))?;
+    replace(path, write)
+}
+
+fn replace(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
     let parent = parent_of(path);
-    make_dirs(&parent)?;
     let temp = temp_beside(path);
     let result = (|| {
         let mut file = File::create(&temp).map_err(RecordError::io("write", &temp))?;
@@ -69,10 +73,23 @@ pub fn write_atomic_with(path: &Path, write: impl FnOnce(&mut File) -> std::io::
 /// # Errors
 /// As [`write_atomic`]; [`RecordError::Value`] if it is no JSON.
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    write_atomic(path, json_text(value)?.as_bytes())
+}
+
+/// As [`write_json`], in a directory that is there: one that somebody else removed is not made again.
+///
+/// # Errors
+/// As [`write_json`]; the directory is gone.
+pub fn write_json_into<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let text = json_text(value)?;
+    replace(path, |file| file.write_all(text.as_bytes()))
+}
+
+fn json_text<T: Serialize>(value: &T) -> Result<String> {
     let mut text =
         serde_json::to_string_pretty(value).map_err(|e| RecordError::Value(format!("cannot print as JSON: {e}")))?;
     text.push('\n');
-    write_atomic(path, text.as_bytes())
+    Ok(text)
 }
 
 /// Creates `path` with complete content, or returns `false` if it already exists.

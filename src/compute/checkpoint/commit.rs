@@ -209,7 +209,7 @@ impl Job {
             digest: None,
         };
         self.check_superseded()?;
-        files::write_json(&dir.join(MANIFEST_FILE), &manifest.sealed())?;
+        files::write_json_into(&dir.join(MANIFEST_FILE), &manifest.sealed())?;
         Ok(files::sync_dir(&self.place.dir)?)
     }
 
@@ -246,7 +246,7 @@ impl Job {
         };
         let failed = dir.join(failed_file(place.rank, place.ranks));
         let tell = |report: &Report| {
-            files::write_json(&path, report).is_ok()
+            files::write_json_into(&path, report).is_ok()
                 || matches!(report, Report::Trouble(_)) && files::create_exclusive(&failed, b"").is_ok()
         };
         let began = Instant::now();
@@ -267,7 +267,7 @@ impl Job {
                 return Ok(Err(reason.unwrap_or(given_up)));
             }
             // A little longer than rank 0, so that it is the one who decides.
-            if told && names.is_empty() || began.elapsed() > place.patience * 5 / 4 {
+            if names.is_empty() && !dir.exists() || began.elapsed() > place.patience * 5 / 4 {
                 return Ok(Err(given_up));
             }
             self.check_superseded()?;
