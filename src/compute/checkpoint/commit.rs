@@ -189,7 +189,7 @@ impl Job {
                     let _ = std::fs::remove_file(dir.join(report_file(rank, ranks)));
                 }
                 // What cannot be removed now is removed after the next save.
-                let _ = retention::tidy(&self.place, self.retention, &self.superseded);
+                let _ = retention::tidy(&self.place, self.retention, &self.superseded, &self.name);
             }
         }
         Ok(sealed)

@@ -23,20 +23,23 @@ pub struct Retention {
 
 const SPARE: &str = ".spare-";
 
-/// Removes what need not stay. Called on rank 0 after a checkpoint was sealed.
-pub(super) fn tidy(place: &Place, retention: Retention, superseded: &Superseded) -> Result<()> {
+/// Removes what need not stay. Called on rank 0 after the checkpoint `sealed` was.
+pub(super) fn tidy(place: &Place, retention: Retention, superseded: &Superseded, sealed: &str) -> Result<()> {
     let dir = &place.dir;
     let foreign =
         |name: &String| Checkpoint::open(&dir.join(name)).is_ok_and(|c| c.manifest.fingerprint != place.fingerprint);
     let names: Vec<String> = list(dir)?.into_iter().filter(|n| !foreign(n)).collect();
-    let whole: Vec<&String> = names.iter().filter(|n| dir.join(n).join(MANIFEST_FILE).exists()).collect();
-    let newest = whole.iter().filter_map(|n| parse_name(n)).map(|(step, _)| step).max();
+    let mut whole: Vec<&String> = names.iter().filter(|n| dir.join(n).join(MANIFEST_FILE).exists()).collect();
+    // By attempt, then by step: what an older attempt left of later steps was refused when this one began.
+    whole.sort_by_key(|n| parse_name(n).map(|(step, attempt)| (attempt, step)));
     let mut kept: Vec<String> = whole.iter().rev().take(retention.last.max(1)).map(|n| (*n).clone()).collect();
+    kept.push(sealed.to_owned());
     for name in kept.clone() {
         if let Ok(checkpoint) = Checkpoint::open(&dir.join(name)) {
             kept.extend(checkpoint.manifest.needs);
         }
     }
+    let newest = parse_name(sealed).map(|(step, _)| step);
     // The ranks took what they could use of the spare before they wrote the checkpoint that is sealed now.
     remove_spare(dir, place.attempt);
     let mut has_spare = false;

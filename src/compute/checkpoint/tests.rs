@@ -323,8 +323,8 @@ fn what_a_newer_attempt_or_another_cell_wrote_stays() {
     run.attempt = 1;
     run.save(3);
     run.save(4);
-    // By step the newest stays, and it is not ours; what we wrote before goes.
-    assert_eq!(run.names(), ["step-00000005-attempt-2"]);
+    // The one that counts is not ours; what we sealed just now stays too, and what we wrote before goes.
+    assert_eq!(run.names(), ["step-00000004-attempt-1", "step-00000005-attempt-2"]);
     let manifest = run.dir.join("step-00000009-attempt-1");
     std::fs::create_dir_all(&manifest).unwrap();
     let mut other = run.find().checkpoint.unwrap().manifest;
@@ -333,6 +333,24 @@ fn what_a_newer_attempt_or_another_cell_wrote_stays() {
     run.attempt = 2;
     run.save(6);
     assert_eq!(run.names(), ["step-00000006-attempt-2", "step-00000009-attempt-1"]);
+}
+
+/// A damaged one of a later step does not push out what was written since.
+#[test]
+fn what_was_refused_does_not_count_as_the_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = Run::new(dir.path());
+    run.retention.last = 1;
+    run.save(4);
+    let name = name(9, 1);
+    std::fs::create_dir_all(run.dir.join(&name)).unwrap();
+    std::fs::write(run.dir.join(&name).join(MANIFEST_FILE), "{").unwrap();
+    run.attempt = 2;
+    for step in [5, 6] {
+        run.save(step);
+        check_numbers(&run.find().checkpoint.unwrap(), 1, step);
+    }
+    assert_eq!(run.names(), ["step-00000006-attempt-2"]);
 }
 
 /// As version 1 wrote it: one digest a file, no types; and numbers of half the width.
