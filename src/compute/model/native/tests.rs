@@ -92,11 +92,13 @@ fn check(model: &Model, batch: &Batch, options: Options, what: &str) {
     for ((group, got), exact) in model.layout().groups.iter().zip(&got).zip(&exact) {
         let (got, exact) = (as_f32(got), reference::values(exact));
         let mut covered = 0;
+        // A gradient that is zero because terms cancel (one key has no softmax to move) is rounding of the others.
+        let rounding = 1e-6 * exact.iter().fold(0f64, |m, x| m.max(x.abs()));
         for span in &group.spans {
             let largest = exact[span.range()].iter().fold(0f64, |m, x| m.max(x.abs()));
             for i in span.range() {
                 let off = (f64::from(got[i]) - exact[i]).abs();
-                assert!(off <= 1e-5 * largest, "{what}: {} [{i}]: {} for {}", span.name, got[i], exact[i]);
+                assert!(off <= 1e-5 * largest + rounding, "{what}: {} [{i}]: {} for {}", span.name, got[i], exact[i]);
             }
             assert!(got[covered..span.offset].iter().all(|&x| x == 0.0), "{what}: padding of {}", group.name);
             covered = span.range().end;
@@ -247,13 +249,17 @@ fn both_engines_say_the_same() {
         let positions = (0..2 * t).map(|i| (i % t % 7) as i32).collect();
         let packed = Batch { segments: Some(segments), positions: Some(positions), ..plain.clone() };
         let prefix = Batch { mask: Mask::Prefix, prompt_lens: Some(vec![3, 20]), ..plain.clone() };
-        let padded = Batch { key_lens: Some(vec![24, 11]), ..plain.clone() };
+        let mut padded = Batch { key_lens: Some(vec![24, 11]), ..plain.clone() };
+        // What padding would say is nobody's business.
+        padded.targets[t + 11..].fill(-100);
         for (batch, what) in [(plain, "plain"), (packed, "packed"), (prefix, "prefix"), (padded, "padded")] {
             let (sum, ours) = native(&model, &batch, options());
             let mut libtorch = LibtorchPasses::of_model(&model, libtorch::Settings::default()).unwrap();
             let mut theirs = buffers(&model);
             let their_sum = libtorch.backward(&batch, AT, &mut theirs, Accumulate::Assign, &mut NoHooks).unwrap();
-            assert!((sum.nll - their_sum.nll).abs() <= 2e-6 * sum.nll && sum.tokens == their_sum.tokens);
+            assert_eq!(sum.tokens, their_sum.tokens, "{family:?} {what}");
+            let off = (sum.nll / their_sum.nll - 1.0).abs();
+            assert!(off <= 2e-6, "{family:?} {what}: the NLL is off by {off:e}");
             for (g, span) in model.layout().spans() {
                 let (ours, theirs) = (&as_f32(&ours[g])[span.range()], &as_f32(&theirs[g])[span.range()]);
                 let largest = theirs.iter().fold(0f32, |m, x| m.max(x.abs()));
