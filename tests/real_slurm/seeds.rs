@@ -17,7 +17,7 @@ fn write_study(dir: &Path) -> PathBuf {
     };
     let text = [
         "schema = 1\n[study]\nname = \"seeds\"\nseeds = [3, 5, 7]\n\n".to_owned(),
-        step("first", "", "[ \"$SEEDBED_SEED\" != 5 ] || sleep 8; echo \"$SEEDBED_SEED\" > out.txt"),
+        step("first", "", "[ \"$SEEDBED_SEED\" != 5 ] || sleep 20; echo \"$SEEDBED_SEED\" > out.txt"),
         step("second", "needs = [\"first\"]", "cat \"$SEEDBED_NEED_first/out.txt\" > out.txt"),
         step("third", "needs = [\"second\"]", "cat \"$SEEDBED_NEED_second/out.txt\" > out.txt"),
         step(
