@@ -21,24 +21,26 @@ pub mod trace;
 pub mod trainee;
 
 mod report;
+mod resume;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tch::{Kind as Type, Tensor};
 
 pub use adamw::{AdamW, Decay};
 pub use lanes::Plan;
+pub use resume::read_weights;
 pub use schedule::{Schedule, Shape, Warmup};
 pub use state::{Best, State, Validation};
 pub use trainee::{Choice, Engine, EngineName, Precision, Trainee};
 
-use super::checkpoint::{self, Checkpoint, Kind, Piece, Retention, Saver, Superseded, Trouble, saver};
+use super::checkpoint::{Retention, Saver, Superseded, saver};
 use super::comm::{Comm, Wire};
 use super::data::{Feed, TrainingGrains, ValidationGrains};
-use super::model::{Accumulate, CHUNK, GrainAt, GrainSum, Hooks, as_f32, as_f32_mut};
+use super::model::{Accumulate, CHUNK, GrainAt, GrainSum, Hooks};
 use super::{ComputeError, Result, numerics};
 use crate::record::Digest;
 use exchange::Exchange;
@@ -318,70 +320,6 @@ impl<'a> Trainer<'a> {
         Ok(trainer)
     }
 
-    /// Goes on from the newest usable checkpoint. Rank 0 looks and decides.
-    fn resume(&mut self) -> Result<()> {
-        let mut chosen = String::new();
-        if self.comm.is_first() {
-            let found = checkpoint::find(self.around.checkpoint_dir, &self.settings.fingerprint)?;
-            found.refused.iter().for_each(|line| eprintln!("checkpoint {line}"));
-            chosen = found.checkpoint.map_or(String::new(), |c| {
-                c.dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
-            });
-        }
-        let chosen = String::from_utf8_lossy(&self.comm.broadcast(chosen.as_bytes())?).into_owned();
-        if chosen.is_empty() {
-            return Ok(());
-        }
-        let checkpoint = Checkpoint::open(&self.around.checkpoint_dir.join(&chosen))?;
-        checkpoint.check_layout(&self.trainee.layout)?;
-        let (rank, ranks) = (self.comm.rank(), self.comm.size());
-        let masters = self.shards.has_masters();
-        let [parameters, m, v] = self.shards.parts(&self.trainee.flats)?;
-        for (g, group) in self.trainee.layout.groups.iter().enumerate() {
-            let first = group.len / ranks * rank;
-            for (kind, parts) in [(Kind::FirstMoment, &m), (Kind::SecondMoment, &v)] {
-                checkpoint.read(kind, g, first, as_f32_mut(&mut parts[g].shallow_clone()))?;
-            }
-            if masters {
-                checkpoint.read(Kind::Weights, g, first, as_f32_mut(&mut parameters[g].shallow_clone()))?;
-            }
-        }
-        read_weights(&mut self.trainee.flats, &checkpoint)?;
-        self.trainee.passes.refresh();
-        self.state = serde_json::from_value(checkpoint.manifest.state.clone())
-            .map_err(|e| ComputeError::input(&checkpoint.dir, format!("has counters of another program ({e})")))?;
-        self.continue_numerics(&checkpoint.manifest.numerics)?;
-        if self.comm.is_first() {
-            eprintln!("going on from step {} of {}", self.state.step, self.settings.schedule.steps);
-        }
-        Ok(())
-    }
-
-    /// Bits are promised only under one numerics record.
-    fn continue_numerics(&mut self, old: &Value) -> Result<()> {
-        let mut changed = numerics::differences(old, &self.numerics);
-        if let Some(note) = old.get("bitwise_note").and_then(Value::as_str) {
-            self.numerics["bitwise"] = json!(false);
-            self.numerics["bitwise_note"] = json!(note);
-        }
-        if changed.is_empty() {
-            return Ok(());
-        }
-        if self.settings.strict == Strict::Refuse {
-            return Err(ComputeError::Config(format!(
-                "the checkpoint was made where bits may differ ({}): run on the same kind of machine, or set strict = false",
-                changed.join(", ")
-            )));
-        }
-        changed.insert(0, format!("since step {}", self.state.step));
-        self.numerics["bitwise"] = json!(false);
-        self.numerics["bitwise_note"] = json!(changed.join("; "));
-        if self.comm.is_first() {
-            eprintln!("bits may differ {}", changed.join("; "));
-        }
-        Ok(())
-    }
-
     /// This rank's lanes, whose gradients are on their way when it returns; the sums of their grains.
     fn backward(&mut self) -> Result<Vec<GrainSum>> {
         let step = self.state.step;
@@ -537,76 +475,6 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    fn is_best(&self, validation: &Validation) -> bool {
-        self.state.best.as_ref().is_none_or(|best| validation.perplexity < best.perplexity)
-    }
-
-    /// Makes this step the best and saves it.
-    fn save_best(&mut self, validation: &Validation, report: &mut Reporter) -> Result<()> {
-        let name = checkpoint::name(self.state.step, self.settings.attempt);
-        self.settle()?;
-        let best = Best { step: validation.step, perplexity: validation.perplexity, checkpoint: name };
-        self.best_before = Some(self.state.best.replace(best));
-        self.save(report)
-    }
-
-    /// Begins to save a checkpoint, once the one before is written.
-    fn save(&mut self, report: &mut Reporter) -> Result<()> {
-        if self.saved == Some(self.state.step) {
-            return Ok(());
-        }
-        self.settle()?;
-        self.check_constraint()?;
-        report.sync()?;
-        let name = checkpoint::name(self.state.step, self.settings.attempt);
-        let best = self.state.best.as_ref().map(|b| b.checkpoint.clone()).filter(|b| *b != name);
-        let parts = self.shards.parts(&self.trainee.flats)?;
-        let rank = self.comm.rank();
-        let mut pieces = Vec::new();
-        for group in 0..self.trainee.layout.groups.len() {
-            for (kind, tensors) in [Kind::Weights, Kind::FirstMoment, Kind::SecondMoment].into_iter().zip(&parts) {
-                let values = as_f32(&tensors[group]);
-                pieces.push(Piece { group, kind, first: rank * values.len(), values });
-            }
-        }
-        self.saver.begin(saver::Snapshot {
-            step: self.state.step,
-            state: serde_json::to_value(&self.state)
-                .map_err(|e| ComputeError::Failed(format!("the counters cannot be stored ({e}): report this")))?,
-            numerics: self.numerics.clone(),
-            needs: best.into_iter().collect(),
-            pieces,
-        })?;
-        self.saved = Some(self.state.step);
-        Ok(())
-    }
-
-    /// Whether the next one is better depends on whether this one could be saved.
-    fn settle_best(&mut self) -> Result<()> {
-        if self.best_before.is_some() { self.settle() } else { Ok(()) }
-    }
-
-    /// Waits for the save in flight, on all ranks; if it failed for want of room the log says so, the run goes on,
-    /// and the old best stays the best.
-    fn settle(&mut self) -> Result<()> {
-        let Some(outcome) = self.saver.wait()? else { return Ok(()) };
-        let old = self.best_before.take();
-        let saver::Outcome::NotSaved { step, trouble } = outcome else { return Ok(()) };
-        if self.saved == Some(step) {
-            self.saved = None;
-        }
-        if let Some(old) = old {
-            self.state.best = old;
-        }
-        if let Trouble::Failed(reason) = trouble {
-            return Err(ComputeError::Failed(format!("the checkpoint of step {step} could not be written: {reason}")));
-        }
-        if self.comm.is_first() {
-            eprintln!("step {step}: no checkpoint, {trouble}; the last one stays and the run goes on");
-        }
-        Ok(())
-    }
-
     /// The last parameters, and where the best lie.
     fn finish(mut self) -> Result<Finished> {
         self.settle()?;
@@ -615,32 +483,6 @@ impl<'a> Trainer<'a> {
         let last = self.parameters()?;
         self.saver.finish()?;
         Ok(Finished { last, best, state: self.state, numerics: self.numerics })
-    }
-
-    /// Whether the last validation is better than all before it: its parameters are in memory, whatever the disk
-    /// holds.
-    fn last_is_best(&mut self) -> bool {
-        let Some((last, before)) = self.state.validations.split_last() else { return false };
-        if before.iter().any(|v| v.perplexity <= last.perplexity) {
-            return false;
-        }
-        let checkpoint = checkpoint::name(last.step, self.settings.attempt);
-        self.state.best = Some(Best { step: last.step, perplexity: last.perplexity, checkpoint });
-        true
-    }
-
-    fn best_on_disk(&self) -> Result<PathBuf> {
-        let best = self.state.best.as_ref().ok_or_else(|| {
-            ComputeError::Failed(
-                "no checkpoint could be written, so there is no best model: free space and run again".into(),
-            )
-        })?;
-        let checkpoint = Checkpoint::open(&self.around.checkpoint_dir.join(&best.checkpoint))?;
-        checkpoint.check_layout(&self.trainee.layout)?;
-        if self.comm.is_first() {
-            checkpoint.verify()?;
-        }
-        Ok(checkpoint.dir)
     }
 
     /// The whole fp32 parameters, by group. With bf16 the masters of all ranks are gathered.
@@ -717,21 +559,4 @@ impl Hooks for Arrival<'_, '_> {
     fn ready(&mut self, _group: usize, _gradient: &mut Tensor) -> Result<()> {
         Ok(())
     }
-}
-
-/// Reads the whole parameters of a checkpoint into flat tensors of its layout, rounded where those are bf16.
-///
-/// # Errors
-/// A shard cannot be read.
-pub fn read_weights(flats: &mut [Tensor], checkpoint: &Checkpoint) -> Result<()> {
-    for (g, flat) in flats.iter_mut().enumerate() {
-        if flat.kind() == Type::Float {
-            checkpoint.read(Kind::Weights, g, 0, as_f32_mut(flat))?;
-        } else {
-            let mut whole = Tensor::f_zeros([flat.numel() as i64], (Type::Float, tch::Device::Cpu))?;
-            checkpoint.read(Kind::Weights, g, 0, as_f32_mut(&mut whole))?;
-            flat.f_copy_(&whole)?;
-        }
-    }
-    Ok(())
 }
