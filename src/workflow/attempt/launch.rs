@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGCONT, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 
@@ -225,17 +225,17 @@ fn copy(mut pipe: impl Read, mut log: Option<std::fs::File>, echo: bool) {
     }
 }
 
+/// The first beat is written however soon the program ends: an attempt without one has not begun.
 fn heartbeat(launch: &Launch, over: &AtomicBool) {
-    let mut counter = 0;
-    let mut waited = launch.beat;
-    while !over.load(Ordering::SeqCst) {
-        if waited >= launch.beat {
-            waited = Duration::ZERO;
-            counter += 1;
-            // A missed beat costs nothing but a longer wait of the next attempt.
-            let _ = attempt::beat(launch.run_dir, launch.attempt, counter);
+    for counter in 1.. {
+        // A missed beat costs nothing but a longer wait of the next attempt.
+        let _ = attempt::beat(launch.run_dir, launch.attempt, counter);
+        let next = Instant::now() + launch.beat;
+        while Instant::now() < next {
+            if over.load(Ordering::SeqCst) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
         }
-        std::thread::sleep(Duration::from_millis(100));
-        waited += Duration::from_millis(100);
     }
 }
