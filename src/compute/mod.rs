@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod comm;
 pub mod data;
 pub mod evaluate;
+pub mod gpu;
 pub mod kernels;
 pub mod model;
 pub mod numerics;

@@ -79,7 +79,7 @@ pub fn train(work: &Work, mut say: impl FnMut(Value)) -> Result<()> {
         threads: work.threads_per_rank as usize,
         ..Choice::default()
     };
-    let mut trainer = Plain::new(Trainee::of_model(&model, &choice)?, ranks, work)?;
+    let mut trainer = Plain::new(Trainee::of_model(&model, &choice, tch::Device::Cpu)?, ranks, work)?;
     let mut began = Instant::now();
     for step in 0..work.steps {
         let first = (step as usize * trainer.ranks.size + trainer.ranks.rank) * work.rows_per_rank;

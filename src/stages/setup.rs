@@ -301,7 +301,8 @@ mod task {
             superseded: context.superseded(),
         };
         let mut model = model.padded_for(settings.plan.padding(1))?;
-        match train(&Comm::Solo, Trainee::of_model(&model, &Choice::default())?, &settings, &around)? {
+        match train(&Comm::Solo, Trainee::of_model(&model, &Choice::default(), tch::Device::Cpu)?, &settings, &around)?
+        {
             Outcome::Interrupted(step) => Err(StageError::Resume(step)),
             Outcome::Finished(finished) => {
                 let after = finished.state.validations.last();
@@ -312,8 +313,7 @@ mod task {
                     "val_perplexity_after": after.map(|v| v.perplexity),
                     "val_rows": rows,
                 });
-                // Training changed the model's memory.
-                model.flats_mut();
+                model.put_flats(finished.last)?;
                 Ok((model, summary))
             }
         }

@@ -108,6 +108,7 @@ pub static SPEC: Spec = Spec {
         count("log_interval_steps", 1, 1 << 40, Is("10"), Operational, "steps between log lines"),
         count("collective_timeout_s", 1, 86_400, Is("600"), Operational, "longest wait for another rank, seconds"),
         switch("strict", "false", Operational, "refuse to resume where bits may differ"),
+        choice("device", &["cpu", "cuda"], r#""cpu""#, "what computes; cuda: a GPU for each rank, by libtorch"),
         choice(
             "engine",
             &["auto", "native", "libtorch"],
@@ -170,6 +171,15 @@ fn check(params: &Value) -> Vec<String> {
         }
     }
     let word = |name: &str| params.get(name).and_then(Value::as_str).unwrap_or("");
+    if word("engine") == "native" {
+        for (name, other) in [("device", "cuda"), ("precision", "bf16")] {
+            if word(name) == other {
+                problems.push(format!(
+                    "`engine` = \"native\" computes in fp32 on the CPU only: set it to \"libtorch\" for `{name}` = \"{other}\""
+                ));
+            }
+        }
+    }
     match (word("objective"), word("packing")) {
         ("response" | "prefix", "stream") => problems.push(
             "`packing` = \"stream\" cuts prompts from their responses: set it to \"document\" or \"best_fit\""
@@ -213,11 +223,14 @@ mod task {
     use serde_json::{Value, json};
 
     use super::super::{Context, StageError};
+    use tch::{Device, Tensor};
+
     use crate::compute::checkpoint::Checkpoint;
     use crate::compute::comm::{Comm, Wire};
     use crate::compute::data::{
         Course, LastBatch, Objective, Packing, Reading, Samples, Split, Tokens, TrainingGrains, ValidationGrains,
     };
+    use crate::compute::gpu;
     use crate::compute::kernels::gemm::Backend;
     use crate::compute::model::{Model, Variant};
     use crate::compute::train::trace::Trace;
@@ -266,12 +279,33 @@ mod task {
         overlap: bool,
         exact: bool,
         prefetch: usize,
+        device: DeviceName,
         engine: EngineName,
         gemm: Backend,
         precision: Precision,
         activation_checkpointing: bool,
         dropout: f64,
         wire: String,
+    }
+
+    /// What computes.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum DeviceName {
+        Cpu,
+        Cuda,
+    }
+
+    /// The ranks, and what this one computes on.
+    fn open(context: &Context, params: &Params) -> Result<(Comm, Device), StageError> {
+        let deadline = Duration::from_secs(params.collective_timeout_s);
+        if params.device == DeviceName::Cpu {
+            return Ok((Comm::open(deadline)?, Device::Cpu));
+        }
+        gpu::load()?;
+        let comm = Comm::open_on_gpus(deadline, &context.run_dir)?;
+        let device = comm.gpu();
+        Ok((comm, device))
     }
 
     /// Trains, on every rank; rank 0 writes.
@@ -281,8 +315,8 @@ mod task {
     /// to stop ([`StageError::Resume`]).
     pub fn run(context: &Context) -> Result<Option<RunRecord>, StageError> {
         let params: Params = context.params()?;
-        let comm = Comm::open(Duration::from_secs(params.collective_timeout_s))?;
-        let result = run_on(context, &params, &comm);
+        let (comm, device) = open(context, &params)?;
+        let result = run_on(context, &params, &comm, device);
         match &result {
             // All ranks end alike: they leave in order. After another error the launcher ends the others.
             Ok(_) | Err(StageError::Resume(_)) => comm.close()?,
@@ -291,7 +325,12 @@ mod task {
         result
     }
 
-    fn run_on(context: &Context, params: &Params, comm: &Comm) -> Result<Option<RunRecord>, StageError> {
+    fn run_on(
+        context: &Context,
+        params: &Params,
+        comm: &Comm,
+        device: Device,
+    ) -> Result<Option<RunRecord>, StageError> {
         let source = source_dir(context)?;
         let model = Model::load(&source)?;
         let data = context.need_dir(context.need_of_kind("setup")?).join("data");
@@ -321,7 +360,7 @@ mod task {
         let grains = Arc::new(TrainingGrains::new(train_set, course)?);
         let validation = ValidationGrains::new(validation, params.grain_samples, params.val_samples);
         let steps_per_epoch = grains.steps_per_epoch();
-        let settings = settings(context, params, steps_per_epoch)?;
+        let settings = settings(context, params, device, steps_per_epoch)?;
         let around = Surroundings {
             train: Arc::clone(&grains),
             validation: &validation,
@@ -332,7 +371,9 @@ mod task {
         };
         let mut model = model.padded_for(settings.plan.padding(comm.size()))?;
         report_threads(comm, params)?;
-        let trainee = Trainee::of_model(&model, &choice(params))?;
+        let trainee = Trainee::of_model(&model, &choice(params), device)?;
+        // What the trainee does not share is not needed while it trains.
+        drop(model.take_flats());
         let outcome = train(comm, trainee, &settings, &around)?;
         if let Some(path) = &context.trace {
             settings.trace.write(comm, path)?;
@@ -341,9 +382,7 @@ mod task {
             Outcome::Interrupted(step) => Err(StageError::Resume(step)),
             Outcome::Finished(_) if !comm.is_first() => Ok(None),
             Outcome::Finished(finished) => {
-                for (flat, last) in model.flats_mut().iter_mut().zip(&finished.last) {
-                    flat.f_copy_(last).map_err(crate::compute::ComputeError::from)?;
-                }
+                model.put_flats(finished.last.iter().map(Tensor::shallow_clone).collect())?;
                 let mut best = model.duplicate()?;
                 if let Some(dir) = &finished.best {
                     read_weights(best.flats_mut(), &Checkpoint::open(dir)?)?;
@@ -388,7 +427,12 @@ mod task {
         }
     }
 
-    fn settings(context: &Context, params: &Params, steps_per_epoch: u64) -> Result<Settings, StageError> {
+    fn settings(
+        context: &Context,
+        params: &Params,
+        device: Device,
+        steps_per_epoch: u64,
+    ) -> Result<Settings, StageError> {
         let usage = StageError::Usage;
         Ok(Settings {
             seed: context.seed(),
@@ -423,7 +467,7 @@ mod task {
             exact: if params.exact { Exact::Required } else { Exact::Waived },
             wire: if params.wire == "bf16" { Wire::Bf16 } else { Wire::Fp32 },
             trace: if context.trace.is_some() { Trace::on() } else { Trace::default() },
-            peak_flops: health::measured_peak(&choice(params))?,
+            peak_flops: health::peak(&choice(params), device)?,
             strict: if params.strict { Strict::Refuse } else { Strict::GoOn },
             fingerprint: context.cell.fingerprint.clone(),
             attempt: context.attempt,
@@ -571,6 +615,8 @@ mod tests {
             (json!({"lr": 1e-4, "min_lr": 1e-3}), "min_lr"),
             (json!({"history_file": "../x.json"}), "history_file"),
             (json!({"warmup_steps": 101, "max_steps": 100}), "warmup_steps"),
+            (json!({"engine": "native", "device": "cuda"}), "device"),
+            (json!({"engine": "native", "precision": "bf16"}), "precision"),
         ] {
             let problems = check(&params);
             assert!(problems.len() == 1 && problems[0].contains(named), "{problems:?}");

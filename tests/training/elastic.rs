@@ -8,7 +8,7 @@ use seedbed::compute::train::{Choice, EngineName, Precision};
 use super::worker::{self, End, Run};
 use super::*;
 
-fn run(name: &str, family: &str, choice: Choice) -> Run {
+pub fn run(name: &str, family: &str, choice: Choice) -> Run {
     Run {
         name: name.into(),
         class: name.into(),
@@ -23,6 +23,7 @@ fn run(name: &str, family: &str, choice: Choice) -> Run {
         swapped: false,
         nan: None,
         stop_after_skips: 10,
+        lora: false,
     }
 }
 
@@ -145,6 +146,7 @@ fn at_the_shape_of_the_benches_the_bits_are_the_same() {
     let runs = [
         bench("builtin", native(Backend::Builtin)),
         bench("onednn", Choice { dropout: 0.0, ..native(Backend::OneDnn) }),
+        bench("bf16", libtorch(Precision::Bf16)),
     ];
     let one = worker::ends(&dir.path().join("1"), 1, &runs);
     for ranks in [2, 4] {

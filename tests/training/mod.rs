@@ -7,6 +7,7 @@ mod checkpoints;
 mod data;
 mod elastic;
 mod faults;
+mod memory;
 mod seen;
 mod trace;
 mod worker;
@@ -433,6 +434,19 @@ fn ranks_that_cannot_share_the_lanes_are_refused() {
 }
 
 #[test]
+fn without_a_gpu_it_says_what_to_type() {
+    if tch::Cuda::is_available() {
+        return;
+    }
+    let work = Workspace::new();
+    let (cell, _) = work.baseline(json!({"device": "cuda"}));
+    let output = solo(&cell, 1).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(64), "{text}");
+    assert!(text.contains("device = \"cpu\""), "{text}");
+}
+
+#[test]
 fn a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used() {
     let expected = uninterrupted(json!({}));
     let work = Workspace::new();
@@ -565,7 +579,7 @@ fn a_constrained_model_stays_non_negative_and_learns() {
     let mut params = quick();
     params.as_object_mut().unwrap().insert("lr_constrained_multiplier".into(), json!(5.0));
     let needs = [("setup", "setup"), ("apply_monotonicity", "apply_monotonicity")];
-    let (cell, run_dir) = work.cell(&stages::train::SPEC, "train_monotonic", &needs, params);
+    let (cell, run_dir) = work.cell(&stages::train::SPEC, "train_monotonic", &needs, params.clone());
     let mut child = solo(&cell, 1).spawn().unwrap();
     assert!(kill_when(&mut child, || steps_done(&run_dir) >= 9));
     succeed(solo(&cell, 2));
@@ -588,6 +602,15 @@ fn a_constrained_model_stays_non_negative_and_learns() {
         .map(|(a, b)| (a - b).abs())
         .fold(0.0f32, f32::max);
     assert!(moved > 0.05, "{moved}");
+
+    // In bf16 the weights that are checked are made of the masters, wherever those lie.
+    params.as_object_mut().unwrap().insert("precision".into(), json!("bf16"));
+    let (cell, run_dir) = work.cell(&stages::train::SPEC, "train_bf16", &needs, params);
+    succeed(solo(&cell, 1));
+    let info = record(&run_dir, 1).metrics["constraint_info"].clone();
+    assert_eq!((&info["tensors_checked"], &info["all_weights_non_negative"]), (&json!(4), &json!(true)));
+    let range = ["min_weight", "max_weight"].map(|name| info[name].as_f64().unwrap());
+    assert!(range[0] >= 0.0 && range[1] > range[0], "{info}");
 }
 
 #[test]

@@ -7,24 +7,27 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use seedbed::compute::comm::Comm;
 use seedbed::compute::data::tokens::{SpecialIds, TokensHeader, write};
 use seedbed::compute::data::{
     Course, IGNORED, LastBatch, Packing, Samples, Split, Tokens, TrainingGrains, ValidationGrains,
 };
+use seedbed::compute::model::libtorch::{self, Base, Net};
 use seedbed::compute::model::{
-    Accumulate, Batch, Family, GrainAt, GrainSum, Hooks, Model, ModelConfig, Passes, Sizes, SlidingWindow, as_f32,
+    Accumulate, Adapter, Batch, Family, GrainAt, GrainSum, Hooks, LoraSettings, Model, ModelConfig, Passes, Sizes,
+    SlidingWindow, as_f32,
 };
 use seedbed::compute::train::{
-    AdamW, Choice, Decay, Exact, Outcome, Overlap, Plan, Schedule, Settings, Shape, Strict, Surroundings, Trainee,
-    Warmup, train,
+    AdamW, Choice, Exact, Outcome, Overlap, Plan, Schedule, Settings, Shape, Strict, Surroundings, Trainee, Warmup,
+    train,
 };
 use seedbed::compute::{ComputeError, Result};
 use seedbed::record::{Digest, progress};
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 /// One training.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -34,8 +37,11 @@ pub struct Run {
     /// Runs of one class end with the same bits.
     pub class: String,
     pub family: String,
-    /// `tiny`, or `bench`: the shape of the benches, whose shards cut tensors and whose products split K.
+    /// `tiny`; `bench`: the shape of the benches, whose shards cut tensors and whose products split K; or `tall-N`:
+    /// N layers of 1.8 M parameters each that see 8 tokens at a time, so that parameters are all that takes memory.
     pub shape: String,
+    /// An adapter is trained, and the model below it is frozen.
+    pub lora: bool,
     pub choice: Choice,
     pub lanes: u64,
     pub overlap: bool,
@@ -64,6 +70,8 @@ pub struct End {
     pub error: Option<String>,
     pub exit_code: u8,
     pub bitwise: bool,
+    /// What rank 0 held at most, while steps went on and while a checkpoint was written.
+    pub memory: Option<Held>,
 }
 
 impl End {
@@ -149,6 +157,14 @@ pub fn model(run: &Run) -> Model {
             vocab_size: 8192,
             max_position_embeddings: 256,
         },
+        tall if tall.starts_with("tall-") => Sizes {
+            hidden_size: 384,
+            num_hidden_layers: tall["tall-".len()..].parse().unwrap(),
+            num_attention_heads: 6,
+            intermediate_size: 1536,
+            vocab_size: 52,
+            max_position_embeddings: 8,
+        },
         _ => Sizes {
             hidden_size: 32,
             num_hidden_layers: 2,
@@ -197,7 +213,11 @@ fn tokens(dir: &Path, split: &str, vocab: u64, documents: u64, length: u64) -> A
 
 fn run_one(comm: &Comm, dir: &Path, run: &Run) -> End {
     let bench = run.shape == "bench";
-    let (seq_len, grain_samples, grains) = if bench { (256, 2, 4) } else { (24, 2, 8) };
+    let (seq_len, grain_samples, grains) = match run.shape.as_str() {
+        "bench" => (256, 2, 4),
+        "tiny" => (24, 2, 8),
+        _ => (8, 1, 4),
+    };
     let plan = Plan::new(grain_samples * grains, grain_samples, Some(run.lanes)).unwrap();
     let mut model = model(run).padded_for(plan.padding(comm.size())).unwrap();
     if comm.is_first() {
@@ -222,14 +242,7 @@ fn run_one(comm: &Comm, dir: &Path, run: &Run) -> End {
             warmup: Warmup::Ratio(0.1),
             steps: run.steps,
         },
-        adamw: AdamW {
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-8,
-            weight_decay: 0.1,
-            decay_constrained: Decay::Excluded,
-            lr_constrained_multiplier: 1.0,
-        },
+        adamw: AdamW::default(),
         max_grad_norm: run.max_grad_norm,
         val_interval_steps: run.steps,
         prefetch: 2,
@@ -249,18 +262,39 @@ fn run_one(comm: &Comm, dir: &Path, run: &Run) -> End {
         fingerprint: Digest::of_bytes(run.name.as_bytes()),
         attempt: 1,
     };
+    let watch = Watch::default();
     let around = Surroundings {
         train: Arc::new(TrainingGrains::new(open(Split::Train), course).unwrap()),
         validation: &ValidationGrains::new(open(Split::Validation), grain_samples, None),
         run_dir: dir,
         checkpoint_dir: &dir.join("checkpoints"),
-        stop_requested: &|| false,
+        stop_requested: &|| {
+            watch.step(run);
+            false
+        },
         superseded: Arc::new(|| false),
     };
-    let mut trainee = Trainee::of_model(&model, &run.choice).unwrap();
+    let mut trainee = if run.lora {
+        let net = Net::of(&model, Base::Frozen, Kind::Float, Device::Cpu).unwrap();
+        let lora = LoraSettings::attention(model.config().family, 1, 1.0);
+        let adapter = Adapter::new(model.config(), &lora, run.lanes as usize, 5, Device::Cpu).unwrap();
+        Trainee::of_net(net.with_adapter(adapter), libtorch::Settings::default()).unwrap()
+    } else {
+        Trainee::of_model(&model, &run.choice, Device::Cpu).unwrap()
+    };
+    // As the stage does: the trainee keeps what it shares.
+    drop(model.take_flats());
     let inner = std::mem::replace(&mut trainee.passes, Box::new(Nothing));
     trainee.passes = Box::new(Around { inner, run: run.clone(), rank: comm.rank(), grains: around.train.clone() });
-    let result = train(comm, trainee, &settings, &around);
+    let result = std::thread::scope(|scope| {
+        let watching = run.shape.starts_with("tall").then(|| scope.spawn(|| watch.look()));
+        let result = train(comm, trainee, &settings, &around);
+        watch.phase.store(Watch::OVER, Ordering::SeqCst);
+        if let Some(thread) = watching {
+            thread.join().unwrap();
+        }
+        result
+    });
     let lines = if comm.is_first() { progress::read(dir).unwrap() } else { Vec::new() };
     let bits = |name: &str| -> Vec<String> {
         lines.iter().filter_map(|l| l.values.get(name)).map(|v| format!("{:016x}", v.to_bits())).collect()
@@ -274,14 +308,16 @@ fn run_one(comm: &Comm, dir: &Path, run: &Run) -> End {
         error: None,
         exit_code: 0,
         bitwise: false,
+        memory: watch.held(),
     };
     match result {
         Ok(Outcome::Finished(finished)) => {
-            for (flat, last) in model.flats_mut().iter_mut().zip(&finished.last) {
-                flat.copy_(last);
-            }
             end.clipped = finished.state.clipped;
             end.bitwise = finished.numerics["bitwise"] == true;
+            if run.lora {
+                return end;
+            }
+            model.put_flats(finished.last).unwrap();
             for (g, span) in model.layout().spans() {
                 let bytes: Vec<u8> =
                     as_f32(&model.flats()[g])[span.range()].iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -295,6 +331,81 @@ fn run_one(comm: &Comm, dir: &Path, run: &Run) -> End {
         }
     }
     end
+}
+
+/// What a process held at most, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    pub steps: u64,
+    pub save: u64,
+}
+
+/// Looks how much memory this process holds, while it trains.
+#[derive(Default)]
+struct Watch {
+    phase: AtomicU64,
+    calls: AtomicU64,
+    most: [AtomicU64; 2],
+}
+
+impl Watch {
+    /// In steps without a save; from a step that a checkpoint follows to the last one; all is over.
+    const STEPS: u64 = 1;
+    const SAVE: u64 = 2;
+    const OVER: u64 = 3;
+
+    /// A step has its gradients.
+    fn step(&self, run: &Run) {
+        let call = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
+        if !run.shape.starts_with("tall") {
+            return;
+        }
+        if call == 3 {
+            // Room for a checkpoint's copy is touched once in the background, and then offered back.
+            let began = Instant::now();
+            while memory(["LazyFree:"]) == [0] {
+                assert!(began.elapsed() < Duration::from_secs(60), "no memory is offered back");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            self.phase.store(Self::STEPS, Ordering::SeqCst);
+        } else if call == run.checkpoint_interval_steps {
+            self.phase.store(Self::SAVE, Ordering::SeqCst);
+        } else if call == run.steps {
+            self.phase.store(0, Ordering::SeqCst);
+        }
+    }
+
+    fn look(&self) {
+        loop {
+            let before = self.phase.load(Ordering::SeqCst);
+            // Its own, without what was offered back: the kernel may take that.
+            let [all, offered] = memory(["Anonymous:", "LazyFree:"]);
+            let held = all - offered;
+            match self.phase.load(Ordering::SeqCst) {
+                Self::OVER => return,
+                // Else it is not known in which of the two.
+                after if after == before && after > 0 => {
+                    self.most[after as usize - 1].fetch_max(held, Ordering::SeqCst);
+                }
+                _ => {}
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn held(&self) -> Option<Held> {
+        let [steps, save] = [0, 1].map(|i| self.most[i].load(Ordering::SeqCst));
+        (steps > 0).then_some(Held { steps, save })
+    }
+}
+
+/// Bytes of each kind that this process has.
+fn memory<const N: usize>(kinds: [&str; N]) -> [u64; N] {
+    let text = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
+    kinds.map(|kind| {
+        let line = text.lines().find(|l| l.starts_with(kind)).unwrap();
+        1024 * line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    })
 }
 
 /// The passes of a run, with unequal labels and what else is planted.

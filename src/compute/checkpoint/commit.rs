@@ -104,9 +104,15 @@ impl Job {
         let file = shard_file(place.rank, place.ranks);
         let temp = dir.join(format!(".{file}.tmp"));
         retention::take_spare(&place.dir, place.attempt, &file, &temp);
-        let result = shard::write(&temp, content, self.bytes);
+        let (result, named) = std::thread::scope(|scope| {
+            // The names so far are made durable while the content is written: what the file system has to do for them
+            // would otherwise be done, and waited for, with the manifest.
+            let named = scope.spawn(|| files::sync_dir(&place.dir));
+            (shard::write(&temp, content, self.bytes), named.join())
+        });
         let result = result.map_err(|e| ComputeError::Record(RecordError::io("write", &temp)(e)));
         let result = result.and_then(|blake3| {
+            named.map_err(|_| ComputeError::Failed("a thread that syncs ended early: report this".to_owned()))??;
             if !content.is_finite() {
                 return Err(ComputeError::Failed(Trouble::NotFinite.to_string()));
             }
@@ -209,8 +215,8 @@ impl Job {
             digest: None,
         };
         self.check_superseded()?;
-        files::write_json_into(&dir.join(MANIFEST_FILE), &manifest.sealed())?;
-        Ok(files::sync_dir(&self.place.dir)?)
+        // The directory's own name is durable since the shard was written.
+        Ok(files::write_json_into(&dir.join(MANIFEST_FILE), &manifest.sealed())?)
     }
 
     /// Rank 0: takes back what was begun.

@@ -25,7 +25,7 @@ use crate::compute::{ComputeError, Result};
 use crate::record::exit;
 
 /// Bytes of one message. Small enough that what arrives is added while it is in the cache.
-const PIECE_BYTES: usize = 512 << 10;
+pub(super) const PIECE_BYTES: usize = 512 << 10;
 
 /// Stripes of a lane that are on their way together.
 const WINDOW: usize = 6;

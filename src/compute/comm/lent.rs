@@ -56,7 +56,7 @@ impl Drop for InFlight<'_> {
 }
 
 pub(super) fn reduce(comm: &Comm, gradient: Tensor, wire: Wire) -> Result<InFlight<'_>> {
-    let (data, bytes) = memory(&gradient)?;
+    let (data, bytes) = memory(comm, &gradient)?;
     if gradient.kind() != Kind::Float {
         return Err(ComputeError::Failed("a gradient that is not fp32 was to be added: report this".to_owned()));
     }
@@ -74,7 +74,7 @@ pub(super) fn reduce(comm: &Comm, gradient: Tensor, wire: Wire) -> Result<InFlig
 }
 
 pub(super) fn gather(comm: &Comm, weights: Tensor) -> Result<InFlight<'_>> {
-    let (data, bytes) = memory(&weights)?;
+    let (data, bytes) = memory(comm, &weights)?;
     let part = part_bytes(comm, bytes, 1)?;
     begin(comm, weights, |rank, size| {
         // SAFETY: as above.
@@ -88,9 +88,10 @@ pub(super) fn gather(comm: &Comm, weights: Tensor) -> Result<InFlight<'_>> {
     })
 }
 
-/// The address of a tensor's first byte, and the number of its bytes.
-fn memory(tensor: &Tensor) -> Result<(*mut u8, usize)> {
-    if tensor.device() != Device::Cpu || !tensor.is_contiguous() {
+/// The address of a tensor's first byte, and the number of its bytes. Who is alone sends nothing, and may have it on
+/// a GPU.
+fn memory(comm: &Comm, tensor: &Tensor) -> Result<(*mut u8, usize)> {
+    if comm.size() > 1 && (tensor.device() != Device::Cpu || !tensor.is_contiguous()) {
         return Err(ComputeError::Failed(format!(
             "a tensor on {:?} was to travel between processors: several ranks with a GPU each need the feature `nccl` (`cargo build --release --features mpi,nccl`)",
             tensor.device()

@@ -16,7 +16,17 @@ const PREFERENCES: &[(&str, &str)] = &[
     // Copies through a shared segment, in parts that stay in the cache, took 0.6 of the processor time of
     // process_vm_readv, which containers often forbid besides.
     ("OMPI_MCA_btl_vader_single_copy_mechanism", "none"),
+    // A piece goes over TCP at once, without asking first: between two tests nobody would answer. Its fragments are
+    // as large as that, so few of them are made ahead.
+    ("OMPI_MCA_btl_tcp_eager_limit", "589824"),
+    ("OMPI_MCA_btl_tcp_rndv_eager_limit", "589824"),
+    ("OMPI_MCA_btl_tcp_max_send_size", "589824"),
+    ("OMPI_MCA_btl_tcp_free_list_num", "8"),
+    ("OMPI_MCA_btl_tcp_free_list_inc", "8"),
 ];
+
+/// A piece and its header fit into what TCP takes at once.
+const _: () = assert!(super::engine::PIECE_BYTES + 4096 <= 589_824);
 
 /// All ranks of `MPI_COMM_WORLD`, for one thread.
 #[derive(Debug)]

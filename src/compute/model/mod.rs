@@ -334,6 +334,29 @@ impl Model {
         &self.flats
     }
 
+    /// Takes the weights away: until [`Self::put_flats`] only the configuration and the layout may be asked for.
+    pub fn take_flats(&mut self) -> Vec<Tensor> {
+        self.views = OnceCell::new();
+        std::mem::take(&mut self.flats)
+    }
+
+    /// Gives it these weights, which it keeps.
+    ///
+    /// # Errors
+    /// They are not fp32 on the CPU with the layout's lengths.
+    pub fn put_flats(&mut self, flats: Vec<Tensor>) -> Result<()> {
+        let fits = flats.len() == self.layout.groups.len()
+            && flats.iter().zip(&self.layout.groups).all(|(flat, group)| {
+                flat.numel() == group.len && flat.kind() == Kind::Float && flat.device() == tch::Device::Cpu
+            });
+        if !fits {
+            return Err(ComputeError::Failed("weights without the layout's lengths: report this".to_owned()));
+        }
+        self.views = OnceCell::new();
+        self.flats = flats;
+        Ok(())
+    }
+
     /// The flat groups, to be changed in place.
     pub fn flats_mut(&mut self) -> &mut [Tensor] {
         self.views.take();

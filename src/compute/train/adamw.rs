@@ -4,6 +4,8 @@
 //! shard gives the bits of the whole. Gradients are multiplied by one factor here (1 / tokens and the clip),
 //! so that no scaled copy is ever made.
 
+use std::ops::Range;
+
 use crate::compute::kernels::{Isa, for_each_isa};
 use crate::compute::model::{GroupLayout, Span};
 
@@ -31,6 +33,20 @@ pub enum Decay {
     Applied,
     /// They do not.
     Excluded,
+}
+
+impl Default for AdamW {
+    /// As GPT-NeoX trains: beta 0.9 and 0.95, eps 1e-8, decay 0.1.
+    fn default() -> Self {
+        Self {
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            decay_constrained: Decay::Excluded,
+            lr_constrained_multiplier: 1.0,
+        }
+    }
 }
 
 /// One step of one rank.
@@ -62,33 +78,26 @@ pub struct Shard<'a> {
 impl AdamW {
     /// Updates the spans of `group` that lie in `shard`; padding stays as it is.
     pub fn update(&self, group: &GroupLayout, shard: Shard<'_>, step: Step) {
-        let end = shard.first + shard.weights.len();
-        for span in &group.spans {
-            let from = span.offset.max(shard.first);
-            let to = span.range().end.min(end);
-            if from < to {
-                let range = from - shard.first..to - shard.first;
-                self.update_span(
-                    span,
-                    &mut shard.weights[range.clone()],
-                    &shard.gradients[range.clone()],
-                    &mut shard.m[range.clone()],
-                    &mut shard.v[range],
-                    step,
-                );
-            }
+        for (range, pass) in self.passes(group, shard.first..shard.first + shard.weights.len(), step) {
+            let (m, v) = (&mut shard.m[range.clone()], &mut shard.v[range.clone()]);
+            update_elements(Isa::best(), &mut shard.weights[range.clone()], &shard.gradients[range], m, v, pass);
         }
     }
 
-    fn update_span(
+    /// The spans of `group` that lie in the elements `own` of it, as ranges of those, and what is done to each.
+    pub fn passes(
         &self,
-        span: &Span,
-        weights: &mut [f32],
-        gradients: &[f32],
-        m: &mut [f32],
-        v: &mut [f32],
+        group: &GroupLayout,
+        own: Range<usize>,
         step: Step,
-    ) {
+    ) -> impl Iterator<Item = (Range<usize>, Pass)> {
+        group.spans.iter().filter_map(move |span| {
+            let (from, to) = (span.offset.max(own.start), span.range().end.min(own.end));
+            (from < to).then(|| (from - own.start..to - own.start, self.pass(span, step)))
+        })
+    }
+
+    fn pass(&self, span: &Span, step: Step) -> Pass {
         let own_rate = span.constraint.is_reparametrised();
         let lr = if own_rate { step.lr * self.lr_constrained_multiplier } else { step.lr };
         let decays = span.role.decays() && !(own_rate && self.decay_constrained == Decay::Excluded);
@@ -96,7 +105,7 @@ impl AdamW {
         let t = i32::try_from(step.update).unwrap_or(i32::MAX);
         let correction1 = 1.0 - self.beta1.powi(t);
         let correction2 = 1.0 - self.beta2.powi(t);
-        let pass = Pass {
+        Pass {
             factor: step.gradient_factor,
             one_minus1: (1.0 - self.beta1) as f32,
             beta2: self.beta2 as f32,
@@ -105,22 +114,23 @@ impl AdamW {
             keep: (1.0 - if decays { lr * self.weight_decay } else { 0.0 }) as f32,
             size: (lr / correction1) as f32,
             root: correction2.sqrt() as f32,
-        };
-        update_elements(Isa::best(), weights, gradients, m, v, pass);
+        }
     }
 }
 
-/// Numbers of one pass over a span.
+/// Numbers of one pass over a span: g = `factor` * gradient; m += `one_minus1` (g - m);
+/// v = `beta2` v + `one_minus2` g g; w = `keep` w - `size` m / (sqrt(v) / `root` + `eps`).
 #[derive(Debug, Clone, Copy)]
-struct Pass {
-    factor: f32,
-    one_minus1: f32,
-    beta2: f32,
-    one_minus2: f32,
-    eps: f32,
-    keep: f32,
-    size: f32,
-    root: f32,
+#[allow(missing_docs)]
+pub struct Pass {
+    pub factor: f32,
+    pub one_minus1: f32,
+    pub beta2: f32,
+    pub one_minus2: f32,
+    pub eps: f32,
+    pub keep: f32,
+    pub size: f32,
+    pub root: f32,
 }
 
 for_each_isa! {
@@ -149,14 +159,7 @@ mod tests {
     }
 
     fn optimizer() -> AdamW {
-        AdamW {
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-8,
-            weight_decay: 0.1,
-            decay_constrained: Decay::Excluded,
-            lr_constrained_multiplier: 10.0,
-        }
+        AdamW { lr_constrained_multiplier: 10.0, ..AdamW::default() }
     }
 
     fn stored(name: &str) -> Vec<f32> {
@@ -192,6 +195,37 @@ mod tests {
                     assert!((a - b).abs() <= 1e-6, "step {k}: {a} {b}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn tensors_are_updated_as_slices_are_and_in_any_shards() {
+        use crate::compute::model::as_f32;
+        use crate::compute::train::on_device;
+        use tch::Tensor;
+
+        let (gradients, weights) = (stored("gradients"), stored("weights"));
+        let group = group(Role::Input, Constraint::Dense, 40);
+        let mut first = None;
+        for cuts in [vec![0, 40], vec![0, 16, 40]] {
+            let w = Tensor::from_slice(&weights[..40]);
+            let (m, v) = (Tensor::zeros_like(&w), Tensor::zeros_like(&w));
+            for k in 0..5 {
+                let g = Tensor::from_slice(&gradients[40 * k..40 * (k + 1)]) * 2.0;
+                let step = Step { lr: 0.01, update: k as u64 + 1, gradient_factor: 0.5 };
+                for cut in cuts.windows(2) {
+                    let own = |t: &Tensor| t.narrow(0, cut[0] as i64, (cut[1] - cut[0]) as i64);
+                    for (range, pass) in optimizer().passes(&group, cut[0]..cut[1], step) {
+                        let part = |t: &Tensor| own(t).narrow(0, range.start as i64, range.len() as i64);
+                        on_device::update(&part(&w), &part(&g), &part(&m), &part(&v), pass).unwrap();
+                    }
+                }
+                for (a, b) in as_f32(&w).iter().zip(&weights[40 * (k + 1)..]) {
+                    assert!((a - b).abs() <= 1e-6, "step {k}: {a} {b}");
+                }
+            }
+            let bits: Vec<u32> = [&w, &m, &v].iter().flat_map(|t| as_f32(t).iter().map(|x| x.to_bits())).collect();
+            assert_eq!(*first.get_or_insert_with(|| bits.clone()), bits);
         }
     }
 

@@ -3,9 +3,11 @@
 
 use std::collections::VecDeque;
 
+use tch::Device;
+
 use super::trainee::{Choice, EngineName, Precision};
 use crate::compute::kernels::gemm::{Backend, Shape, gflops};
-use crate::compute::{ComputeError, Result};
+use crate::compute::{ComputeError, Result, gpu};
 
 /// Values that a z-score is taken over.
 const WINDOW: usize = 128;
@@ -38,11 +40,14 @@ impl Recent {
 }
 
 /// What this rank's threads could do in fp32 matrix products of this engine, FLOP/s: what MFU is relative to on a
-/// CPU. `None` where that is not measured. Takes some hundredths of a second.
+/// CPU; on a GPU, what its maker says. `None` where that is not known. Takes some hundredths of a second.
 ///
 /// # Errors
 /// The backend cannot multiply.
-pub fn measured_peak(choice: &Choice) -> Result<Option<f64>> {
+pub fn peak(choice: &Choice, device: Device) -> Result<Option<f64>> {
+    if device != Device::Cpu {
+        return Ok(gpu::peak_flops(&gpu::name(device), choice.precision));
+    }
     let backend = match (choice.engine, choice.precision) {
         (_, Precision::Bf16) => return Ok(None),
         (EngineName::Libtorch, _) => Backend::Mkl,

@@ -20,6 +20,7 @@ pub mod state;
 pub mod trace;
 pub mod trainee;
 
+mod on_device;
 mod report;
 mod resume;
 
@@ -28,7 +29,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tch::{Kind as Type, Tensor};
+use tch::{Device, Kind as Type, Tensor};
 
 pub use adamw::{AdamW, Decay};
 pub use lanes::Plan;
@@ -153,7 +154,7 @@ pub enum Outcome {
 /// What a finished run leaves.
 #[derive(Debug)]
 pub struct Finished {
-    /// fp32 parameters after the last step, by group.
+    /// fp32 parameters after the last step, by group, in the host's memory.
     pub last: Vec<Tensor>,
     /// The checkpoint at the best validation, which [`read_weights`] reads; `None`: the last parameters are the best.
     pub best: Option<PathBuf>,
@@ -468,10 +469,17 @@ impl<'a> Trainer<'a> {
     }
 
     fn check_constraint(&mut self) -> Result<()> {
-        if self.trainee.constrained.is_some() {
-            self.exchange.drain()?;
-            self.state.constrained_range = self.trainee.check_constraint(self.state.step)?;
+        let Some(mut model) = self.trainee.constrained.take() else { return Ok(()) };
+        self.exchange.drain()?;
+        let elsewhere = model.flats().is_empty();
+        if elsewhere {
+            model.put_flats(self.parameters()?)?;
         }
+        self.state.constrained_range = Some(Trainee::check_constraint(&model, self.state.step)?);
+        if elsewhere {
+            model.take_flats();
+        }
+        self.trainee.constrained = Some(model);
         Ok(())
     }
 
@@ -485,10 +493,11 @@ impl<'a> Trainer<'a> {
         Ok(Finished { last, best, state: self.state, numerics: self.numerics })
     }
 
-    /// The whole fp32 parameters, by group. With bf16 the masters of all ranks are gathered.
+    /// The whole fp32 parameters, by group, in the host's memory: that of the trainee where they lie there. With bf16
+    /// the masters of all ranks are gathered.
     fn parameters(&mut self) -> Result<Vec<Tensor>> {
         if !self.shards.has_masters() {
-            return Ok(self.trainee.flats.iter().map(Tensor::shallow_clone).collect());
+            return self.trainee.flats.iter().map(|f| Ok(f.f_to(Device::Cpu)?)).collect();
         }
         let [masters, ..] = self.shards.parts(&self.trainee.flats)?;
         let mut whole = Vec::new();
@@ -497,7 +506,7 @@ impl<'a> Trainer<'a> {
             flat.f_narrow(0, (self.comm.rank() * master.numel()) as i64, master.numel() as i64)?.f_copy_(master)?;
             self.exchange.send_weights(g, &flat)?;
             self.exchange.wait_weights(g)?;
-            whole.push(flat);
+            whole.push(flat.f_to(Device::Cpu)?);
         }
         Ok(whole)
     }

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use tch::{Kind as Type, Tensor};
+use tch::{Device, Kind as Type, Tensor};
 
 use super::report::Reporter;
 use super::{Best, Strict, Trainer, Validation};
@@ -36,10 +36,10 @@ impl Trainer<'_> {
         for (g, group) in self.trainee.layout.groups.iter().enumerate() {
             let first = group.len / ranks * rank;
             for (kind, parts) in [(Kind::FirstMoment, &m), (Kind::SecondMoment, &v)] {
-                checkpoint.read(kind, g, first, as_f32_mut(&mut parts[g].shallow_clone()))?;
+                read(&checkpoint, kind, g, first, &mut parts[g].shallow_clone())?;
             }
             if masters {
-                checkpoint.read(Kind::Weights, g, first, as_f32_mut(&mut parameters[g].shallow_clone()))?;
+                read(&checkpoint, Kind::Weights, g, first, &mut parameters[g].shallow_clone())?;
             }
         }
         read_weights(&mut self.trainee.flats, &checkpoint)?;
@@ -101,7 +101,10 @@ impl Trainer<'_> {
         report.sync()?;
         let name = checkpoint::name(self.state.step, self.settings.attempt);
         let best = self.state.best.as_ref().map(|b| b.checkpoint.clone()).filter(|b| *b != name);
-        let parts = self.shards.parts(&self.trainee.flats)?;
+        // Those of a GPU are copied to the host; others are where they are.
+        let host = |parts: Vec<Tensor>| parts.iter().map(|t| Ok(t.f_to(Device::Cpu)?)).collect::<Result<Vec<_>>>();
+        let [parameters, m, v] = self.shards.parts(&self.trainee.flats)?;
+        let parts = [host(parameters)?, host(m)?, host(v)?];
         let rank = self.comm.rank();
         let mut pieces = Vec::new();
         for group in 0..self.trainee.layout.groups.len() {
@@ -180,14 +183,16 @@ impl Trainer<'_> {
 /// # Errors
 /// A shard cannot be read.
 pub fn read_weights(flats: &mut [Tensor], checkpoint: &Checkpoint) -> Result<()> {
-    for (g, flat) in flats.iter_mut().enumerate() {
-        if flat.kind() == Type::Float {
-            checkpoint.read(Kind::Weights, g, 0, as_f32_mut(flat))?;
-        } else {
-            let mut whole = Tensor::f_zeros([flat.numel() as i64], (Type::Float, tch::Device::Cpu))?;
-            checkpoint.read(Kind::Weights, g, 0, as_f32_mut(&mut whole))?;
-            flat.f_copy_(&whole)?;
-        }
+    flats.iter_mut().enumerate().try_for_each(|(g, flat)| read(checkpoint, Kind::Weights, g, 0, flat))
+}
+
+/// Reads as many numbers as `target` has, from the group's element `first`; through memory of the host if it is not
+/// fp32 there.
+fn read(checkpoint: &Checkpoint, kind: Kind, group: usize, first: usize, target: &mut Tensor) -> Result<()> {
+    if target.kind() == Type::Float && target.device() == Device::Cpu {
+        return checkpoint.read(kind, group, first, as_f32_mut(target));
     }
-    Ok(())
+    let mut here = Tensor::f_zeros([target.numel() as i64], (Type::Float, Device::Cpu))?;
+    checkpoint.read(kind, group, first, as_f32_mut(&mut here))?;
+    Ok(target.f_copy_(&here)?)
 }

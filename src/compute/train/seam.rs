@@ -4,7 +4,7 @@
 use super::trainee::{Engine, Trainee};
 use crate::compute::model::libtorch::{LibtorchPasses, Net, Settings};
 use crate::compute::model::{Layout, Translator};
-use crate::compute::{ComputeError, Result};
+use crate::compute::{ComputeError, Result, gpu};
 use tch::{Device, Kind, Tensor};
 
 impl Trainee {
@@ -19,7 +19,7 @@ impl Trainee {
                 "a frozen decoder without an adapter has nothing to train: give it one".to_owned(),
             ));
         }
-        let engine = engine(&net);
+        let engine = Engine::of_net(&net);
         // Forward 2 a parameter, gradients of activations 2, gradients of trained weights 2.
         let trained = layout.num_parameters().min(net.counted_parameters());
         let flops = 4 * net.counted_parameters() + 2 * trained + net.attention_flops_per_token();
@@ -31,20 +31,19 @@ impl Trainee {
     pub fn of_translator(translator: Translator) -> Self {
         let [_, writer] = translator.nets();
         let flops = 4 * writer.counted_parameters() + writer.attention_flops_per_token();
-        let (engine, layout): (Engine, Layout) = (engine(writer), translator.layout().clone());
+        let (engine, layout): (Engine, Layout) = (Engine::of_net(writer), translator.layout().clone());
         let flats: Vec<Tensor> = translator.flats();
         let passes = Box::new(translator);
         Self { layout, flats, passes, constrained: None, engine, flops_per_token: flops as f64 }
     }
 }
 
-fn engine(net: &Net) -> Engine {
-    let (device, inexact) = match net.device() {
-        Device::Cpu => ("cpu".to_owned(), None),
-        other => {
-            (format!("{other:?}").to_lowercase(), Some("libtorch's kernels on a GPU may add in another order".into()))
-        }
-    };
-    let gemm = if net.kind() == Kind::BFloat16 { "libtorch (bf16 base)" } else { "libtorch" };
-    Engine { name: "libtorch".into(), gemm: gemm.into(), device, inexact }
+impl Engine {
+    /// How libtorch computes `net`.
+    pub(super) fn of_net(net: &Net) -> Self {
+        let inexact = (net.device() != Device::Cpu)
+            .then(|| "libtorch's attention on a GPU adds in the order in which its parts are done".to_owned());
+        let gemm = if net.kind() == Kind::BFloat16 { "libtorch (bf16 base)" } else { "libtorch" };
+        Self { name: "libtorch".into(), gemm: gemm.into(), device: gpu::name(net.device()), inexact }
+    }
 }

@@ -1,10 +1,10 @@
 //! What one rank holds of the optimizer (ZeRO-1): first and second moments of its part of every group, and the
 //! fp32 master of that part where weights are bf16.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::adamw::{AdamW, Shard, Step};
-use super::norm;
+use super::{norm, on_device};
 use crate::compute::Result;
 use crate::compute::model::{GroupLayout, Layout, as_f32, as_f32_mut};
 
@@ -50,7 +50,8 @@ impl Shards {
     /// # Errors
     /// libtorch refuses.
     pub fn chunk_sums(&self, gradient: &Tensor) -> Result<Vec<f64>> {
-        Ok(norm::chunk_sums(as_f32(&self.own(gradient)?)))
+        let own = self.own(gradient)?;
+        if own.device() == Device::Cpu { Ok(norm::chunk_sums(as_f32(&own))) } else { on_device::chunk_sums(&own) }
     }
 
     /// Updates the own part of group `g`: moments, parameters, and with bf16 the weights made of them.
@@ -73,14 +74,22 @@ impl Shards {
             Some(master) => &mut master[g],
             None => &mut weights,
         };
-        let shard = Shard {
-            first,
-            weights: as_f32_mut(target),
-            gradients: as_f32(&gradient),
-            m: as_f32_mut(&mut self.m[g]),
-            v: as_f32_mut(&mut self.v[g]),
-        };
-        adamw.update(group, shard, step);
+        let (m, v) = (&mut self.m[g], &mut self.v[g]);
+        if target.device() == Device::Cpu {
+            let shard = Shard {
+                first,
+                weights: as_f32_mut(target),
+                gradients: as_f32(&gradient),
+                m: as_f32_mut(m),
+                v: as_f32_mut(v),
+            };
+            adamw.update(group, shard, step);
+        } else {
+            for (range, pass) in adamw.passes(group, first..first + target.numel(), step) {
+                let part = |t: &Tensor| t.f_narrow(0, range.start as i64, range.len() as i64);
+                on_device::update(&part(target)?, &part(&gradient)?, &part(m)?, &part(v)?, pass)?;
+            }
+        }
         if let Some(master) = &self.master {
             // Rounded to nearest, ties to even.
             weights.f_copy_(&master[g])?;

@@ -18,7 +18,8 @@ pub struct Trainee {
     pub flats: Vec<Tensor>,
     /// Forward and backward.
     pub passes: Box<dyn Passes>,
-    /// The same weights as a model whose constraint is checked on the way.
+    /// The model whose constraint is checked on the way: with the same weights, or without any where those do not lie
+    /// in the model's memory.
     pub constrained: Option<Model>,
     /// What the numerics record says of how it computes: engine, GEMM, device.
     pub engine: Engine,
@@ -95,17 +96,21 @@ pub struct Engine {
 }
 
 impl Trainee {
-    /// Every parameter of a model. In fp32 it shares the model's memory.
+    /// Every parameter of a model, on `device`. In fp32 on the CPU it shares the model's memory; else it needs none
+    /// of it.
     ///
     /// # Errors
-    /// The engine does not compute that type: the message says which does.
-    pub fn of_model(model: &Model, choice: &Choice) -> Result<Self> {
-        match (choice.engine, choice.precision) {
-            (EngineName::Auto | EngineName::Native, Precision::Fp32) => Self::native(model, choice),
-            (EngineName::Auto | EngineName::Libtorch, _) => Self::libtorch(model, choice),
-            (EngineName::Native, Precision::Bf16) => Err(ComputeError::Config(
-                "the native engine computes fp32 only: set engine = \"libtorch\" for precision = \"bf16\"".to_owned(),
-            )),
+    /// The engine does not compute that type or not there: the message says which does.
+    pub fn of_model(model: &Model, choice: &Choice, device: Device) -> Result<Self> {
+        match (choice.engine, choice.precision, device) {
+            (EngineName::Auto | EngineName::Native, Precision::Fp32, Device::Cpu) => Self::native(model, choice),
+            (EngineName::Auto | EngineName::Libtorch, ..) => Self::libtorch(model, choice, device),
+            (EngineName::Native, precision, _) => {
+                let wanted = if precision == Precision::Bf16 { "precision = \"bf16\"" } else { "device = \"cuda\"" };
+                Err(ComputeError::Config(format!(
+                    "the native engine computes in fp32 on the CPU only: set engine = \"libtorch\" for {wanted}"
+                )))
+            }
         }
     }
 
@@ -128,21 +133,28 @@ impl Trainee {
         })
     }
 
-    fn libtorch(model: &Model, choice: &Choice) -> Result<Self> {
+    fn libtorch(model: &Model, choice: &Choice, device: Device) -> Result<Self> {
         let kind = match choice.precision {
             Precision::Fp32 => Kind::Float,
             Precision::Bf16 => Kind::BFloat16,
         };
         let keep = if choice.activation_checkpointing { Keep::Inputs } else { Keep::Graphs };
         let settings = libtorch::Settings { keep, dropout: choice.dropout, ..libtorch::Settings::default() };
-        let net = Net::of(model, Base::Trainable, kind, Device::Cpu)?;
+        let net = Net::of(model, Base::Trainable, kind, device)?;
+        let shared = kind == Kind::Float && device == Device::Cpu;
+        let engine = Engine::of_net(&net);
         Ok(Self {
             layout: net.trainable_layout(),
             flats: net.trainable_flats(),
             passes: Box::new(LibtorchPasses::new(net, settings)),
-            // With bf16 the constrained weights are those of the masters, which are checked when they are saved.
-            constrained: (kind == Kind::Float).then(|| model.variant().map(|_| model.alias())).flatten(),
-            engine: Engine { name: "libtorch".into(), gemm: "libtorch".into(), device: "cpu".into(), inexact: None },
+            constrained: model.variant().map(|_| {
+                let mut alias = model.alias();
+                if !shared {
+                    alias.take_flats();
+                }
+                alias
+            }),
+            engine,
             flops_per_token: model.flops_per_token(),
         })
     }
@@ -167,12 +179,11 @@ impl Trainee {
         Err(ComputeError::Failed("the weights do not have the layout's lengths and one type: report this".to_owned()))
     }
 
-    /// The check of constrained weights; `None` where there are none.
+    /// The check of `model`'s constrained weights: the smallest and the largest.
     ///
     /// # Errors
     /// A weight left its constraint: named.
-    pub fn check_constraint(&self, step: u64) -> Result<Option<[f64; 2]>> {
-        let Some(model) = self.constrained.as_ref().filter(|m| m.variant().is_some()) else { return Ok(None) };
+    pub fn check_constraint(model: &Model, step: u64) -> Result<[f64; 2]> {
         let ConstraintCheck { min, max, violated, .. } = model.check_constraint()?;
         if let Some(name) = violated.first() {
             return Err(ComputeError::Failed(format!(
@@ -180,6 +191,6 @@ impl Trainee {
                 violated.len() - 1,
             )));
         }
-        Ok(Some([min, max]))
+        Ok([min, max])
     }
 }

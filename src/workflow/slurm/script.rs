@@ -142,6 +142,8 @@ impl Launcher {
                     "--wait=60".to_owned(),
                     // Slurm 22.05 to 23.02 does not hand sbatch's value on to srun.
                     format!("--cpus-per-task={cpus_per_task}"),
+                    // Where the site has a plugin that binds; else it means nothing.
+                    "--cpu-bind=cores".to_owned(),
                 ];
                 words.extend(args.iter().cloned());
                 words

@@ -1,6 +1,7 @@
 //! Tests of what can be tested without a GPU.
 
 use super::*;
+use crate::compute::gpu;
 use crate::compute::train::lanes;
 
 #[test]
@@ -30,7 +31,7 @@ fn tensors_are_added_by_the_tree_over_ranks() {
 
 #[test]
 fn without_cuda_it_says_what_to_type() {
-    if tch::Cuda::is_available() {
+    if gpu::load().is_ok() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -43,7 +44,7 @@ fn without_cuda_it_says_what_to_type() {
 /// for them to be sent, and read on it as soon as they have come. Needs a GPU, and NCCL.
 #[test]
 fn messages_wait_for_the_null_stream_and_it_for_them() {
-    if !tch::Cuda::is_available() {
+    if gpu::load().is_err() {
         eprintln!("skipped: there is no GPU");
         return;
     }
