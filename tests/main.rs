@@ -14,6 +14,7 @@ mod generate;
 mod local;
 #[cfg(feature = "compute")]
 mod model;
+mod paying;
 mod query;
 #[cfg(feature = "mpi")]
 mod ranks;

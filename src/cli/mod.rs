@@ -6,6 +6,7 @@
 mod aggregate;
 mod attempt;
 mod generate;
+mod ledger;
 mod new;
 mod output;
 mod plan;
@@ -76,6 +77,8 @@ enum Command {
     Generate(generate::Args),
     /// Show the chain: seals, jobs, progress
     Status(status::Args),
+    /// Show what the study has held and cost, attempt by attempt, and what is left of its budget
+    Ledger(ledger::Args),
     /// Ask results a question in the jq language
     Query(query::Args),
     /// Fill the study's tables from its sealed results
@@ -96,6 +99,7 @@ pub fn seedbed() -> ExitCode {
         Command::Plan(args) => plan::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Ledger(args) => ledger::run(&args),
         Command::Query(args) => query::run(&args),
         Command::Aggregate(args) => aggregate::run(&args),
         Command::Attempt(args) => attempt::run(args),

@@ -39,14 +39,14 @@ pub(crate) fn note(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// Asks yes or no; without a terminal the answer is yes.
-pub(crate) fn confirm(question: &str) -> bool {
+/// Asks yes or no; without a terminal nobody answers.
+pub(crate) fn confirm(question: &str) -> Option<bool> {
     if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
-        return true;
+        return None;
     }
     let _ = write!(std::io::stderr(), "{question} [y/N] ").and_then(|()| std::io::stderr().flush());
     let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
+    Some(std::io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 /// Columns of text, as wide as their widest cell; the last one is cut to what a terminal shows.

@@ -6,6 +6,9 @@ use super::Result;
 use super::output::{self, Format};
 use super::study::{PartArgs, StudyArgs};
 use crate::record::exit;
+use crate::workflow::bill::{Bill, Hours};
+use crate::workflow::budget::{Quantity, Row};
+use crate::workflow::ledger::Ledger;
 use crate::workflow::plan::{CellState, Policy};
 use crate::workflow::run::{Intent, Prepared, prepare};
 use crate::workflow::slurm::script;
@@ -35,6 +38,7 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
             output::text(&table(&prepared))?;
             output::text(&left(&prepared))?;
             output::text(&bill(&prepared))?;
+            output::text(&against_budget(&prepared))?;
         }
         Format::Json => output::json(&to_json(&prepared))?,
     }
@@ -115,31 +119,93 @@ fn memory(bytes: u64) -> String {
 
 /// What is left, in hours, bytes and money.
 pub(crate) fn bill(prepared: &Prepared) -> String {
+    bill_text(prepared, &prepared.bill())
+}
+
+/// The same of a bill that is known.
+pub(crate) fn bill_text(prepared: &Prepared, bill: &Bill) -> String {
     let (done, all) = prepared.done();
-    let bill = prepared.bill();
     let mut text = format!("{done} of {} done", output::plural(all, "cell"));
     if bill.cells > 0 {
-        text.push_str(&format!(", {} to run: at most ", bill.cells));
-        let hours = if bill.gpu_hours > 0.0 {
-            format!("{:.1} GPU-hours", bill.gpu_hours)
-        } else {
-            format!("{:.1} core-hours", bill.cpu_hours)
-        };
-        text.push_str(&hours);
+        text.push_str(&format!(", {} to run: ", bill.cells));
+        let pick = |hours: Hours| if bill.worst.gpu_hours > 0.0 { hours.gpu_hours } else { hours.cpu_hours };
+        let unit = if bill.worst.gpu_hours > 0.0 { "GPU-hours" } else { "core-hours" };
+        let [expected, worst] = [bill.expected, bill.worst].map(|hours| format!("{:.1}", pick(hours)));
+        if expected != worst {
+            text.push_str(&format!("about {expected}, "));
+        }
+        text.push_str(&format!("at most {worst} {unit}"));
         if bill.storage_bytes > 0 {
             text.push_str(&format!(", about {} on disk", output::size(bill.storage_bytes)));
         }
-        if let Some(cost) = prepared.cost(&bill) {
+        if let Some(cost) = bill.expected.cost(&prepared.cluster.price) {
             let currency = prepared.cluster.price.currency.as_deref().unwrap_or("");
-            text.push_str(&format!(", {cost:.2} {currency}"));
+            text.push_str(&format!(", about {cost:.2} {currency}"));
         }
     }
     text.push('\n');
     text
 }
 
+/// The bill against the study's budget; nothing where it has none.
+pub(crate) fn against_budget(prepared: &Prepared) -> String {
+    if prepared.study.budget.is_none() {
+        return String::new();
+    }
+    let ledger = prepared.ledger();
+    let rows = prepared.rows(&prepared.bill_beside(&ledger), &ledger);
+    let over = rows.iter().filter(|row| row.is_over()).map(|row| format!("over budget: {}\n", row.words()));
+    budget_text(prepared, &rows) + &over.collect::<String>()
+}
+
+/// One line for each quantity that has a limit, and what would not fit at worst.
+pub(crate) fn budget_text(prepared: &Prepared, rows: &[Row]) -> String {
+    let head = ["BUDGET", "SPENT", "QUEUED", "THIS CALL", "AT WORST", "LIMIT"];
+    let mut lines = vec![head.map(str::to_owned).to_vec()];
+    let mut notes = String::new();
+    for row in rows {
+        let Some(limit) = row.limit else { continue };
+        let name = match row.quantity {
+            Quantity::Cost => prepared.cluster.price.currency.as_deref().unwrap_or("cost"),
+            other => other.name(),
+        };
+        let shown = |value: f64| row.quantity.shown(value);
+        let least = if row.at_least { ">=" } else { "" };
+        lines.push(vec![
+            name.to_owned(),
+            format!("{least}{}", shown(row.spent)),
+            shown(row.queued),
+            shown(row.expected),
+            shown(row.spent + row.worst),
+            shown(limit),
+        ]);
+        if row.may_be_over() && !row.is_over() {
+            let name = row.quantity.name();
+            notes
+                .push_str(&format!("at worst the {name} do not suffice: the gate then stops what they do not cover\n"));
+        }
+    }
+    let limits = prepared.study.budget.as_ref();
+    if limits.is_some_and(|b| b.cost.is_some()) && !rows.iter().any(|row| row.quantity == Quantity::Cost) {
+        notes.push_str("the budget limits the cost, and the cluster file says no `price`: it is not checked\n");
+    }
+    let table = if lines.len() > 1 { output::columns(&lines, output::width()) } else { String::new() };
+    format!("{table}{notes}")
+}
+
 fn to_json(prepared: &Prepared) -> serde_json::Value {
-    let bill = prepared.bill();
+    let ledger = match prepared.study.budget {
+        Some(_) => prepared.ledger(),
+        None => Ledger::default(),
+    };
+    let bill = prepared.bill_beside(&ledger);
+    let cost = |hours: Hours| hours.cost(&prepared.cluster.price);
+    let budget: serde_json::Map<String, serde_json::Value> = prepared
+        .rows(&bill, &ledger)
+        .iter()
+        .filter(|row| row.limit.is_some())
+        .map(|row| (row.quantity.key().to_owned(), row.to_json()))
+        .collect();
     let cells: Vec<_> = prepared
         .plan
         .cells
@@ -160,9 +226,13 @@ fn to_json(prepared: &Prepared) -> serde_json::Value {
         "study": prepared.study.name, "profile": prepared.study.profile, "root": prepared.place.root,
         "cells": cells,
         "left": {
-            "cells": bill.cells, "gpu_hours": bill.gpu_hours, "cpu_hours": bill.cpu_hours,
-            "storage_bytes": bill.storage_bytes, "cost": prepared.cost(&bill),
+            "cells": bill.cells, "gpu_hours": bill.expected.gpu_hours, "cpu_hours": bill.expected.cpu_hours,
+            "storage_bytes": bill.storage_bytes, "cost": cost(bill.expected),
+            "worst": {
+                "gpu_hours": bill.worst.gpu_hours, "cpu_hours": bill.worst.cpu_hours, "cost": cost(bill.worst),
+            },
         },
+        "budget": budget,
         "notes": prepared.notes,
     })
 }

@@ -8,12 +8,16 @@ use super::progress::Watch;
 use super::study::{PartArgs, StudyArgs};
 use super::{CliError, Result, output, plan};
 use crate::record::exit;
+use crate::workflow::journal::Event;
+use crate::workflow::ledger::Ledger;
 use crate::workflow::local::{Task, TaskEnd};
 use crate::workflow::lock::{Hold, IfHeld, Lock};
 use crate::workflow::place::Place;
 use crate::workflow::plan::Policy;
 use crate::workflow::run::{self, Intent, LocalRun, Prepared, Site, Which, prepare};
+use crate::workflow::slurm::Client;
 use crate::workflow::study::On;
+use crate::workflow::{budget, precheck};
 
 /// Run a study: submit its chain to Slurm and return, or run it here where there is no Slurm.
 ///
@@ -68,51 +72,76 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
     prepared.check_request(policy)?;
     prepared.refresh_flags()?;
     output::note(plan::table(&prepared).trim_end());
-    output::note(plan::bill(&prepared).trim_end());
     if prepared.plan.to_run().next().is_none() {
+        output::note(plan::bill(&prepared).trim_end());
         return nothing_to_do(args, &prepared);
     }
-    check_budget(args, &prepared)?;
+    let permission = prechecks(args, &prepared)?;
+    if let Site::Slurm(_) = prepared.site {
+        ask(args)?;
+    }
+    if let Some(permission) = permission {
+        prepared.journal.write(permission)?;
+    }
     match &prepared.site {
         Site::Local(why) => {
             output::note(&format!("running on this machine ({why})"));
             local(args, &prepared)
         }
         Site::Slurm(_) => {
-            if !args.yes && !output::confirm("Submit?") {
-                return Err(CliError::Usage("nothing was submitted".to_owned()));
-            }
             let prepared = login_stages(args, &request, prepared)?;
             slurm(args, &prepared)
         }
     }
 }
 
-fn check_budget(args: &Args, prepared: &Prepared) -> Result<()> {
-    let Some(budget) = &prepared.study.budget else { return Ok(()) };
-    let bill = prepared.bill();
-    let mut over = Vec::new();
-    let mut check = |what: &str, limit: Option<f64>, value: Option<f64>| {
-        if let (Some(limit), Some(value)) = (limit, value)
-            && value > limit
-        {
-            over.push(format!("{value:.1} {what} of {limit:.1}"));
-        }
+/// Prints the bill, and checks everything that can be known before anything is submitted. Returns the permission to go
+/// beyond the budget, where it takes one.
+fn prechecks(args: &Args, prepared: &Prepared) -> Result<Option<Event>> {
+    let budget = prepared.study.budget.as_ref();
+    let ledger = match budget {
+        Some(_) => prepared.ledger(),
+        None => Ledger::default(),
     };
-    check("GPU-hours", budget.gpu_hours, Some(bill.gpu_hours));
-    check("core-hours", budget.cpu_hours, Some(bill.cpu_hours));
-    check("bytes", budget.storage_bytes.map(|b| b as f64), Some(bill.storage_bytes as f64));
-    check("of cost", budget.cost, prepared.cost(&bill));
-    match (&args.over_budget, over.is_empty()) {
-        (_, true) => Ok(()),
-        (Some(reason), false) => {
-            output::note(&format!("over budget ({}): {reason}", over.join(", ")));
-            Ok(())
+    ledger.notes.iter().for_each(|n| output::note(n));
+    let bill = prepared.bill_beside(&ledger);
+    output::note(plan::bill_text(prepared, &bill).trim_end());
+    let mut permission = None;
+    if let Some(budget) = budget {
+        let rows = prepared.rows(&bill, &ledger);
+        output::note(plan::budget_text(prepared, &rows).trim_end());
+        match (budget::check(&rows), &args.over_budget) {
+            (Ok(()), _) => {}
+            (Err(_), Some(reason)) if !reason.trim().is_empty() => {
+                output::note(&format!("over budget: {reason}"));
+                permission = Some(budget::permission(reason, budget, &rows));
+            }
+            (Err(error), _) => return Err(error.into()),
         }
-        (None, false) => Err(CliError::Usage(format!(
-            "the bill is above the budget of the study: {}; run fewer --seeds or --stages, or say --over-budget REASON",
-            over.join(", ")
-        ))),
+    }
+    let nobody = Client::new();
+    let client = match &prepared.site {
+        Site::Slurm(client) => client,
+        Site::Local(_) => &nobody,
+    };
+    let said = precheck::storage(&prepared.place, &prepared.cluster, client, &bill)?;
+    // Room on a disk is worth a line only where the study says what it needs.
+    said.iter().filter(|_| bill.storage_bytes > 0).for_each(|line| output::note(line));
+    if let Site::Slurm(client) = &prepared.site {
+        precheck::site(prepared, client, &prepared.jobs_to_come()?)?.iter().for_each(|line| output::note(line));
+    }
+    Ok(permission)
+}
+
+/// The one question.
+fn ask(args: &Args) -> Result<()> {
+    let answer = if args.yes { Some(true) } else { output::confirm("Submit?") };
+    match answer {
+        Some(true) => Ok(()),
+        Some(false) => Err(CliError::Usage("nothing was submitted".to_owned())),
+        None => Err(CliError::Usage(
+            "nothing was submitted: there is no terminal to ask at; say --yes to submit without a question".to_owned(),
+        )),
     }
 }
 
@@ -121,6 +150,7 @@ fn dry_run(args: &Args, prepared: &Prepared, policy: Policy) -> Result<u8> {
     prepared.check_request(policy)?;
     output::text(&plan::table(prepared))?;
     output::text(&plan::bill(prepared))?;
+    output::text(&plan::against_budget(prepared))?;
     for (name, text) in prepared.preview()? {
         output::text(&format!("\n# ---- {name}\n{text}"))?;
     }

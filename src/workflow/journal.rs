@@ -8,10 +8,12 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::error::Result;
+use super::study::Budget;
 use crate::record::{Fingerprint, Name, RecordError, attempt, files};
 
-/// Format version of a journal line.
-pub const JOURNAL_VERSION: u32 = 1;
+/// Newest format version of a journal line. A line says the least version that knows its event
+/// ([`Event::version`]): what an older program can read, it does read.
+pub const JOURNAL_VERSION: u32 = 2;
 
 /// Format version of `slots.json`.
 pub const SLOTS_VERSION: u32 = 1;
@@ -19,7 +21,7 @@ pub const SLOTS_VERSION: u32 = 1;
 /// One line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
-    /// [`JOURNAL_VERSION`].
+    /// [`Event::version`].
     pub version: u32,
     /// When it was written.
     pub time: DateTime<Utc>,
@@ -83,6 +85,52 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// What the cells of a submission are expected to take, as it was said before they were submitted.
+    Billed {
+        /// Name of the submission.
+        submission: String,
+        /// By stage.
+        stages: BTreeMap<Name, BilledStage>,
+    },
+    /// A person let the study go beyond its budget.
+    OverBudget {
+        /// Why.
+        reason: String,
+        /// The budget as it was then. Under another one the permission is void.
+        budget: Budget,
+        /// What may be spent now, in all.
+        ceiling: Budget,
+    },
+}
+
+impl Event {
+    /// The least format version that knows this event.
+    pub fn version(&self) -> u32 {
+        match self {
+            Self::Asked { .. }
+            | Self::Intent { .. }
+            | Self::Submitted { .. }
+            | Self::Refused { .. }
+            | Self::Uncertain { .. }
+            | Self::Gone { .. } => 1,
+            Self::Billed { .. } | Self::OverBudget { .. } => 2,
+        }
+    }
+}
+
+/// What one cell of a stage is expected to take.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BilledStage {
+    /// Number of cells of the submission.
+    pub cells: u32,
+    /// GPUs of one cell.
+    pub gpus: u32,
+    /// Cores of one cell.
+    pub cores: u32,
+    /// Time of one cell as expected, over all its attempts, seconds.
+    pub expected_s: f64,
+    /// Time of one cell at worst, seconds.
+    pub worst_s: f64,
 }
 
 /// A cell of an intended job.
@@ -142,13 +190,18 @@ impl Journal {
         Self { path: own.join("journal.jsonl"), cluster: cluster.to_owned() }
     }
 
+    /// The cluster that it writes as.
+    pub fn cluster(&self) -> &str {
+        &self.cluster
+    }
+
     /// Appends an event; durable when it returns.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, event: Event) -> Result<()> {
         let entry = Entry {
-            version: JOURNAL_VERSION,
+            version: event.version(),
             time: Utc::now(),
             user: attempt::user_name(),
             cluster: self.cluster.clone(),
@@ -182,7 +235,7 @@ pub fn jobs(entries: &[Entry]) -> Vec<JournalJob> {
     let mut jobs: Vec<JournalJob> = Vec::new();
     for entry in entries {
         let (name, fate) = match &entry.event {
-            Event::Asked { .. } => continue,
+            Event::Asked { .. } | Event::Billed { .. } | Event::OverBudget { .. } => continue,
             Event::Intent { submission, job, stage, cells } => {
                 jobs.push(JournalJob {
                     name: job.clone(),

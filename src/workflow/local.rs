@@ -29,6 +29,8 @@ pub struct Task {
     pub slot: u32,
     /// Resources of one attempt.
     pub resources: Resources,
+    /// At most so many cells of its stage and arm at a time.
+    pub max_running: Option<u32>,
     /// Tasks that must end before it starts, by index; all are before it.
     pub needs: Vec<usize>,
     /// Whether it runs although some of `needs` failed.
@@ -91,7 +93,9 @@ pub fn run(
             } else if needs().all(|n| n == Some(TaskEnd::Done)) || (task.partial_inputs && needs().all(|n| n.is_some()))
             {
                 let busy: usize = running.keys().map(|&r| width(&tasks[r], cores)).sum();
-                if busy > 0 && busy + width(task, cores) > cores {
+                let array = |&&r: &&usize| tasks[r].key.stage == task.key.stage && tasks[r].key.arm == task.key.arm;
+                let full = task.max_running.is_some_and(|most| running.keys().filter(array).count() >= most as usize);
+                if full || (busy > 0 && busy + width(task, cores) > cores) {
                     continue;
                 }
                 watch(Event::Started(task));

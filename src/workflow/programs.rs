@@ -36,7 +36,6 @@ pub fn install(own: &Path, study: &Study) -> Result<PathBuf> {
         }
     }
     names.sort_unstable();
-    let mut digests = Vec::new();
     for name in &names {
         let path = here.join(name);
         if !path.is_file() {
@@ -46,10 +45,8 @@ pub fn install(own: &Path, study: &Study) -> Result<PathBuf> {
                 if study.stages.iter().any(|s| s.resources.ranks() > 1) { "mpi" } else { "compute" }
             )));
         }
-        digests.push(format!("{name} {}\n", Digest::of_file(&path)?));
     }
-    let digest = Digest::of_bytes(digests.concat().as_bytes());
-    let dir = own.join("bin").join(&digest.as_str()[..16]);
+    let dir = own.join("bin").join(name_of(here, &names)?);
     for stage in &study.stages {
         if let Run::Builtin(spec) = &stage.run {
             check(&here.join(spec.binary), spec, stage.resources.ranks())?;
@@ -59,6 +56,39 @@ pub fn install(own: &Path, study: &Study) -> Result<PathBuf> {
         copy(&here.join(name), &dir.join(name))?;
     }
     Ok(dir)
+}
+
+/// The name of the directory that holds these programs of `dir`: a digest of all of them.
+fn name_of(dir: &Path, names: &[impl AsRef<str>]) -> Result<String> {
+    let mut digests = String::new();
+    for name in names.iter().map(AsRef::as_ref) {
+        digests.push_str(&format!("{name} {}\n", Digest::of_file(&dir.join(name))?));
+    }
+    Ok(Digest::of_bytes(digests.as_bytes()).as_str()[..16].to_owned())
+}
+
+/// Whether the programs of a submission are no longer those that it was made with; then what to do. Asked at the start
+/// of each attempt: a copy may have been cut off, or written over by hand.
+///
+/// # Errors
+/// They cannot be read.
+pub fn changed(dir: &Path) -> Result<Option<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(RecordError::io("list", dir))? {
+        let name = entry.map_err(RecordError::io("list", dir))?.file_name().to_string_lossy().into_owned();
+        // A copy that another call is making.
+        if !name.ends_with(".tmp") {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    let same = dir.file_name().is_some_and(|name| name_of(dir, &names).is_ok_and(|digest| name == digest.as_str()));
+    Ok((!same).then(|| {
+        let dir = dir.display();
+        format!(
+            "the programs in {dir} are not those that were submitted: remove that directory, then run `run_all` again"
+        )
+    }))
 }
 
 fn check(path: &Path, spec: &Spec, ranks: u32) -> Result<()> {

@@ -272,7 +272,10 @@ impl Prepared {
 
     fn shape(&self) -> JobShape {
         let asked = match &self.site {
-            Site::Slurm(client) => Limits::of(client).ok().map(|l| l.max_array_index() + 1),
+            Site::Slurm(client) => Limits::of(client).ok().map(|l| {
+                // Indices of one array follow each other, so fewer elements are a smaller greatest index.
+                l.max_array_tasks.map_or(u32::MAX, |tasks| tasks.max(1)).min(l.max_array_index() + 1)
+            }),
             Site::Local(_) => None,
         };
         JobShape { chain: self.cluster.chain, max_array_size: self.cluster.max_array_size.or(asked).unwrap_or(1001) }
@@ -317,6 +320,9 @@ impl Prepared {
             files::write_atomic(&path, text.as_bytes())?;
             scripts.push((path, text));
         }
+        if let Some(file) = self.budget_file() {
+            file.write(&dir)?;
+        }
         let dir = submission.write(&self.study, &self.place, &self.plan, self.cluster.scratch.as_deref())?;
         Ok(Written { submission, dir, scripts })
     }
@@ -326,10 +332,25 @@ impl Prepared {
     /// # Errors
     /// A value cannot stand in a script.
     pub fn preview(&self) -> Result<Vec<(String, String)>> {
+        self.preview_of(&self.jobs_to_come()?)
+    }
+
+    /// The jobs that would be submitted; no slot is given.
+    ///
+    /// # Errors
+    /// `slots.json` is damaged.
+    pub fn jobs_to_come(&self) -> Result<Vec<PlannedJob>> {
         let slots = journal::preview_slots(&self.place.own(), &self.seeds)?;
-        let jobs = plan::jobs(&self.study, &self.plan, &slots, self.shape());
+        Ok(plan::jobs(&self.study, &self.plan, &slots, self.shape()))
+    }
+
+    /// Names and scripts that `jobs` would have. Nothing is written.
+    ///
+    /// # Errors
+    /// A value cannot stand in a script.
+    pub fn preview_of(&self, jobs: &[PlannedJob]) -> Result<Vec<(String, String)>> {
         let programs = self.place.own().join("bin/preview");
-        let mut submission = Submission::new(&self.study, &self.place, &self.expansion, &jobs, programs, self.rules());
+        let mut submission = Submission::new(&self.study, &self.place, &self.expansion, jobs, programs, self.rules());
         submission.name_as_preview();
         let dir = submission.dir(&self.place);
         let script = |i: usize| {
@@ -357,7 +378,7 @@ impl Prepared {
             arm: job.arm.clone(),
             number: stage.number,
             slots: indices.map_or(Slots::Single, Slots::Indices),
-            throttle: self.cluster.throttle,
+            throttle: self.cluster.throttle.into_iter().chain(stage.max_running).min(),
             resources: stage.resources.clone(),
             resumable,
             grace_s: self.cluster.grace_s,
@@ -432,6 +453,7 @@ pub fn submit(prepared: &Prepared, told: &mut dyn FnMut(&SubmittedJob)) -> Resul
         return Ok(Vec::new());
     }
     let written = prepared.write_submission(&jobs)?;
+    journal.write(Event::Billed { submission: written.submission.name.clone(), stages: prepared.bill().stages })?;
     files::make_dirs(&prepared.place.logs())?;
     let mut taken: Vec<SubmittedJob> = Vec::new();
     for (i, job) in jobs.iter().enumerate() {
@@ -554,6 +576,8 @@ pub fn run_local(prepared: &Prepared, which: Which, watch: &mut dyn FnMut(local:
         return Ok(LocalRun { tasks: Vec::new() });
     }
     let written = prepared.write_submission(&jobs)?;
+    let stages = prepared.bill().stages;
+    prepared.journal.write(Event::Billed { submission: written.submission.name.clone(), stages })?;
     let mut tasks: Vec<Task> = Vec::new();
     for (job, entry) in jobs.iter().zip(&written.submission.jobs) {
         for (slot, key) in &job.cells {
@@ -568,6 +592,7 @@ pub fn run_local(prepared: &Prepared, which: Which, watch: &mut dyn FnMut(local:
                 job: entry.name.clone(),
                 slot: slot.unwrap_or(0),
                 resources: stage.resources.clone(),
+                max_running: stage.max_running,
                 needs,
                 partial_inputs: matches!(&stage.run, Run::Builtin(spec) if spec.partial_inputs),
             });
@@ -578,44 +603,7 @@ pub fn run_local(prepared: &Prepared, which: Which, watch: &mut dyn FnMut(local:
     Ok(LocalRun { tasks: tasks.into_iter().zip(ends).collect() })
 }
 
-/// What is left to run costs at most this.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Bill {
-    /// Cells to run.
-    pub cells: usize,
-    /// Hours of one GPU, if every cell uses its whole time limit once.
-    pub gpu_hours: f64,
-    /// Hours of one core, likewise.
-    pub cpu_hours: f64,
-    /// Bytes that finished cells leave, where the study says.
-    pub storage_bytes: u64,
-}
-
 impl Prepared {
-    /// The bill of the cells of this call.
-    pub fn bill(&self) -> Bill {
-        let mut bill = Bill::default();
-        for cell in self.plan.to_run() {
-            let stage = &self.study.stages[cell.def.stage];
-            let r = &stage.resources;
-            let hours = r.time_s as f64 / 3600.0;
-            bill.cells += 1;
-            bill.gpu_hours += f64::from(r.nodes) * f64::from(r.gpus_per_node) * hours;
-            bill.cpu_hours += f64::from(r.ranks()) * f64::from(r.cpus_per_task) * hours;
-            bill.storage_bytes += stage.storage_bytes.unwrap_or(0);
-        }
-        bill
-    }
-
-    /// Cost of a bill at the cluster's prices; `None` where no price is known.
-    pub fn cost(&self, bill: &Bill) -> Option<f64> {
-        let price = &self.cluster.price;
-        if price.gpu_hour.is_none() && price.cpu_hour.is_none() {
-            return None;
-        }
-        Some(price.gpu_hour.unwrap_or(0.0) * bill.gpu_hours + price.cpu_hour.unwrap_or(0.0) * bill.cpu_hours)
-    }
-
     /// Number of cells that are sealed and fresh, of all expected ones.
     pub fn done(&self) -> (usize, usize) {
         (self.plan.count(CellState::is_done), self.plan.cells.len())

@@ -193,7 +193,8 @@ pub fn expected_stages(study: &Study, expansion: &Expansion) -> Vec<ExpectedStag
     stages.collect()
 }
 
-fn cell_path(dir: &Path, local: &str) -> PathBuf {
+/// Where the file of a cell lies in the directory of its submission.
+pub(super) fn cell_path(dir: &Path, local: &str) -> PathBuf {
     // `+` is in no name.
     dir.join("cells").join(format!("{}.toml", local.replace('/', "+")))
 }

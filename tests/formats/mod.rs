@@ -13,6 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use seedbed::record::{Cell, Seal, attempt, files, flag, progress, run_h5};
+use seedbed::workflow::budget::BudgetFile;
 use seedbed::workflow::journal::{self, Journal};
 use seedbed::workflow::submission::Submission;
 
@@ -48,7 +49,18 @@ fn write_all(dir: &Path) {
     let path = submission.join("cells").join(format!("{local}.toml"));
     files::write_atomic(&path, cell.to_toml().unwrap().as_bytes()).unwrap();
     files::write_json(&submission.join("plan.json"), &values::submission()).unwrap();
+    values::budget_file().write(&submission).unwrap();
     write_flag(dir);
+}
+
+/// The golden journal of format version 2: events that version 1 did not have.
+fn golden_journal_v2() -> PathBuf {
+    repository().join("tests/fixtures/formats/v2/own/journal.jsonl")
+}
+
+/// The text of that journal as the program writes it.
+fn journal_v2() -> String {
+    values::journal_v2().iter().map(|e| serde_json::to_string(e).unwrap() + "\n").collect()
 }
 
 /// A flag says the cells whose seals it found; the seal lies where the cell's key says.
@@ -83,6 +95,19 @@ fn golden_files_are_written_once() {
             eprintln!("written: {}", to.display());
         }
     }
+    if !golden_journal_v2().exists() {
+        files::write_atomic(&golden_journal_v2(), journal_v2().as_bytes()).unwrap();
+    }
+}
+
+#[test]
+fn the_journal_of_version_2_is_read_and_written_to_the_same_bytes() {
+    let text = fs::read_to_string(golden_journal_v2()).unwrap();
+    assert_eq!(text, journal_v2());
+    let own = golden_journal_v2().parent().unwrap().to_path_buf();
+    let entries = Journal::open(&own, "sandbox").read().unwrap();
+    assert_eq!(entries, values::journal_v2());
+    assert!(entries.iter().all(|e| e.version == 2) && values::journal().iter().all(|e| e.version == 1));
 }
 
 #[test]
@@ -106,6 +131,7 @@ fn golden_files_are_read_to_the_expected_values() {
     assert_eq!(submission, values::submission());
     let job = &submission.jobs[0].name;
     assert_eq!(submission.cell(&dir.join("submission"), job, 1).unwrap().1, values::cell());
+    assert_eq!(BudgetFile::read(&dir.join("submission")).unwrap(), Some(values::budget_file()));
 }
 
 #[test]
@@ -125,8 +151,8 @@ fn the_same_values_give_the_same_bytes() {
     assert_eq!(contents[0].content_digest(), contents[1].content_digest());
 }
 
-/// Puts version 2 in place of the first version of `file` in a copy of the golden files, and reads it.
-fn newer(file: &str, read: impl Fn(&Path) -> Result<(), String>) {
+/// Puts the version after `known` in place of the first version of `file` in a copy of the golden files, and reads it.
+fn newer(file: &str, known: u32, read: impl Fn(&Path) -> Result<(), String>) {
     let dir = tempfile::tempdir().unwrap();
     for f in listing(&golden()) {
         let to = dir.path().join(&f);
@@ -136,17 +162,18 @@ fn newer(file: &str, read: impl Fn(&Path) -> Result<(), String>) {
     let path = dir.path().join(file);
     let text = fs::read_to_string(&path).unwrap();
     // A newer version has fields that this program does not know: the version must be looked at first.
+    let next = known + 1;
     let changed = [
-        ("\"version\": 1,", "\"of_the_future\": true,\n  \"version\": 2,"),
-        ("\"version\":1,", "\"of_the_future\":true,\"version\":2,"),
-        ("version = 1\n", "of_the_future = true\nversion = 2\n"),
+        ("\"version\": 1,", format!("\"of_the_future\": true,\n  \"version\": {next},")),
+        ("\"version\":1,", format!("\"of_the_future\":true,\"version\":{next},")),
+        ("version = 1\n", format!("of_the_future = true\nversion = {next}\n")),
     ];
     let newer = changed.iter().fold(text.clone(), |text, (old, new)| text.replacen(old, new, 1));
     assert_ne!(newer, text, "{file} says no version");
     fs::write(&path, newer).unwrap();
     let error = read(dir.path()).expect_err(file);
     let name = Path::new(file).file_name().unwrap().to_str().unwrap();
-    for word in [name, "format version 2", "reads up to 1", "newer Seedbed"] {
+    for word in [name, &format!("format version {next}"), &format!("reads up to {known}"), "newer Seedbed"] {
         assert!(error.contains(word), "{file}: {error}");
     }
 }
@@ -156,13 +183,14 @@ fn a_newer_version_is_refused_as_such() {
     fn text<T, E: ToString>(result: Result<T, E>) -> Result<(), String> {
         result.map(drop).map_err(|e| e.to_string())
     }
-    newer("cell.toml", |dir| text(Cell::read(&dir.join("cell.toml"))));
-    newer("run/attempts/2.json", |dir| text(attempt::read_start(&dir.join("run"), 2)));
-    newer("run/attempts/2.end.json", |dir| text(attempt::read_end(&dir.join("run"), 2)));
-    newer("run/seal.json", |dir| text(Seal::read(&dir.join("run"))));
-    newer("own/journal.jsonl", |dir| text(Journal::open(&dir.join("own"), "x").read()));
-    newer("own/slots.json", |dir| text(journal::slots(&dir.join("own"), &[1])));
-    newer("submission/plan.json", |dir| text(Submission::read(&dir.join("submission"))));
+    newer("cell.toml", 1, |dir| text(Cell::read(&dir.join("cell.toml"))));
+    newer("run/attempts/2.json", 1, |dir| text(attempt::read_start(&dir.join("run"), 2)));
+    newer("run/attempts/2.end.json", 1, |dir| text(attempt::read_end(&dir.join("run"), 2)));
+    newer("run/seal.json", 1, |dir| text(Seal::read(&dir.join("run"))));
+    newer("own/journal.jsonl", journal::JOURNAL_VERSION, |dir| text(Journal::open(&dir.join("own"), "x").read()));
+    newer("own/slots.json", 1, |dir| text(journal::slots(&dir.join("own"), &[1])));
+    newer("submission/plan.json", 1, |dir| text(Submission::read(&dir.join("submission"))));
+    newer("submission/budget.json", 1, |dir| text(BudgetFile::read(&dir.join("submission"))));
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("run.h5");
     values::write_version_only(&path, 2);

@@ -61,7 +61,9 @@ fn every_field_has_a_line_in_its_page() {
     check("seal.md", "run/seal.json", &[&source[..], &["evidence"]].concat());
     check("journal.md", "own/journal.jsonl", &["cells"]);
     check("slots.md", "own/slots.json", &[]);
+    check("journal.md", "../v2/own/journal.jsonl", &["stages"]);
     check("submission.md", "submission/plan.json", &["jobs.cells"]);
+    check("budget.md", "submission/budget.json", &["expected_s"]);
     let flag = fs::read_to_string(golden().join("flags/stage_3_train_monotonic_complete.flag")).unwrap();
     assert!(page("flag.md").contains(&flag));
 }
@@ -69,7 +71,7 @@ fn every_field_has_a_line_in_its_page() {
 #[test]
 fn every_event_of_the_journal_has_a_line() {
     let page = page("journal.md");
-    for entry in values::journal() {
+    for entry in values::journal().into_iter().chain(values::journal_v2()) {
         let event = serde_json::to_value(&entry).unwrap()["event"].as_str().unwrap().to_owned();
         assert!(page.contains(&format!("`{event}`")), "{event}");
     }

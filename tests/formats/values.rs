@@ -12,7 +12,9 @@ use seedbed::record::{
     AttemptEnd, AttemptStart, Cell, CellKey, Column, Digest, ExternalInput, FingerprintSource, Items, JobRef, Name,
     Need, Origin, Outcome, Resources, RunRecord, Seal, SeriesPoint,
 };
-use seedbed::workflow::journal::{Entry, Event, IntendedCell};
+use seedbed::workflow::budget::BudgetFile;
+use seedbed::workflow::journal::{BilledStage, Entry, Event, IntendedCell};
+use seedbed::workflow::study::{Budget, Price};
 use seedbed::workflow::submission::{ExpectedStage, Rules, Submission, SubmittedJob};
 use serde_json::json;
 
@@ -234,14 +236,51 @@ pub fn journal() -> Vec<Entry> {
         Event::Uncertain { job: job("aggregate"), reason: "no reply in 30 s".into() },
         Event::Gone { job: job("train_baseline"), slots: vec![0], reason: "replaced by a newer submission".into() },
     ];
-    let entry = |(i, event)| Entry {
-        version: 1,
+    entries(events)
+}
+
+/// Events that version 2 of the journal brought.
+pub fn journal_v2() -> Vec<Entry> {
+    let billed = BilledStage { cells: 2, gpus: 1, cores: 8, expected_s: 5400.0, worst_s: 21_600.0 };
+    let budget = |gpu_hours, cpu_hours, storage_bytes, cost| Budget {
+        gpu_hours: Some(gpu_hours),
+        cpu_hours: Some(cpu_hours),
+        storage_bytes: Some(storage_bytes),
+        cost: Some(cost),
+    };
+    entries(vec![
+        Event::Billed { submission: SUBMISSION.into(), stages: BTreeMap::from([(name("train_baseline"), billed)]) },
+        Event::OverBudget {
+            reason: "the deadline is on Friday".into(),
+            budget: budget(2.0, 100.0, 1 << 30, 3.5),
+            ceiling: budget(12.5, 100.0, 1 << 30, 18.75),
+        },
+    ])
+}
+
+fn entries(events: Vec<Event>) -> Vec<Entry> {
+    let entry = |(i, event): (usize, Event)| Entry {
+        version: event.version(),
         time: at(u32::try_from(i).unwrap()),
         user: "ada".into(),
         cluster: "sandbox".into(),
         event,
     };
     events.into_iter().enumerate().map(entry).collect()
+}
+
+pub fn budget_file() -> BudgetFile {
+    BudgetFile {
+        version: 1,
+        budget: Budget {
+            gpu_hours: Some(70.0),
+            cpu_hours: Some(500.0),
+            storage_bytes: Some(1 << 40),
+            cost: Some(200.0),
+        },
+        price: Price { gpu_hour: Some(1.5), cpu_hour: Some(0.02), currency: Some("EUR".into()) },
+        expected_s: BTreeMap::from([(name("aggregate"), 600.0), (name("train_monotonic"), 5400.0)]),
+    }
 }
 
 /// One line for every group and dataset of an HDF5 file: path, fields with their types, rows, layout, attributes.

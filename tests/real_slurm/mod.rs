@@ -4,4 +4,5 @@ mod chain;
 mod commands;
 mod monotone;
 mod nodes;
+mod paying;
 mod seeds;

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use chrono::Utc;
 
+use super::budget;
 use super::error::{Result, WorkflowError};
+use super::programs;
 use super::slurm::{Client, Element, JobState, control, queue};
 use super::submission::Submission;
 use crate::record::attempt::{self, ATTEMPT_VERSION};
@@ -68,6 +70,10 @@ pub fn run(options: &Options) -> Result<u8> {
             }
         });
     }
+    if let Some(why) = programs::changed(&submission.programs)? {
+        say(&why);
+        return Ok(exit::STALE_INPUT);
+    }
     let settle = Duration::from_secs(submission.rules.settle_s);
     let read = match gate::check(&cell, settle) {
         Ok(read) => read,
@@ -76,6 +82,11 @@ pub fn run(options: &Options) -> Result<u8> {
             return Ok(refusal.code);
         }
     };
+
+    if let Some(why) = budget::refusal(&cell, &options.submission)? {
+        say(&why);
+        return Ok(exit::STOPPED);
+    }
 
     let job = slurm_job(options.executor);
     let start = claim(&submission, &cell, &run_dir, job)?;

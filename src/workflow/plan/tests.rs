@@ -34,6 +34,8 @@ fn stage(number: u32, stage: &str, needs: &[&str], axes: &str) -> Stage {
             mem_bytes: None,
             time_s: 60,
         },
+        max_running: None,
+        expected_s: None,
         storage_bytes: None,
         params: json!({"lr": 0.1}),
         arms: if axes.contains('a') {

@@ -32,14 +32,15 @@ pub struct Record {
 }
 
 impl Record {
+    /// Number of allocated devices of a kind, as `gres/gpu` or `cpu`; none if the site does not account for it.
+    pub fn tres(&self, kind: &str) -> Option<u32> {
+        let items = self.alloc_tres.split(',').filter_map(|item| item.split_once('='));
+        items.filter(|(key, _)| *key == kind).find_map(|(_, count)| count.parse().ok())
+    }
+
     /// Number of allocated GPUs.
     pub fn gpus(&self) -> u32 {
-        self.alloc_tres
-            .split(',')
-            .filter_map(|item| item.split_once('='))
-            .find(|(key, _)| *key == "gres/gpu")
-            .and_then(|(_, count)| count.parse().ok())
-            .unwrap_or(0)
+        self.tres("gres/gpu").unwrap_or(0)
     }
 }
 
@@ -139,6 +140,10 @@ mod tests {
         assert_eq!(
             (records[2].state.clone(), records[2].signal, records[2].gpus()),
             (JobState::Cancelled, Some(15), 0)
+        );
+        assert_eq!(
+            (records[0].tres("cpu"), records[2].tres("gres/gpu"), records[2].tres("mem")),
+            (Some(8), None, None)
         );
         assert!(parse("12|COMPLETED\n").is_err());
     }

@@ -11,8 +11,10 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc;
+use std::sync::{OnceLock, mpsc};
 use std::time::{Duration, Instant};
+
+use super::config::Limits;
 
 /// Variables that tell where the cluster is.
 const KEPT: [&str; 3] = ["SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"];
@@ -107,6 +109,8 @@ pub struct Client {
     change_limit: Duration,
     /// Set once sacct has said that accounting is disabled, so that it is not asked again.
     pub(super) accounting_disabled: AtomicBool,
+    /// The site's settings, once they were asked for.
+    pub(super) limits: OnceLock<Limits>,
 }
 
 impl Client {
@@ -122,6 +126,7 @@ impl Client {
             query_limit: Duration::from_secs(30),
             change_limit: Duration::from_secs(120),
             accounting_disabled: AtomicBool::new(false),
+            limits: OnceLock::new(),
         }
     }
 
@@ -149,6 +154,15 @@ impl Client {
     /// It is not there, cannot be started, or does not end in time.
     pub(super) fn ask<A: AsRef<OsStr>>(&self, program: &str, arguments: &[A]) -> Result<Reply, SlurmError> {
         self.run(program, arguments, self.query_limit)
+    }
+
+    /// Runs a program of the site's that only tells something, as Slurm's own are run.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn ask_site(&self, words: &[String]) -> Result<Reply, SlurmError> {
+        let (program, arguments) = words.split_first().map_or(("", words), |(program, rest)| (program.as_str(), rest));
+        self.ask(program, arguments)
     }
 
     /// Runs a command that changes something.

@@ -75,14 +75,19 @@ pub struct Limits {
     pub min_job_age_s: Option<u32>,
     /// Whether the site keeps accounts.
     pub accounting: Option<bool>,
+    /// Whether it holds users to the limits of their accounts.
+    pub enforced: Option<bool>,
 }
 
 impl Limits {
-    /// Asks the controller.
+    /// Asks the controller, once for each client.
     ///
     /// # Errors
     /// scontrol gives no answer.
     pub fn of(client: &Client) -> Result<Self, SlurmError> {
+        if let Some(limits) = client.limits.get() {
+            return Ok(limits.clone());
+        }
         let reply = client.ask("scontrol", &["show", "config"])?;
         if !reply.status.success() {
             return Err(SlurmError::Failed {
@@ -91,7 +96,7 @@ impl Limits {
                 message: reply.message(),
             });
         }
-        Ok(Self::parse(&reply.stdout))
+        Ok(client.limits.get_or_init(|| Self::parse(&reply.stdout)).clone())
     }
 
     /// Greatest array index that the site takes; Slurm's own default if it does not say.
@@ -111,6 +116,10 @@ impl Limits {
                 "MaxArraySize" => limits.max_array_size = number(),
                 "MaxJobCount" => limits.max_job_count = number(),
                 "MinJobAge" => limits.min_job_age_s = number(),
+                "AccountingStorageEnforce" => {
+                    let binds = |word: &str| ["all", "limits", "qos", "safe"].contains(&word.trim());
+                    limits.enforced = Some(value.to_lowercase().split(',').any(binds));
+                }
                 "AccountingStorageType" => limits.accounting = Some(!value.ends_with("/none") && value != "(null)"),
                 "SchedulerParameters" => {
                     limits.max_array_tasks =
@@ -131,6 +140,7 @@ mod tests {
     fn settings_are_read() {
         let text = "\
 Configuration data as of 2025-01-02T03:04:05
+AccountingStorageEnforce = associations,limits
 AccountingStorageType   = accounting_storage/none
 ClusterName             = sandbox
 MaxArraySize            = 1001
@@ -147,7 +157,7 @@ Slurmctld(primary) at head is UP
             (limits.max_array_tasks, limits.min_job_age_s, limits.accounting),
             (Some(500), Some(30), Some(false))
         );
-        assert_eq!(limits.version.as_deref(), Some("22.05.8"));
+        assert_eq!((limits.version.as_deref(), limits.enforced), (Some("22.05.8"), Some(true)));
         assert_eq!(Limits::parse("").max_array_index(), 1000);
     }
 }

@@ -5,6 +5,7 @@
 //! function. Nothing here decides what is done: only a seal does.
 
 pub mod accounting;
+pub mod allowance;
 pub mod client;
 pub mod config;
 pub mod control;

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::load::{read_text, schema};
@@ -40,6 +41,7 @@ const KEYS: &[&str] = &[
     "max_array_size",
     "grace_s",
     "fs_settle_s",
+    "quota_command",
     "price",
 ];
 
@@ -66,18 +68,24 @@ pub struct Cluster {
     pub grace_s: u32,
     /// How long a file that another node wrote may take to appear, seconds.
     pub fs_settle_s: u32,
+    /// A program of the site's and its arguments that print the bytes, and the files, that are left to the user.
+    pub quota_command: Vec<String>,
     /// What hours cost.
     pub price: Price,
 }
 
 /// What hours cost; absent: nothing is known.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Price {
     /// One GPU for one hour.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_hour: Option<f64>,
     /// One core for one hour.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_hour: Option<f64>,
     /// Currency of both, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub currency: Option<String>,
 }
 
@@ -188,6 +196,7 @@ fn read(file: &Path, root: &Table, variable: &dyn Fn(&str) -> Option<String>, si
             None
         }
     });
+    let quota_command = quota_command(&own, sink);
     let price = price(&own, sink);
     let resources = resources(&own, sink);
     Some(Cluster {
@@ -201,6 +210,7 @@ fn read(file: &Path, root: &Table, variable: &dyn Fn(&str) -> Option<String>, si
         max_array_size,
         grace_s,
         fs_settle_s,
+        quota_command,
         price,
     })
 }
@@ -303,6 +313,15 @@ fn launcher(own: &Section<'_>, sink: &mut Sink) -> Launcher {
         }
     }
     launcher
+}
+
+fn quota_command(own: &Section<'_>, sink: &mut Sink) -> Vec<String> {
+    let words: Vec<String> = own.texts("quota_command", sink).into_iter().map(|(text, _)| text.to_owned()).collect();
+    if own.entry("quota_command").is_some() && words.first().is_none_or(String::is_empty) {
+        let help = "write the program and each argument as its own text, or leave it out";
+        sink.push(&own.place("quota_command"), "`quota_command` in [cluster] names no program", help);
+    }
+    words
 }
 
 fn price(own: &Section<'_>, sink: &mut Sink) -> Price {

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::record::{Name, Resources};
@@ -29,6 +30,7 @@ mod tree;
 pub use cluster::{Cluster, Price, find_cluster, load_cluster, plain_cluster};
 pub use load::load;
 pub use problem::{Problem, StudyError};
+pub(super) use quantity::bytes as size_bytes;
 pub use reference::kinds_markdown;
 pub use siblings::claimed_elsewhere;
 pub use stage::SaidResources;
@@ -84,6 +86,10 @@ pub struct Stage {
     pub activity: Option<String>,
     /// Resources of one attempt of one cell.
     pub resources: Resources,
+    /// At most so many cells of one array at a time.
+    pub max_running: Option<u32>,
+    /// What one cell takes in all, over its attempts, in seconds, as the study expects it.
+    pub expected_s: Option<u64>,
     /// What one finished cell leaves on disk, in bytes, as the study expects it.
     pub storage_bytes: Option<u64>,
     /// Parameters without arms: presets filled in, no nulls; path fields are absolute.
@@ -155,15 +161,20 @@ pub enum On {
 }
 
 /// What a study may cost. A limit that is absent does not limit.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Budget {
     /// Hours of one GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_hours: Option<f64>,
     /// Hours of one core.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_hours: Option<f64>,
     /// Bytes on disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage_bytes: Option<u64>,
     /// Money, in the currency of the cluster file's prices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<f64>,
 }
 

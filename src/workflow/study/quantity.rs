@@ -72,7 +72,7 @@ fn units(text: &str) -> Option<u64> {
 ///
 /// # Errors
 /// A fragment that says what is wrong and what to write.
-pub(super) fn bytes(text: &str) -> Result<u64, String> {
+pub(in crate::workflow) fn bytes(text: &str) -> Result<u64, String> {
     let bad = || format!("`{text}` is not a size: write a number and a unit, as in `80G` or `512M`");
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
     let (number, unit) = text.split_at(split);

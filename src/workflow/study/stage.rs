@@ -28,6 +28,8 @@ const KEYS: &[&str] = &[
     "on",
     "activity",
     "resources",
+    "max_running",
+    "expected",
     "storage",
     "params",
     "arms",
@@ -103,6 +105,8 @@ pub(super) fn read(index: usize, table: &Table, at: Span, around: &Surroundings<
         _ => On::Compute,
     };
     let activity = section.name("activity", sink).map(|n| n.to_string());
+    let max_running = section.integer("max_running", 1..=1_000_000, sink).map(|n| n as u32);
+    let expected_s = time(&section, "expected", sink);
     let storage_bytes = section.parsed("storage", quantity::bytes, sink);
     let needs = needs(&section, sink);
     match &run {
@@ -120,6 +124,8 @@ pub(super) fn read(index: usize, table: &Table, at: Span, around: &Surroundings<
             on,
             activity,
             resources: resources?,
+            max_running,
+            expected_s,
             storage_bytes,
             params,
             arms,
@@ -372,13 +378,18 @@ pub(super) fn said_resources(own: &Section<'_>, sink: &mut Sink) -> SaidResource
     let cpus_per_task = count("cpus_per_task", 1, 4096);
     let gpus_per_node = count("gpus_per_node", 0, 64);
     let mem_bytes = own.parsed("mem", quantity::bytes, sink);
-    let time_s = match own.entry("time").map(|e| &e.node.value) {
-        Some(Tree::Integer(minutes)) => quantity::time_s(&minutes.to_string())
-            .map_err(|problem| sink.push(&own.place("time"), format!("`time` in {}: {problem}", own.what), ""))
-            .ok(),
-        _ => own.parsed("time", quantity::time_s, sink),
-    };
+    let time_s = time(own, "time", sink);
     SaidResources { nodes, tasks_per_node, cpus_per_task, gpus_per_node, mem_bytes, time_s }
+}
+
+/// A time in seconds: text, or whole minutes.
+fn time(own: &Section<'_>, key: &str, sink: &mut Sink) -> Option<u64> {
+    match own.entry(key).map(|e| &e.node.value) {
+        Some(Tree::Integer(minutes)) => quantity::time_s(&minutes.to_string())
+            .map_err(|problem| sink.push(&own.place(key), format!("`{key}` in {}: {problem}", own.what), ""))
+            .ok(),
+        _ => own.parsed(key, quantity::time_s, sink),
+    }
 }
 
 /// Notes resources that no layout of the kind's ranks fits.

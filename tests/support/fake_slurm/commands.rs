@@ -279,7 +279,11 @@ pub fn sacct(root: &Path, arguments: &[String]) -> Answer {
                 "Submit" => time(e.number("submit_ms")),
                 "Start" => time(start),
                 "End" => time(end),
-                "AllocTRES" => format!("cpu=1,gres/gpu={},node={}", e.number("gpus"), e.number("nodes").max(1)),
+                "AllocTRES" => {
+                    let one = |key: &str| e.number(key).max(1);
+                    let cpus = one("nodes") * one("tasks_per_node") * one("cpus_per_task");
+                    format!("cpu={cpus},gres/gpu={},node={}", one("nodes") * e.number("gpus"), one("nodes"))
+                }
                 "NodeList" => "f1".to_owned(),
                 _ => String::new(),
             })
@@ -290,6 +294,15 @@ pub fn sacct(root: &Path, arguments: &[String]) -> Answer {
     Answer::ok(out)
 }
 
+/// Associations and qualities of service: one account without limits, one quality with `max_user`.
+pub fn sacctmgr(root: &Path, arguments: &[String]) -> Answer {
+    let most = Controller::open(root).config.get("max_user").cloned().unwrap_or_default();
+    if arguments.iter().any(|word| word == "assoc") {
+        return Answer::ok("lab|||normal|normal\n");
+    }
+    Answer::ok(format!("normal|{most}\n"))
+}
+
 pub fn scontrol(root: &Path, bin: &Path, arguments: &[String]) -> Answer {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let mut c = Controller::open(root);
@@ -297,8 +310,9 @@ pub fn scontrol(root: &Path, bin: &Path, arguments: &[String]) -> Answer {
         ["ping"] => Answer::ok("Slurmctld(primary) at fake is UP\n"),
         ["show", "config"] => {
             let storage = if c.config.get("accounting").is_some_and(|v| v == "on") { "slurmdbd" } else { "none" };
+            let enforce = if c.config.contains_key("max_user") { "associations,limits,qos" } else { "none" };
             Answer::ok(format!(
-                "AccountingStorageType   = accounting_storage/{storage}\nClusterName             = fake\n\
+                "AccountingStorageEnforce = {enforce}\nAccountingStorageType   = accounting_storage/{storage}\nClusterName             = fake\n\
                  MaxArraySize            = {}\nMaxJobCount             = 10000\nMinJobAge               = {} sec\n\
                  SLURM_VERSION           = 22.05.8\n",
                 c.setting("max_array_size", 1001),

@@ -23,7 +23,7 @@ const SOURCES: [(&str, &str); 5] = [
 ];
 
 /// Names under which the program is called; `slurmstepd` is its own.
-const NAMES: [&str; 7] = ["sbatch", "squeue", "sacct", "scontrol", "scancel", "srun", "slurmstepd"];
+const NAMES: [&str; 8] = ["sbatch", "squeue", "sacct", "sacctmgr", "scontrol", "scancel", "srun", "slurmstepd"];
 
 /// A Slurm that lives until it is dropped.
 pub struct FakeSlurm {
@@ -64,7 +64,7 @@ impl FakeSlurm {
     }
 
     /// Changes a setting: `rules` (old, new), `accounting` (on, off), `max_running`, `max_submit`,
-    /// `max_array_size`, `min_job_age_ms`, `requeue_delay_ms`, `kill_wait_ms`, `partitions` (a,b),
+    /// `max_user` (of one user, by sacctmgr), `max_array_size`, `min_job_age_ms`, `requeue_delay_ms`, `kill_wait_ms`, `partitions` (a,b),
     /// `hold` (1: nothing starts), `down` (1: the controller does not answer).
     pub fn set(&self, key: &str, value: impl ToString) {
         let path = self.state("config");
@@ -89,9 +89,11 @@ impl FakeSlurm {
         text.lines().map(|line| line.split('\t').map(str::to_owned).collect()).collect()
     }
 
-    /// Number of calls of `command` so far.
+    /// Number of calls of `command` so far; those of `sbatch` that only ask are `sbatch --test-only`.
     pub fn count(&self, command: &str) -> usize {
-        self.calls().iter().filter(|call| call[0] == command).count()
+        let asks = |call: &[String]| call.iter().any(|word| word == "--test-only");
+        let (name, wanted) = command.split_once(' ').map_or((command, false), |(name, _)| (name, true));
+        self.calls().iter().filter(|call| call[0] == name && asks(call) == wanted).count()
     }
 
     /// Runs one of the commands as a user would.

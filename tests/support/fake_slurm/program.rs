@@ -1,4 +1,4 @@
-//! A fake Slurm: sbatch, squeue, sacct, scontrol, scancel and srun in one program, told apart by its name.
+//! A fake Slurm: sbatch, squeue, sacct, sacctmgr, scontrol, scancel and srun in one program, told apart by its name.
 //!
 //! It is compiled by itself when a test first asks for it, from the standard library alone. Its state lies in
 //! the folder `state` beside the folder of the program; there is no daemon: every command that changes
@@ -52,7 +52,9 @@ fn main() {
 
 /// The command's answer, spoiled if a fault waits for this command.
 fn answer(root: &Path, bin: &Path, name: &str, arguments: &[String]) -> Answer {
-    let fault = take_fault(root, name);
+    // A question is not spoiled by what waits for a submission.
+    let asks = name == "sbatch" && arguments.iter().any(|a| a == "--test-only");
+    let fault = take_fault(root, if asks { "sbatch --test-only" } else { name });
     let (kind, text) = fault.as_deref().map_or(("", ""), |f| f.split_once('\t').unwrap_or((f, "")));
     if kind == "fail" {
         return Answer::error(format!("{name}: error: {text}\n"));
@@ -69,6 +71,7 @@ fn answer(root: &Path, bin: &Path, name: &str, arguments: &[String]) -> Answer {
         "sbatch" => commands::sbatch(root, bin, arguments),
         "squeue" => commands::squeue(root, arguments),
         "sacct" => commands::sacct(root, arguments),
+        "sacctmgr" => commands::sacctmgr(root, arguments),
         "scontrol" => commands::scontrol(root, bin, arguments),
         "scancel" => commands::scancel(root, bin, arguments),
         _ => Answer::error(format!("the fake Slurm has no {name}\n")),
