@@ -1,6 +1,7 @@
 //! The one integration test binary.
 
 mod architecture;
+mod asking;
 mod benches;
 mod chain;
 #[cfg(feature = "compute")]

@@ -5,8 +5,11 @@
 
 mod aggregate;
 mod attempt;
+mod cancel;
+mod explain;
 mod generate;
 mod ledger;
+mod logs;
 mod new;
 mod output;
 mod plan;
@@ -79,6 +82,12 @@ enum Command {
     Status(status::Args),
     /// Show what the study has held and cost, attempt by attempt, and what is left of its budget
     Ledger(ledger::Args),
+    /// Say why a cell is not running or not done, and what to do
+    Explain(explain::Args),
+    /// Print what a cell printed, over all attempts
+    Logs(logs::Args),
+    /// Cancel the chain, children first
+    Cancel(cancel::Args),
     /// Ask results a question in the jq language
     Query(query::Args),
     /// Fill the study's tables from its sealed results
@@ -100,6 +109,9 @@ pub fn seedbed() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Ledger(args) => ledger::run(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Logs(args) => logs::run(&args),
+        Command::Cancel(args) => cancel::run(&args),
         Command::Query(args) => query::run(&args),
         Command::Aggregate(args) => aggregate::run(&args),
         Command::Attempt(args) => attempt::run(args),

@@ -1,16 +1,15 @@
 //! What a local run shows: a bar for each running cell on a terminal, plain lines elsewhere.
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Read, Seek, SeekFrom};
-use std::path::Path;
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::output;
-use crate::record::progress::{Line, PROGRESS_FILE};
 use crate::record::{CellKey, exit};
 use crate::workflow::local::{Event, TaskEnd};
+use crate::workflow::status::{Progress, progress};
 
 /// Shows the events of a local run.
 pub(crate) struct Watch {
@@ -40,9 +39,9 @@ impl Watch {
             },
             Event::Running(task) => {
                 if let Some(bar) = self.running.get(&task.key)
-                    && let Some(line) = last_line(&task.run_dir)
+                    && let Some(far) = progress(&task.run_dir)
                 {
-                    show(bar, &task.key, &line);
+                    show(bar, &task.key, &far);
                 }
             }
             Event::Ended(task, end, took) => {
@@ -73,46 +72,38 @@ impl Watch {
     }
 }
 
-fn spinner() -> ProgressStyle {
+pub(crate) fn spinner() -> ProgressStyle {
     ProgressStyle::with_template("{spinner} {msg:32!} {elapsed_precise}")
         .unwrap_or_else(|_| ProgressStyle::default_spinner())
 }
 
 fn bar() -> ProgressStyle {
-    ProgressStyle::with_template("  {msg:52!} {bar:16} {pos}/{len}").unwrap_or_else(|_| ProgressStyle::default_bar())
+    ProgressStyle::with_template("  {msg:70!} {bar:16} {pos}/{len}").unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-fn show(bar_: &ProgressBar, key: &CellKey, line: &Line) {
-    if let Some(total) = line.total
+/// Shows how far a cell has come.
+pub(crate) fn show(bar_: &ProgressBar, key: &CellKey, far: &Progress) {
+    if let Some(total) = far.line.total
         && bar_.length() != Some(total)
     {
         bar_.set_style(bar());
         bar_.set_length(total);
     }
-    bar_.set_position(line.step);
-    bar_.set_message(format!("{:<28} {}", key.local_name(), numbers(line)));
+    bar_.set_position(far.line.step);
+    bar_.set_message(format!("{:<28} {}", key.local_name(), numbers(far)));
 }
 
 /// The numbers that a person watches.
-pub(crate) fn numbers(line: &Line) -> String {
+pub(crate) fn numbers(far: &Progress) -> String {
     let mut parts = Vec::new();
-    if let Some(loss) = line.values.get("loss") {
+    if let Some(loss) = far.line.values.get("loss") {
         parts.push(format!("loss {loss:.3}"));
     }
-    if let Some(rate) = line.values.get("tokens_per_s") {
-        parts.push(format!("{:.0} tok/s", rate));
+    if let Some(rate) = far.line.values.get("tokens_per_s") {
+        parts.push(format!("{rate:.0} tok/s"));
+    }
+    if let Some(left_s) = far.left_s {
+        parts.push(format!("{} left", output::duration(left_s)));
     }
     parts.join("  ")
-}
-
-/// The last whole line of a cell's progress file.
-pub(crate) fn last_line(run_dir: &Path) -> Option<Line> {
-    let mut file = std::fs::File::open(run_dir.join(PROGRESS_FILE)).ok()?;
-    let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(4096))).ok()?;
-    let mut tail = Vec::new();
-    file.read_to_end(&mut tail).ok()?;
-    let end = tail.iter().rposition(|&b| b == b'\n')?;
-    let line = tail[..end].rsplit(|&b| b == b'\n').next()?;
-    serde_json::from_slice(line).ok()
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::workflow::plan::Policy;
 use crate::workflow::run::Request;
+use crate::workflow::status::Which;
 
 /// Which study, under which profile, where.
 #[derive(Debug, clap::Args)]
@@ -63,7 +64,34 @@ impl StudyArgs {
         if let Some(root) = &self.root {
             words.push_str(&format!(" --root {}", shell_word(&root.display().to_string())));
         }
+        if let Some(cluster) = &self.cluster {
+            words.push_str(&format!(" --cluster {}", shell_word(cluster)));
+        }
+        if self.local {
+            words.push_str(" --local");
+        }
         words
+    }
+}
+
+/// Which cells of one stage.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CellArgs {
+    /// The stage
+    #[arg(value_name = "STAGE")]
+    pub(crate) stage: String,
+    /// Only this arm of it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) arm: Option<String>,
+    /// Only this seed of it
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u32>,
+}
+
+impl CellArgs {
+    /// The cells that are meant.
+    pub(crate) fn which(&self) -> Which<'_> {
+        Which { stage: &self.stage, arm: self.arm.as_deref(), seed: self.seed }
     }
 }
 

@@ -162,6 +162,11 @@ pub fn read_beat(run_dir: &Path, n: u32) -> Option<u64> {
     std::fs::read_to_string(beat_path(run_dir, n)).ok()?.trim().parse().ok()
 }
 
+/// When the heartbeat was written last, by the clock of the file system; `None` before the first.
+pub fn beaten_at(run_dir: &Path, n: u32) -> Option<std::time::SystemTime> {
+    std::fs::metadata(beat_path(run_dir, n)).and_then(|m| m.modified()).ok()
+}
+
 /// True if a newer attempt than `n` has claimed the cell. Asked before each commit of a checkpoint and
 /// before publishing: a program that finds one exits with [`super::exit::SUPERSEDED`].
 pub fn is_superseded(run_dir: &Path, n: u32) -> bool {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -84,6 +84,27 @@ pub fn read(run_dir: &Path) -> Result<Vec<Line>> {
     files::read_lines(&run_dir.join(PROGRESS_FILE))
 }
 
+/// The last whole lines, as many as stand in the last 4 kB; cheap however long the file is.
+///
+/// # Errors
+/// The file is not there or cannot be read. A line that is none is left out.
+pub fn tail(run_dir: &Path) -> Result<Vec<Line>> {
+    let path = run_dir.join(PROGRESS_FILE);
+    let read = || {
+        let mut file = File::open(&path)?;
+        let start = file.metadata()?.len().saturating_sub(4096);
+        file.seek(SeekFrom::Start(start))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        std::io::Result::Ok((start, bytes))
+    };
+    let (start, bytes) = read().map_err(RecordError::io("read", &path))?;
+    // The first may be the rest of a line, and the last one may not be whole.
+    let whole = bytes.iter().rposition(|&b| b == b'\n').map_or(&[][..], |end| &bytes[..end]);
+    let lines = whole.split(|&b| b == b'\n').skip(usize::from(start > 0));
+    Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
+}
+
 /// The lines as series for `run.h5`.
 pub fn series(lines: &[Line]) -> BTreeMap<String, Vec<SeriesPoint>> {
     let mut series: BTreeMap<String, Vec<SeriesPoint>> = BTreeMap::new();
@@ -99,6 +120,22 @@ pub fn series(lines: &[Line]) -> BTreeMap<String, Vec<SeriesPoint>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_tail_is_the_end_of_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(tail(dir.path()).unwrap_err().is_not_found());
+        let mut writer = Writer::resume(dir.path(), 0).unwrap();
+        for step in 1..=500 {
+            writer.write(&Line { step, total: None, time_s: 0.5, values: BTreeMap::new() }).unwrap();
+        }
+        let lines = tail(dir.path()).unwrap();
+        assert!(lines.len() > 50 && lines.len() < 400, "{}", lines.len());
+        let first = 501 - lines.len() as u64;
+        assert_eq!(lines.iter().map(|l| l.step).collect::<Vec<_>>(), (first..=500).collect::<Vec<_>>());
+        std::fs::write(dir.path().join(PROGRESS_FILE), "{\"step\":6,").unwrap();
+        assert_eq!(tail(dir.path()).unwrap(), []);
+    }
 
     #[test]
     fn resume_cuts_back_and_appends() {
@@ -117,6 +154,7 @@ mod tests {
         assert_eq!(steps, [1, 2, 3, 4]);
         let series = series(&read(dir.path()).unwrap());
         assert_eq!(series["loss"].len(), 4);
+        assert_eq!(tail(dir.path()).unwrap(), read(dir.path()).unwrap());
         let not_finite = Line { values: BTreeMap::from([("loss".into(), f64::NAN)]), ..line(5) };
         assert!(writer.write(&not_finite).unwrap_err().to_string().contains("loss"));
     }

@@ -27,6 +27,20 @@ struct Owner {
     long: bool,
 }
 
+impl Owner {
+    /// Whether its process is known to have ended. On another host nobody can tell.
+    fn is_gone(&self) -> bool {
+        self.host == files::host_name() && (self.boot_id != attempt::boot_id() || !attempt::process_lives(self.pid))
+    }
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let since = self.since.format("%F %T UTC");
+        write!(f, "user {} on host {}, process {}, since {since}", self.user, self.host, self.pid)
+    }
+}
+
 /// A held lock; released when dropped.
 #[derive(Debug)]
 pub struct Lock {
@@ -58,11 +72,30 @@ impl Lock {
     /// # Errors
     /// [`WorkflowError::Locked`], or the file cannot be written.
     pub fn take(own: &Path, hold: Hold, if_held: IfHeld) -> Result<Self> {
-        Self::take_within(own, hold, if_held, PATIENCE)
+        Self::take_within(own.join("lock"), hold, if_held, PATIENCE)
     }
 
-    fn take_within(own: &Path, hold: Hold, if_held: IfHeld, patience: Duration) -> Result<Self> {
-        let path = own.join("lock");
+    /// Takes a lock of another name for something small, and takes it from whoever held it longer than `patience`:
+    /// for work that a second one may repeat without harm.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn take_turn(own: &Path, name: &str, patience: Duration) -> Result<Self> {
+        let take = |if_held| Self::take_within(own.join(name), Hold::Short, if_held, patience);
+        match take(IfHeld::Respect) {
+            Err(WorkflowError::Locked { .. }) => take(IfHeld::Break),
+            taken => taken,
+        }
+    }
+
+    /// Who holds the lock below `own`, if somebody does whose process may live, and for how long.
+    pub fn holder(own: &Path) -> Option<(String, Hold)> {
+        let owner: Owner = files::read_json(&own.join("lock")).ok()?;
+        let hold = if owner.long { Hold::Long } else { Hold::Short };
+        (!owner.is_gone()).then(|| (owner.to_string(), hold))
+    }
+
+    fn take_within(path: PathBuf, hold: Hold, if_held: IfHeld, patience: Duration) -> Result<Self> {
         let owner = Owner {
             user: attempt::user_name(),
             host: files::host_name(),
@@ -91,21 +124,12 @@ impl Lock {
                     continue;
                 }
             };
-            let same_host = holder.host == owner.host;
-            let gone = same_host && (holder.boot_id != owner.boot_id || !attempt::process_lives(holder.pid));
-            if gone || if_held == IfHeld::Break {
+            if holder.is_gone() || if_held == IfHeld::Break {
                 remove(&path, true)?;
                 continue;
             }
             if holder.long || began.elapsed() >= patience {
-                let owner = format!(
-                    "user {} on host {}, process {}, since {}",
-                    holder.user,
-                    holder.host,
-                    holder.pid,
-                    holder.since.format("%F %T UTC")
-                );
-                return Err(WorkflowError::Locked { owner, path });
+                return Err(WorkflowError::Locked { owner: holder.to_string(), path });
             }
             std::thread::sleep(Duration::from_millis(200));
         }
@@ -118,7 +142,8 @@ fn remove(path: &Path, wanted: bool) -> Result<()> {
         return Ok(());
     }
     // Renamed first: of two that take over, one wins, and the other's new lock is not removed.
-    let aside = path.with_file_name(format!(".lock.stale.{}.{}", files::host_name(), std::process::id()));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let aside = path.with_file_name(format!(".{name}.stale.{}.{}", files::host_name(), std::process::id()));
     match std::fs::rename(path, &aside) {
         Ok(()) => std::fs::remove_file(&aside).map_err(|e| RecordError::io("remove", &aside)(e).into()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -140,7 +165,7 @@ mod tests {
     use super::*;
 
     fn take(own: &Path, if_held: IfHeld) -> Result<Lock> {
-        Lock::take_within(own, Hold::Short, if_held, Duration::from_millis(300))
+        Lock::take_within(own.join("lock"), Hold::Short, if_held, Duration::from_millis(300))
     }
 
     #[test]
@@ -156,7 +181,23 @@ mod tests {
         drop(first);
         assert!(broken.path.exists(), "the broken holder does not remove the new lock");
         drop(broken);
-        take(dir.path(), IfHeld::Respect).unwrap();
+        assert_eq!(Lock::holder(dir.path()), None);
+        let _held = take(dir.path(), IfHeld::Respect).unwrap();
+        let (owner, hold) = Lock::holder(dir.path()).unwrap();
+        assert!(owner.contains(&format!("process {}", std::process::id())) && hold == Hold::Short, "{owner}");
+    }
+
+    #[test]
+    fn a_turn_is_waited_for_and_then_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let turn = |patience_ms| Lock::take_turn(dir.path(), "turn", Duration::from_millis(patience_ms)).unwrap();
+        let first = turn(0);
+        let began = Instant::now();
+        let second = turn(300);
+        assert!(began.elapsed() >= Duration::from_millis(300));
+        drop(first);
+        assert!(second.path.exists(), "whoever lost the turn does not end that of the next");
+        assert_eq!(Lock::holder(dir.path()), None, "it is not the lock of the study");
     }
 
     #[test]

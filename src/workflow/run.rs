@@ -24,7 +24,7 @@ use crate::record::{Name, RecordError, files, flag};
 use crate::stages;
 
 /// Name of the cluster in journals of local runs.
-const LOCAL: &str = "local";
+pub(super) const LOCAL: &str = "local";
 
 /// What a person asks for.
 #[derive(Debug, Clone, Default)]
@@ -99,23 +99,66 @@ pub enum Intent {
 /// # Errors
 /// The study or cluster file has problems, or Slurm does not answer.
 pub fn prepare(request: &Request, intent: Intent) -> Result<Prepared> {
-    let mut study = load_study(request)?;
-    let place = Place::new(request.root.as_deref(), &request.study, &study.name, &study.profile)?;
-    let cluster = load_cluster(request)?;
+    let ground = Ground::load(request)?;
     let mut notes = Vec::new();
     let site = choose_site(request, intent, &mut notes)?;
-    // Also where there is no Slurm: `seedbed generate` writes the cluster's scripts anywhere.
-    if !request.local {
-        study = study.on_cluster(&cluster)?;
-    }
-    let cluster_name = cluster_name(request, &cluster, &site);
-    let journal = Journal::open(&place.own(), &cluster_name);
+    let cluster_name = cluster_name(request, &ground.cluster, &site);
+    let journal = Journal::open(&ground.place.own(), &cluster_name);
     let mut entries = journal.read()?;
     if let (Site::Slurm(client), Intent::Act) = (&site, intent) {
         survey::settle_uncertain(client, &journal, &entries, &cluster_name)?;
         entries = journal.read()?;
     }
+    let mut live = |site: &Site, entries: &[Entry], seals: &Seals| {
+        match find_live(site, &cluster_name, entries, seals) {
+            Err(error) if intent == Intent::Look => {
+                notes.push(error.to_string());
+                Ok(BTreeMap::new())
+            }
+            live => live,
+        }
+    };
+    let prepared = join(request, ground, site, journal, entries, &mut live)?;
+    Ok(Prepared { notes, ..prepared })
+}
 
+/// Seals that were found, by local name.
+pub type Seals = BTreeMap<String, SealView>;
+
+/// Which cells have a job that is queued or running, by local name.
+pub type LiveJobs = BTreeMap<String, LiveJob>;
+
+/// What every call about a study begins with.
+pub(super) struct Ground {
+    study: Study,
+    /// Its directories.
+    pub(super) place: Place,
+    /// The cluster file, or its defaults.
+    pub(super) cluster: Cluster,
+}
+
+impl Ground {
+    /// Loads the study as it is on the cluster of the request.
+    pub(super) fn load(request: &Request) -> Result<Self> {
+        let study = load_study(request)?;
+        let place = Place::new(request.root.as_deref(), &request.study, &study.name, &study.profile)?;
+        let cluster = load_cluster(request)?;
+        // Also where there is no Slurm: `seedbed generate` writes the cluster's scripts anywhere.
+        let study = if request.local { study } else { study.on_cluster(&cluster)? };
+        Ok(Self { study, place, cluster })
+    }
+}
+
+/// Joins a study with its seals and with the jobs that `live` finds for what is not sealed.
+pub(super) fn join(
+    request: &Request,
+    ground: Ground,
+    site: Site,
+    journal: Journal,
+    entries: Vec<Entry>,
+    live: &mut dyn FnMut(&Site, &[Entry], &Seals) -> Result<LiveJobs>,
+) -> Result<Prepared> {
+    let Ground { study, place, cluster } = ground;
     let asked = journal::asked(&entries);
     let seeds = match &request.seeds {
         Some(seeds) => seeds.clone(),
@@ -127,17 +170,10 @@ pub fn prepare(request: &Request, intent: Intent) -> Result<Prepared> {
     let expansion = plan::expand(&study, &expected, &digests)?;
     let depth = if request.verify { survey::Depth::Digests } else { survey::Depth::Sizes };
     let seals = survey::seals(&place, &expansion, depth);
-    let live = match find_live(&site, &cluster_name, &entries, &seals) {
-        Ok(live) => live,
-        Err(error) if intent == Intent::Look => {
-            notes.push(error.to_string());
-            BTreeMap::new()
-        }
-        Err(error) => return Err(error),
-    };
+    let live = live(&site, &entries, &seals)?;
     let mut plan = Plan::new(&study, &expansion, &seals, &live, request.policy);
     plan.select(request.seeds.as_deref(), stages.as_deref());
-    Ok(Prepared { study, place, cluster, site, journal, entries, seeds, expansion, plan, seals, notes })
+    Ok(Prepared { study, place, cluster, site, journal, entries, seeds, expansion, plan, seals, notes: Vec::new() })
 }
 
 /// Loads the study of a request.
@@ -184,12 +220,7 @@ fn cluster_name(request: &Request, cluster: &Cluster, site: &Site) -> String {
     }
 }
 
-fn find_live(
-    site: &Site,
-    cluster: &str,
-    entries: &[Entry],
-    seals: &BTreeMap<String, SealView>,
-) -> Result<BTreeMap<String, LiveJob>> {
+fn find_live(site: &Site, cluster: &str, entries: &[Entry], seals: &Seals) -> Result<LiveJobs> {
     let sealed = |cell: &str, job: &JournalJob| match (seals.get(cell), job.cells.get(cell)) {
         (Some(SealView::Sealed { seal, problem: None }), Some(intended)) => seal.fingerprint == intended.fingerprint,
         _ => false,

@@ -18,7 +18,7 @@ use super::study::Study;
 use crate::record::{Digest, RecordError, Seal, files};
 
 /// How long a job without a reply is looked for before it is believed never to have arrived.
-const LOST_AFTER: Duration = Duration::from_secs(90);
+pub(super) const LOST_AFTER: Duration = Duration::from_secs(90);
 
 /// How thoroughly outputs are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -36,6 +36,12 @@ fn a_checkpoint_leads_to_a_requeue_in_place() {
 }
 
 #[test]
+fn a_chain_is_looked_at_cancelled_and_taken_up() {
+    let Some((_commands, chain)) = chain("") else { return };
+    chain.is_looked_at_cancelled_and_taken_up();
+}
+
+#[test]
 fn the_warning_before_the_time_limit_reaches_the_stage() {
     let Some(slurm) = sandbox() else { return };
     let commands = tempfile::tempdir().unwrap();

@@ -85,7 +85,8 @@ impl Chain {
         std::fs::remove_file(self.dir.path().join(file)).unwrap();
     }
 
-    fn program(&self, program: &str) -> Command {
+    /// A program of ours, where the study and its Slurm are.
+    pub fn program(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         // Jobs inherit it: a study may not name what lies outside without declaring it.
         command.env("PATH", &self.cluster.path).env("CHAIN_MARKS", self.dir.path()).current_dir(self.dir.path());
@@ -116,13 +117,41 @@ impl Chain {
         said.lines().filter_map(|line| line.strip_prefix("job ")?.split(' ').next()?.parse().ok()).collect()
     }
 
+    /// `seedbed` with a subcommand about the study.
+    pub fn seedbed(&self, subcommand: &str, arguments: &[&str]) -> Command {
+        let mut command = self.program(env!("CARGO_BIN_EXE_seedbed"));
+        command.args([subcommand, "configs/chain.toml"]).args(arguments).args(["--cluster", "test"]);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// What `seedbed` says as JSON; it must succeed.
+    pub fn json(&self, subcommand: &str, arguments: &[&str]) -> Value {
+        let output = self.seedbed(subcommand, arguments).args(["--format", "json"]).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Makes what Slurm said last too old to be believed, as if 15 seconds had gone by.
+    pub fn let_answers_age(&self) {
+        for entry in std::fs::read_dir(self.base().join(".seedbed")).unwrap() {
+            let path = entry.unwrap().path();
+            if path.file_name().unwrap().to_str().unwrap().starts_with("answers-") {
+                let mut answers: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+                answers["asked_at"] = Value::from("2020-01-01T00:00:00Z");
+                std::fs::write(&path, answers.to_string()).unwrap();
+            }
+        }
+    }
+
+    /// A file of the study's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
     /// State of every cell, by `seedbed status`.
     pub fn states(&self) -> BTreeMap<String, String> {
-        let mut command = self.program(env!("CARGO_BIN_EXE_seedbed"));
-        let output = command.args(["status", "configs/chain.toml", "--cluster", "test", "--format", "json"]).output();
-        let output = output.unwrap();
-        assert!(output.status.success(), "{}", text(&output));
-        let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let status = self.json("status", &[]);
         let cells = status["cells"].as_array().unwrap().iter();
         cells.map(|c| (c["cell"].as_str().unwrap().to_owned(), c["state"].as_str().unwrap().to_owned())).collect()
     }
@@ -227,6 +256,40 @@ impl Chain {
         self.checkpoints_once();
         let log = self.log("train_baseline");
         assert!(log.contains("attempt 1 ended") && log.contains("attempt 2 ended"), "one log of both: {log}");
+    }
+
+    /// While stage 2 works it is looked at: what runs, what waits, and for what. Then all is cancelled, and comes back.
+    pub fn is_looked_at_cancelled_and_taken_up(&self) {
+        self.touch("slow");
+        let jobs = self.submit(&[]);
+        let log = |seed: &u32| self.base().join(format!("train_baseline/seed-{seed}/log.txt"));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !self.seeds.iter().all(|seed| log(seed).exists()) {
+            assert!(Instant::now() < deadline, "stage 2 does not start: {}", self.log("train_baseline"));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let seed = self.seeds[0].to_string();
+        let states = self.states();
+        assert_eq!(states[&format!("setup/seed-{seed}")], "done");
+        assert_eq!(states[&format!("train_baseline/seed-{seed}")], "running");
+        assert_eq!((states[&format!("uat/seed-{seed}")].as_str(), states["aggregate"].as_str()), ("queued", "queued"));
+        let said = self.json("explain", &["uat", "--seed", &seed]);
+        let reasons = said["cells"][0]["reasons"].as_array().unwrap();
+        let told = |r: &Value| format!("{} {}", r["cell"].as_str().unwrap(), r["cause"].as_str().unwrap());
+        let told: Vec<String> = reasons.iter().map(told).collect();
+        assert_eq!(told[..2], [format!("uat/seed-{seed} dependency"), format!("uat/seed-{seed} parent-not-done")]);
+        assert!(told.contains(&format!("train_baseline/seed-{seed} running")), "{told:?}");
+
+        let output = self.seedbed("cancel", &["--yes"]).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        let states = self.states();
+        assert!(states.values().all(|state| state == "done" || state == "cancelled"), "{states:#?}");
+        assert_eq!(states["aggregate"], "cancelled");
+        self.wait(&jobs);
+        self.remove("slow");
+        let again = self.submit(&[]);
+        self.wait(&again);
+        assert_eq!(self.not_done(), Vec::<String>::new());
     }
 
     fn checkpoints_once(&self) {

@@ -4,10 +4,12 @@
 
 use std::sync::atomic::Ordering;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Client, Element, JobState, SlurmError};
 
 /// One run of a job or array element; a requeued one has several.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// Which.
     pub element: Element,

@@ -11,6 +11,7 @@ pub mod config;
 pub mod control;
 pub mod job;
 pub mod queue;
+pub mod reason;
 pub mod script;
 pub mod submit;
 

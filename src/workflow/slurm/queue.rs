@@ -5,16 +5,20 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Client, Element, JobState, Liveness, SlurmError};
 
 /// Job ids in one call of squeue: a command line stays far below its limit.
 const CHUNK: usize = 400;
 
 /// One job or array element that the controller remembers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// Which.
     pub element: Element,
+    /// The job's name: an id alone does not prove that it is the job that was submitted.
+    pub name: String,
     /// Its state.
     pub state: JobState,
     /// Why it waits or ended, in Slurm's word.
@@ -88,8 +92,8 @@ pub fn query(client: &Client, ids: &[u32]) -> Result<Queue, SlurmError> {
     Ok(queue)
 }
 
-/// Array job, array index, state, reason, start, end, dependency.
-const FORMAT: &str = "%F|%K|%T|%r|%S|%e|%E";
+/// Array job, array index, state, reason, start, end, name, dependency.
+const FORMAT: &str = "%F|%K|%T|%r|%S|%e|%j|%E";
 
 fn parse(text: &str) -> Result<Vec<Entry>, SlurmError> {
     text.lines()
@@ -101,7 +105,7 @@ fn parse(text: &str) -> Result<Vec<Entry>, SlurmError> {
 }
 
 fn parse_line(line: &str) -> Option<Entry> {
-    let mut fields = line.splitn(7, '|').map(str::trim);
+    let mut fields = line.splitn(8, '|').map(str::trim);
     let job = fields.next()?.parse().ok()?;
     let index = match fields.next()? {
         "N/A" | "" => None,
@@ -110,8 +114,9 @@ fn parse_line(line: &str) -> Option<Entry> {
     let state = JobState::from_word(fields.next()?);
     let reason = fields.next()?.to_owned();
     let (start_s, end_s) = (fields.next()?.parse().ok(), fields.next()?.parse().ok());
+    let name = fields.next()?.to_owned();
     let dependency = fields.next().filter(|d| *d != "(null)").unwrap_or_default().to_owned();
-    Some(Entry { element: Element { job, index }, state, reason, start_s, end_s, dependency })
+    Some(Entry { element: Element { job, index }, name, state, reason, start_s, end_s, dependency })
 }
 
 #[cfg(test)]
@@ -121,12 +126,12 @@ mod tests {
     /// As a Slurm 22.05 printed it.
     const PRINTED: &str = "\
 Welcome to the cluster
-1|2|PENDING|JobArrayTaskLimit|N/A|N/A|(null)
-1|0|RUNNING|None|1763709574|1763716774|(null)
-2|1|CANCELLED|DependencyNeverSatisfied|1763709580|1763709580|aftercorr:1_*(failed)
-2|2|PENDING|DependencyNeverSatisfied|N/A|N/A|aftercorr:1_*(failed)
-3|N/A|COMPLETED|None|1763709585|1763709587|(null)
-4|N/A|EXPEDITING|None|N/A|N/A|
+1|2|PENDING|JobArrayTaskLimit|N/A|N/A|m.a.x|(null)
+1|0|RUNNING|None|1763709574|1763716774|m.a.x|(null)
+2|1|CANCELLED|DependencyNeverSatisfied|1763709580|1763709580|m.b.x|aftercorr:1_*(failed)
+2|2|PENDING|DependencyNeverSatisfied|N/A|N/A|m.b.x|aftercorr:1_*(failed)
+3|N/A|COMPLETED|None|1763709585|1763709587|m.c.x|(null)
+4|N/A|EXPEDITING|None|N/A|N/A|m.d.x|
 ";
 
     #[test]
@@ -144,12 +149,12 @@ Welcome to the cluster
         assert_eq!(seen, expected.map(|(element, liveness)| (element.to_owned(), liveness)));
         assert_eq!((entries[1].start_s, entries[0].start_s), (Some(1_763_709_574), None));
         assert!(entries[3].is_dead() && !entries[2].is_dead());
-        assert_eq!(entries[2].dependency, "aftercorr:1_*(failed)");
+        assert_eq!((entries[2].name.as_str(), entries[2].dependency.as_str()), ("m.b.x", "aftercorr:1_*(failed)"));
     }
 
     #[test]
     fn a_line_that_is_not_understood_is_an_error() {
-        for line in ["x|1|RUNNING|None|N/A|N/A|", "1|[0-3]|PENDING|None|N/A|N/A|", "1|0"] {
+        for line in ["x|1|RUNNING|None|N/A|N/A|m|", "1|[0-3]|PENDING|None|N/A|N/A|m|", "1|0|RUNNING|None|N/A|N/A", "1|0"] {
             assert!(matches!(parse(line), Err(SlurmError::Output { .. })), "{line}");
         }
     }

@@ -233,7 +233,7 @@ fn line(e: &Element, format: &str) -> String {
             Some('K') => or(e.text("index").to_owned(), "N/A"),
             Some('i') => e.id(),
             Some('A') => e.text("raw").to_owned(),
-            Some('T') => e.state().to_owned(),
+            Some('T') => or(e.text("shown").to_owned(), e.state()),
             Some('r') => e.text("reason").to_owned(),
             Some('j') => e.text("name").to_owned(),
             Some('S') => time(e.number("start_ms")),
@@ -323,6 +323,14 @@ pub fn scontrol(root: &Path, bin: &Path, arguments: &[String]) -> Answer {
         // Not in a real Slurm: what happens to a job from outside.
         ["fake", kind @ ("preempt" | "node_fail"), id] => {
             std::fs::write(root.join(format!("ask.{id}")), kind).unwrap();
+            Answer::default()
+        }
+        // Nor this: squeue calls its state by another word.
+        ["fake", "shown", id, word] => {
+            for i in c.matching(id) {
+                c.elements[i].set("shown", word);
+            }
+            c.save();
             Answer::default()
         }
         ["release", id] => {

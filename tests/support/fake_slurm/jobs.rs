@@ -27,7 +27,7 @@ pub fn schedule(c: &mut Controller, bin: &Path) {
             // Once never, always never: even if the parent is requeued and succeeds.
             let dead = c.elements[i].text("reason") == "DependencyNeverSatisfied";
             let reason = match if dead { Met::Never } else { met(c, &c.elements[i]) } {
-                Met::Never if c.elements[i].text("kill_dep") == "yes" => {
+                Met::Never if c.elements[i].text("kill_dep") == "yes" && c.setting("ignore_kill_dep", 0) == 0 => {
                     c.elements[i].end("CANCELLED", "DependencyNeverSatisfied");
                     let ended = c.elements[i].clone();
                     c.account(&ended, "CANCELLED");

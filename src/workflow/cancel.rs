@@ -1,0 +1,247 @@
+//! Taking a chain, or a part of it, out of Slurm's queue: children before their parents, so that nothing starts behind a
+//! job that was cancelled, and with a part everything that can no longer get its inputs.
+//!
+//! What is cancelled is written into the journal. Checkpoints and seals stay: `run_all` goes on from them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use chrono::Utc;
+use serde::Serialize;
+
+use super::answers::{self, Said};
+use super::error::{Result, WorkflowError};
+use super::history::{CellFate, CellJob};
+use super::journal::{Event, Journal};
+use super::slurm::submit::{Found, find_by_name};
+use super::slurm::{Client, Element, Liveness, control, queue};
+use super::status::Look;
+use super::survey::LOST_AFTER;
+use crate::record::{Name, attempt, exit};
+
+/// How long the end of cancelled jobs is waited for.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Which part of a study.
+#[derive(Debug, Clone, Default)]
+pub struct Part {
+    /// Only these stages.
+    pub stages: Option<Vec<Name>>,
+    /// Only these seeds.
+    pub seeds: Option<Vec<u32>>,
+    /// Only jobs that wait for what can never happen.
+    pub dead: bool,
+}
+
+impl Part {
+    fn is_all(&self) -> bool {
+        self.stages.is_none() && self.seeds.is_none()
+    }
+}
+
+/// A queued or running element.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Target {
+    /// The cell.
+    pub cell: String,
+    /// What scancel takes.
+    #[serde(serialize_with = "as_text")]
+    pub job: Element,
+    /// The job's unique name.
+    pub name: String,
+    /// What Slurm calls its state.
+    pub state: String,
+    /// Who submitted it.
+    pub user: String,
+    /// To which cluster.
+    pub cluster: String,
+    /// How many stages stand before it.
+    #[serde(skip)]
+    depth: usize,
+}
+
+fn as_text<S: serde::Serializer>(element: &Element, s: S) -> std::result::Result<S::Ok, S::Error> {
+    s.collect_str(element)
+}
+
+/// What is to be cancelled.
+#[derive(Debug, Clone, Default)]
+pub struct Targets {
+    /// Children before their parents.
+    pub own: Vec<Target>,
+    /// Jobs of other users, who alone can cancel them.
+    pub others: Vec<Target>,
+    /// Jobs of which nobody knows here whether they live, with why.
+    pub unknown: Vec<(String, String)>,
+}
+
+/// Finds what `part` of the chain lives.
+pub fn targets(look: &Look, part: &Part) -> Targets {
+    let hit = hits(look, part);
+    let depths = depths(look);
+    let mut found = Targets::default();
+    let user = attempt::user_name();
+    for (cell, jobs) in &look.jobs {
+        let index = look.index.get(cell);
+        // Cells that the study has no more belong to the whole of it only.
+        if !index.map_or(part.is_all(), |i| hit[*i]) {
+            continue;
+        }
+        for job in jobs {
+            let Some(element) = job.element().filter(|_| job.fate == CellFate::Submitted) else { continue };
+            let (state, dead) = match look.said(job) {
+                Some(Said::Listed(entry)) if entry.is_dead() => (entry.state.word(), true),
+                Some(Said::Listed(entry)) if entry.liveness() != Liveness::Ended => (entry.state.word(), false),
+                Some(Said::Silent(_)) => {
+                    let why =
+                        format!("job {element} was submitted to `{}` and cannot be asked about here", job.cluster);
+                    found.unknown.push((cell.clone(), why));
+                    continue;
+                }
+                _ => continue,
+            };
+            if part.dead && !dead {
+                continue;
+            }
+            let target = Target {
+                cell: cell.clone(),
+                job: element,
+                name: job.name.clone(),
+                state: state.to_owned(),
+                user: job.user.clone(),
+                cluster: job.cluster.clone(),
+                depth: index.map_or(usize::MAX, |i| depths[*i]),
+            };
+            if target.user == user { found.own.push(target) } else { found.others.push(target) }
+        }
+    }
+    found.own.sort_by(|a, b| b.depth.cmp(&a.depth).then_with(|| b.job.cmp(&a.job)));
+    found
+}
+
+/// The cells of the part, and those behind them that can get no inputs any more. A cell that gathers others runs
+/// with what there is, unless all that it still waits for is taken away.
+fn hits(look: &Look, part: &Part) -> Vec<bool> {
+    let cells = &look.prepared.plan.cells;
+    let mut hit: Vec<bool> = Vec::with_capacity(cells.len());
+    for cell in cells {
+        let key = &cell.def.key;
+        let stage = part.stages.as_ref().is_none_or(|stages| stages.contains(&key.stage));
+        let seed =
+            part.seeds.as_ref().is_none_or(|seeds| key.seed.map_or(part.stages.is_some(), |s| seeds.contains(&s)));
+        let open = || cell.def.needs.iter().filter(|i| !cells[**i].state.is_done());
+        let behind = if cell.fan_in {
+            open().next().is_some() && open().all(|i| hit[*i])
+        } else {
+            !part.dead && open().any(|i| hit[*i])
+        };
+        hit.push((stage && seed) || behind);
+    }
+    hit
+}
+
+/// How many stages stand before each cell.
+fn depths(look: &Look) -> Vec<usize> {
+    let mut depths: Vec<usize> = Vec::new();
+    for cell in &look.prepared.plan.cells {
+        depths.push(cell.def.needs.iter().map(|i| depths[*i] + 1).max().unwrap_or(0));
+    }
+    depths
+}
+
+/// What became of them.
+#[derive(Debug, Clone, Default)]
+pub struct Cancelled {
+    /// Elements that have ended.
+    pub ended: Vec<Target>,
+    /// Elements that were told to end and have not yet: they may be writing a checkpoint.
+    pub ending: Vec<Target>,
+}
+
+/// Cancels `targets` in their order. Hold the study's lock.
+///
+/// # Errors
+/// Slurm refuses or does not answer; what was cancelled before is in the journal.
+pub fn cancel(look: &Look, client: &Client, targets: &[Target]) -> Result<Cancelled> {
+    let slurm = |error: super::slurm::SlurmError| WorkflowError::Slurm(error.to_string());
+    let own = look.prepared.place.own();
+    for level in targets.chunk_by(|a, b| a.depth == b.depth) {
+        let elements: Vec<Element> = level.iter().map(|t| t.job).collect();
+        control::cancel(client, &elements).map_err(slurm)?;
+        answers::forget(&own);
+        let mut slots: BTreeMap<(&str, &str), Vec<u32>> = BTreeMap::new();
+        for target in level {
+            slots.entry((&target.cluster, &target.name)).or_default().extend(target.job.index);
+        }
+        for ((cluster, job), slots) in slots {
+            let reason = "cancelled by `seedbed cancel`".to_owned();
+            Journal::open(&own, cluster).write(Event::Gone { job: job.to_owned(), slots, reason })?;
+        }
+    }
+    wait(client, targets)
+}
+
+/// Waits a little for the ends.
+fn wait(client: &Client, targets: &[Target]) -> Result<Cancelled> {
+    let ids: Vec<u32> = targets.iter().map(|t| t.job.job).collect::<BTreeSet<_>>().into_iter().collect();
+    let began = Instant::now();
+    let mut pause = Duration::from_millis(250);
+    loop {
+        let found = queue::query(client, &ids).map_err(|e| WorkflowError::Slurm(e.to_string()))?;
+        let lives = |t: &&Target| found.get(t.job).is_some_and(|e| e.liveness() == Liveness::Alive);
+        let (ending, ended): (Vec<_>, Vec<_>) = targets.iter().partition(lives);
+        if ending.is_empty() || began.elapsed() >= PATIENCE {
+            return Ok(Cancelled {
+                ended: ended.into_iter().cloned().collect(),
+                ending: ending.into_iter().cloned().collect(),
+            });
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_secs(3));
+    }
+}
+
+/// Finds out what became of jobs whose reply was lost, so that they can be cancelled too. Returns those of which nobody
+/// knows yet, with what to do. Hold the study's lock.
+///
+/// # Errors
+/// Slurm does not answer.
+pub fn settle(client: &Client, look: &Look) -> Result<Vec<String>> {
+    let lost = look.jobs.values().flatten().filter(|job| job.is_lost());
+    let lost: BTreeMap<&str, &CellJob> = lost.map(|job| (job.name.as_str(), job)).collect();
+    let mut open = Vec::new();
+    for (name, job) in lost {
+        let journal = Journal::open(&look.prepared.place.own(), &job.cluster);
+        let job_name = name.to_owned();
+        match find_by_name(client, name).map_err(|e| WorkflowError::Slurm(e.to_string()))? {
+            Found::Job(id) => journal.write(Event::Submitted { job: job_name, id: id.id.to_string() })?,
+            Found::Nothing if (Utc::now() - job.time).to_std().unwrap_or_default() < LOST_AFTER => {
+                open.push(format!(
+                    "the reply to job `{name}` was lost a moment ago, and it may still arrive: run the same command again in {} s",
+                    LOST_AFTER.as_secs()
+                ));
+            }
+            Found::Nothing => {
+                let reason = "Slurm knows no job of this name".to_owned();
+                journal.write(Event::Gone { job: job_name, slots: Vec::new(), reason })?;
+            }
+            Found::Several(ids) => {
+                let ids: Vec<Element> = ids.iter().map(|id| Element { job: id.id, index: None }).collect();
+                control::cancel(client, &ids).map_err(|e| WorkflowError::Slurm(e.to_string()))?;
+                let reason = "cancelled by `seedbed cancel`: several jobs had its name".to_owned();
+                journal.write(Event::Gone { job: job_name, slots: Vec::new(), reason })?;
+            }
+        }
+    }
+    Ok(open)
+}
+
+/// The error where a local run holds the study.
+pub fn held_by_local_run(owner: &str) -> WorkflowError {
+    WorkflowError::attempt(
+        exit::INCOMPLETE,
+        format!(
+            "a local run holds this study: {owner}; press Ctrl-C where it runs, or send its process SIGTERM: it checkpoints and ends"
+        ),
+    )
+}

@@ -1,0 +1,333 @@
+//! A look at a whole chain: every cell with where it stands, its job, its newest attempt and its progress. Seals first,
+//! then one answer of Slurm ([`super::answers`]), then what attempts wrote. Changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use chrono::{DateTime, Utc};
+
+use super::answers::{self, Answers, Asked, Said};
+use super::error::{Result, WorkflowError};
+use super::history::{self, CellFate, CellJob};
+use super::journal::{Entry, Journal};
+use super::place::Place;
+use super::plan::{LiveJob, PlannedCell, SealView};
+use super::run::{self, Ground, LOCAL, LiveJobs, Prepared, Request, Seals, Site};
+use super::slurm::{Client, Element, Liveness};
+use super::standing::{self, Attempt, Evidence, Pulse, Standing, Word};
+use super::submission::Submission;
+use crate::record::progress::{self, Line};
+use crate::record::{attempt, exit, files};
+
+/// Between two heartbeats where the submission does not say, seconds.
+const BEAT_S: f64 = 30.0;
+
+/// A study as it stands.
+#[derive(Debug)]
+pub struct Look {
+    /// The plan, with the jobs that live.
+    pub prepared: Prepared,
+    /// What Slurm said; none where it had nothing to be asked.
+    pub answers: Option<Answers>,
+    /// Every cell, in the order of the plan.
+    pub cells: Vec<CellLook>,
+    /// Where a cell stands in the plan, by local name.
+    pub index: BTreeMap<String, usize>,
+    /// Every job that was ever intended, by cell, oldest first; also of cells that the study has no more.
+    pub jobs: BTreeMap<String, Vec<CellJob>>,
+}
+
+/// One cell as it stands.
+#[derive(Debug, Clone)]
+pub struct CellLook {
+    /// Where it stands.
+    pub standing: Standing,
+    /// Every job that was ever intended for it, oldest first.
+    pub jobs: Vec<CellJob>,
+    /// Its newest attempt, where that matters.
+    pub attempt: Option<Attempt>,
+    /// How far it has come, while it may run.
+    pub progress: Option<Progress>,
+}
+
+/// How far a running cell has come.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Progress {
+    /// The last line that it wrote.
+    pub line: Line,
+    /// Seconds that are left at its present speed.
+    pub left_s: Option<f64>,
+}
+
+impl Look {
+    /// Number of cells that stand so.
+    pub fn count(&self, word: Word) -> usize {
+        self.cells.iter().filter(|c| c.standing.word == word).count()
+    }
+
+    /// Whether something may still happen by itself.
+    pub fn may_move(&self) -> bool {
+        self.cells.iter().any(|c| c.standing.word.may_move())
+    }
+
+    /// What is known of a job of a cell.
+    pub fn said(&self, job: &CellJob) -> Option<Said<'_>> {
+        Some(self.answers.as_ref()?.of(job.element()?, &job.name, &job.cluster))
+    }
+}
+
+/// Which cells of a stage a person means.
+#[derive(Debug, Clone)]
+pub struct Which<'a> {
+    /// The stage.
+    pub stage: &'a str,
+    /// Only this arm.
+    pub arm: Option<&'a str>,
+    /// Only this seed.
+    pub seed: Option<u32>,
+}
+
+impl Look {
+    /// The cells that are meant, by their place in the plan.
+    ///
+    /// # Errors
+    /// There is no such stage, arm or seed: the message names those there are.
+    pub fn select(&self, which: &Which) -> Result<Vec<usize>> {
+        let usage = |text: String| Err(WorkflowError::Usage(text));
+        let cells =
+            || self.prepared.plan.cells.iter().enumerate().filter(|(_, c)| c.def.key.stage.as_str() == which.stage);
+        if self.prepared.study.stage(which.stage).is_none() {
+            let known: Vec<&str> = self.prepared.study.stages.iter().map(|s| s.name.as_str()).collect();
+            return usage(format!("the study has no stage `{}`: its stages are {}", which.stage, known.join(", ")));
+        }
+        let words = |values: BTreeSet<String>, what: &str| {
+            let values: Vec<String> = values.into_iter().collect();
+            if values.is_empty() {
+                format!("it has no {what}s")
+            } else {
+                format!("its {what}s are {}", values.join(", "))
+            }
+        };
+        if let Some(arm) = which.arm
+            && !cells().any(|(_, c)| c.def.key.arm.as_ref().is_some_and(|a| a.as_str() == arm))
+        {
+            let arms = cells().filter_map(|(_, c)| c.def.key.arm.as_ref().map(ToString::to_string)).collect();
+            return usage(format!("stage `{}` has no arm `{arm}`: {}", which.stage, words(arms, "arm")));
+        }
+        if let Some(seed) = which.seed
+            && !cells().any(|(_, c)| c.def.key.seed == Some(seed))
+        {
+            let seeds = cells().filter_map(|(_, c)| c.def.key.seed.map(|s| s.to_string())).collect();
+            return usage(format!(
+                "seed {seed} of stage `{}` was never asked for: {}; `run_all` with --seeds {seed} asks for it",
+                which.stage,
+                words(seeds, "seed")
+            ));
+        }
+        let meant = |c: &PlannedCell| {
+            let key = &c.def.key;
+            which.arm.is_none_or(|arm| key.arm.as_ref().is_some_and(|a| a.as_str() == arm))
+                && which.seed.is_none_or(|seed| key.seed == Some(seed))
+        };
+        Ok(cells().filter(|(_, c)| meant(c)).map(|(i, _)| i).collect())
+    }
+}
+
+/// Looks.
+///
+/// # Errors
+/// The study or cluster file has problems, or the journal is damaged. That Slurm does not answer is no error.
+pub fn look(request: &Request) -> Result<Look> {
+    let ground = Ground::load(request)?;
+    let own = ground.place.own();
+    let place = ground.place.clone();
+    let journal = Journal::open(&own, LOCAL);
+    let entries = journal.read()?;
+    let jobs = history::of_cells(&entries);
+    let cluster = request.cluster.is_some().then(|| ground.cluster.name.to_string());
+    let mut answers = None;
+    let mut live = |_: &Site, _: &[Entry], seals: &Seals| {
+        answers = ask(request, &place, &jobs, seals, cluster.as_deref());
+        Ok(live_jobs(answers.as_ref(), &jobs, seals))
+    };
+    let site = Site::Local("a look asks Slurm in its own way".to_owned());
+    let mut prepared = run::join(request, ground, site, journal, entries, &mut live)?;
+    prepared.notes.extend(answers.iter().flat_map(notes));
+    let cells = prepared.plan.cells.iter().enumerate();
+    let index = cells.map(|(i, cell)| (cell.def.key.local_name(), i)).collect();
+    let mut look = Look { prepared, answers, cells: Vec::new(), index, jobs };
+    look.cells = (0..look.prepared.plan.cells.len()).map(|i| look.cell(i)).collect();
+    Ok(look)
+}
+
+/// What a person should know of the answers.
+fn notes(answers: &Answers) -> Vec<String> {
+    let age = answers.answered_at.map(|time| format!(" (it answered last at {})", time.format("%F %T UTC")));
+    let slurm = answers.problem.as_ref().map(|why| format!("{why}{}", age.unwrap_or_default()));
+    let accounts = answers.accounting_problem.as_ref().map(|why| format!("{why}: some ends are not explained"));
+    slurm.into_iter().chain(accounts).collect()
+}
+
+/// The jobs of cells that are not sealed with the fingerprint that the job was submitted with.
+fn open_jobs<'a>(jobs: &'a BTreeMap<String, Vec<CellJob>>, seals: &Seals) -> Vec<(&'a String, &'a CellJob)> {
+    let sealed = |cell: &str, job: &CellJob| match seals.get(cell) {
+        Some(SealView::Sealed { seal, problem: None }) => seal.fingerprint == job.fingerprint,
+        _ => false,
+    };
+    let all = jobs.iter().flat_map(|(cell, jobs)| jobs.iter().map(move |job| (cell, job)));
+    all.filter(|(cell, job)| job.fate == CellFate::Submitted && job.id.is_some() && !sealed(cell, job)).collect()
+}
+
+fn ask(
+    request: &Request,
+    place: &Place,
+    jobs: &BTreeMap<String, Vec<CellJob>>,
+    seals: &Seals,
+    cluster: Option<&str>,
+) -> Option<Answers> {
+    let mut asked: BTreeMap<u32, Asked> = BTreeMap::new();
+    for (cell, job) in open_jobs(jobs, seals) {
+        let (Some(id), Some(element)) = (job.id, job.element()) else { continue };
+        let asked = asked.entry(id).or_insert_with(|| Asked {
+            id,
+            name: job.name.clone(),
+            cluster: job.cluster.clone(),
+            time: job.time,
+            open: Vec::new(),
+        });
+        // Of the jobs of a cell the newest counts; and of that the attempt's own word comes before the accounts.
+        let newest = jobs[cell].last().is_some_and(|last| last == job);
+        if newest && !has_said_its_end(&place.base.join(cell), element) {
+            asked.open.push(element);
+        }
+    }
+    if asked.is_empty() {
+        return None;
+    }
+    let asked: Vec<Asked> = asked.into_values().collect();
+    let client = Client::new();
+    let own = place.own();
+    Some(if request.local {
+        Answers::unasked(&own, "Slurm was not asked (--local)")
+    } else if client.find("squeue").is_none() {
+        let jobs = asked.len();
+        let why = format!("{jobs} jobs were submitted to Slurm, and `squeue` is not on PATH: look from where it works");
+        Answers::unasked(&own, &why)
+    } else {
+        answers::ask(&client, &own, &asked, cluster)
+    })
+}
+
+/// Whether the newest attempt is of this job and has written down an end that is one: not a checkpoint.
+fn has_said_its_end(run_dir: &Path, element: Element) -> bool {
+    let Ok(n @ 1..) = attempt::last(run_dir) else { return false };
+    let of_job = attempt::read_start(run_dir, n).is_ok_and(|s| s.job.is_some_and(|j| j.id == element.to_string()));
+    let end = attempt::read_end(run_dir, n).ok().flatten();
+    of_job && end.is_some_and(|end| end.exit_code != i32::from(exit::RESUME))
+}
+
+fn live_jobs(answers: Option<&Answers>, jobs: &BTreeMap<String, Vec<CellJob>>, seals: &Seals) -> LiveJobs {
+    let mut live = LiveJobs::new();
+    let Some(answers) = answers else { return live };
+    for (cell, job) in open_jobs(jobs, seals) {
+        let Some(element) = job.element() else { continue };
+        if let Said::Listed(entry) = answers.of(element, &job.name, &job.cluster)
+            && entry.liveness() != Liveness::Ended
+        {
+            live.insert(
+                cell.clone(),
+                LiveJob {
+                    id: element.job.to_string(),
+                    name: job.name.clone(),
+                    slot: job.slot,
+                    fingerprint: job.fingerprint.clone(),
+                    state: entry.state.word().to_owned(),
+                },
+            );
+        }
+    }
+    live
+}
+
+impl Look {
+    fn cell(&self, index: usize) -> CellLook {
+        let cell = &self.prepared.plan.cells[index];
+        let name = cell.def.key.local_name();
+        let jobs = self.jobs.get(&name).cloned().unwrap_or_default();
+        let run_dir = self.prepared.place.run_dir(&cell.def.key);
+        // A cell that is done needs no more reading.
+        let attempt = if cell.state.is_done() {
+            None
+        } else {
+            newest_attempt(&self.prepared.place, &run_dir, self.answers.as_ref())
+        };
+        let newest = jobs.last();
+        let evidence = Evidence { job: newest, said: newest.and_then(|job| self.said(job)), attempt: attempt.as_ref() };
+        let standing = standing::judge(&cell.state, &cell.def.fingerprint, evidence);
+        let runs = matches!(standing.word, Word::Running | Word::ProbablyRunning);
+        let progress = if runs { progress(&run_dir) } else { None };
+        CellLook { standing, jobs, attempt, progress }
+    }
+}
+
+fn newest_attempt(place: &Place, run_dir: &Path, answers: Option<&Answers>) -> Option<Attempt> {
+    let n = attempt::last(run_dir).ok().filter(|n| *n > 0)?;
+    let start = attempt::read_start(run_dir, n).ok()?;
+    let end = attempt::read_end(run_dir, n).ok().flatten();
+    let here = start.host == files::host_name();
+    let pulse = if end.is_some() {
+        Pulse::Ended
+    } else if here && start.boot_id == attempt::boot_id() {
+        if attempt::process_lives(start.pid) { Pulse::Lives } else { Pulse::Gone }
+    } else if here {
+        Pulse::Gone
+    } else {
+        Pulse::Elsewhere(heartbeat(place, run_dir, n, &start.submission, answers))
+    };
+    Some(Attempt { start, end, pulse })
+}
+
+/// Age of the last heartbeat by the clock of the file system, and the time between two.
+fn heartbeat(place: &Place, run_dir: &Path, n: u32, submission: &str, answers: Option<&Answers>) -> Option<(f64, f64)> {
+    let written: DateTime<Utc> = attempt::beaten_at(run_dir, n)?.into();
+    let now = answers.map_or_else(Utc::now, |answers| answers.file_time(&place.own()));
+    let every_s = Submission::read(&place.submissions().join(submission)).map_or(BEAT_S, |s| s.rules.beat_s as f64);
+    Some(((now - written).num_milliseconds() as f64 / 1000.0, every_s))
+}
+
+/// How far a cell has come, from the end of its progress file.
+pub fn progress(run_dir: &Path) -> Option<Progress> {
+    let lines = progress::tail(run_dir).ok()?;
+    let line = lines.last()?.clone();
+    Some(Progress { left_s: left_s(&lines), line })
+}
+
+/// Seconds to the last step at the speed of the last lines of this attempt: of earlier ones the clock began anew.
+fn left_s(lines: &[Line]) -> Option<f64> {
+    let last = lines.last()?;
+    let total = last.total?;
+    let pairs = lines.windows(2).rev();
+    let same = pairs.take_while(|p| p[0].time_s < p[1].time_s && p[0].step < p[1].step).count();
+    let first = &lines[lines.len() - 1 - same];
+    if same == 0 {
+        return None;
+    }
+    let step_s = (last.time_s - first.time_s) / (last.step - first.step) as f64;
+    Some(total.saturating_sub(last.step) as f64 * step_s)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_left_is_that_of_the_present_attempt() {
+        let line = |step, time_s| Line { step, total: Some(100), time_s, values: BTreeMap::new() };
+        assert_eq!(left_s(&[]), None);
+        assert_eq!(left_s(&[line(10, 5.0)]), None, "one line has no speed");
+        assert_eq!(left_s(&[line(10, 5.0), line(20, 10.0)]), Some(40.0));
+        // Resumed: the clock began anew at step 20, and is twice as fast.
+        assert_eq!(left_s(&[line(10, 50.0), line(20, 90.0), line(30, 3.0), line(50, 8.0)]), Some(12.5));
+        assert_eq!(left_s(&[line(90, 1.0), line(100, 2.0)]), Some(0.0));
+    }
+}
