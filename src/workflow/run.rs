@@ -109,14 +109,13 @@ pub fn prepare(request: &Request, intent: Intent) -> Result<Prepared> {
         survey::settle_uncertain(client, &journal, &entries, &cluster_name)?;
         entries = journal.read()?;
     }
-    let mut live = |site: &Site, entries: &[Entry], seals: &Seals| {
-        match find_live(site, &cluster_name, entries, seals) {
-            Err(error) if intent == Intent::Look => {
-                notes.push(error.to_string());
-                Ok(BTreeMap::new())
-            }
-            live => live,
+    let mut live = |site: &Site, entries: &[Entry], seals: &Seals| match find_live(site, &cluster_name, entries, seals)
+    {
+        Err(error) if intent == Intent::Look => {
+            notes.push(error.to_string());
+            Ok(BTreeMap::new())
         }
+        live => live,
     };
     let prepared = join(request, ground, site, journal, entries, &mut live)?;
     Ok(Prepared { notes, ..prepared })

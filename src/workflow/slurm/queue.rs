@@ -154,7 +154,9 @@ Welcome to the cluster
 
     #[test]
     fn a_line_that_is_not_understood_is_an_error() {
-        for line in ["x|1|RUNNING|None|N/A|N/A|m|", "1|[0-3]|PENDING|None|N/A|N/A|m|", "1|0|RUNNING|None|N/A|N/A", "1|0"] {
+        for line in
+            ["x|1|RUNNING|None|N/A|N/A|m|", "1|[0-3]|PENDING|None|N/A|N/A|m|", "1|0|RUNNING|None|N/A|N/A", "1|0"]
+        {
             assert!(matches!(parse(line), Err(SlurmError::Output { .. })), "{line}");
         }
     }
