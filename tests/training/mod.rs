@@ -435,7 +435,7 @@ fn ranks_that_cannot_share_the_lanes_are_refused() {
 
 #[test]
 fn without_a_gpu_it_says_what_to_type() {
-    if tch::Cuda::is_available() {
+    if seedbed::compute::gpu::load().is_ok() {
         return;
     }
     let work = Workspace::new();
