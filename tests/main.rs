@@ -28,6 +28,7 @@ mod slurm_script;
 mod study;
 mod study_text;
 mod support;
+mod surviving;
 #[cfg(feature = "compute")]
 mod tokens;
 #[cfg(feature = "compute")]

@@ -22,7 +22,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<u8> {
-    let prepared = prepare(&args.study.part(&args.part, Policy::default()), Intent::Look)?;
+    let mut prepared = prepare(&args.study.part(&args.part, Policy::default()), Intent::Look)?;
+    prepared.note_retries();
     prepared.notes.iter().for_each(|n| output::note(n));
     let jobs = prepared.jobs()?;
     if jobs.is_empty() {
@@ -47,7 +48,8 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
             (2.., Some((_, key))) => format!("_from_{}", key.local_name().rsplit('/').next().unwrap_or_default()),
             _ => String::new(),
         };
-        let path = dir.join(format!("job_{number}_{}{arm}{part}.sbatch", job.stage));
+        let link = job.link.map(|link| format!("_link-{}", link.number)).unwrap_or_default();
+        let path = dir.join(format!("job_{number}_{}{arm}{part}{link}.sbatch", job.stage));
         files::write_atomic(&path, text.as_bytes())?;
         output::text(&format!("{}\n", path.display()))?;
     }

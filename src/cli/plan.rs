@@ -142,6 +142,12 @@ pub(crate) fn bill_text(prepared: &Prepared, bill: &Bill) -> String {
             let currency = prepared.cluster.price.currency.as_deref().unwrap_or("");
             text.push_str(&format!(", about {cost:.2} {currency}"));
         }
+        if let Some((cells, links)) = prepared.links() {
+            let (cells, each) = (output::plural(cells, "cell"), if cells == 1 { "" } else { " each" });
+            text.push_str(&format!(
+                "\nthis site requeues no job: {cells} that can go on from a checkpoint become up to {links} jobs{each}, one behind the other"
+            ));
+        }
     }
     text.push('\n');
     text

@@ -58,7 +58,9 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
     let policy = Policy { retry_stopped: args.retry_stopped, replace: args.replace };
     let request = args.study.part(&args.part, policy);
     if args.dry_run {
-        return dry_run(args, &prepare(&request, Intent::Look)?, policy);
+        let mut prepared = prepare(&request, Intent::Look)?;
+        prepared.note_retries();
+        return dry_run(args, &prepared, policy);
     }
     let study = run::load_study(&request)?;
     let place = Place::new(request.root.as_deref(), &request.study, &study.name, &study.profile)?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{CellKey, Fingerprint, RecordError, Result, files};
+use super::{CellKey, Fingerprint, RecordError, Result, Verdict, files};
 
 /// Format version of the attempt's files.
 pub const ATTEMPT_VERSION: u32 = 1;
@@ -68,6 +68,9 @@ pub struct AttemptEnd {
     pub ended_at: DateTime<Utc>,
     /// Wall time, seconds.
     pub wall_s: f64,
+    /// What was decided; absent in records of programs before it was written down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
 }
 
 fn dir(run_dir: &Path) -> PathBuf {

@@ -16,6 +16,7 @@ pub mod run;
 pub mod run_h5;
 pub mod seal;
 pub mod tree;
+pub mod verdict;
 
 mod error;
 
@@ -27,6 +28,7 @@ pub use fingerprint::{Change, Fingerprint, FingerprintSource};
 pub use key::{CellKey, Name};
 pub use run::{Column, Items, RunRecord, SeriesPoint};
 pub use seal::{Origin, Outcome, Seal};
+pub use verdict::{Adjust, Next, Verdict, Why};
 
 /// Result of everything on the ground floor.
 pub type Result<T> = std::result::Result<T, RecordError>;

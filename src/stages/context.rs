@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
 use serde::de::DeserializeOwned;
@@ -112,6 +112,7 @@ pub struct Context {
     /// When the process began.
     pub started: Instant,
     stop: Arc<AtomicBool>,
+    deadline: Option<Deadline>,
 }
 
 impl Context {
@@ -125,6 +126,10 @@ impl Context {
         let out_dir = attempt::out_dir(&run_dir, attempt);
         let checkpoint_dir = cell.checkpoint_dir();
         files::make_dirs(&out_dir)?;
+        let started = Instant::now();
+        let get = |name: &str| std::env::var(name).ok();
+        // Who cannot go on from a checkpoint gains nothing by stopping early.
+        let deadline = if cell.resumable { Deadline::from_environment(get, SystemTime::now(), started) } else { None };
         Ok(Self {
             cell,
             attempt,
@@ -132,8 +137,9 @@ impl Context {
             out_dir,
             checkpoint_dir,
             trace: None,
-            started: Instant::now(),
+            started,
             stop: Arc::default(),
+            deadline,
         })
     }
 
@@ -203,9 +209,10 @@ impl Context {
         self.cell.inputs.iter().find(|i| i.name == name).map(|i| i.path.as_path())
     }
 
-    /// True once Slurm or a person asked to stop: finish the step, checkpoint, return [`StageError::Resume`].
+    /// True once Slurm or a person asked to stop, or the allocation is about to end (early enough for a checkpoint that
+    /// takes as long as the longest so far): finish the step, checkpoint, return [`StageError::Resume`].
     pub fn stop_requested(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+        self.stop.load(Ordering::Relaxed) || self.deadline.is_some_and(|d| d.is_due(Instant::now(), longest_save()))
     }
 
     /// True if a newer attempt has claimed the cell.
@@ -222,6 +229,41 @@ impl Context {
     /// Seconds since the process began.
     pub fn elapsed_s(&self) -> f64 {
         self.started.elapsed().as_secs_f64()
+    }
+}
+
+/// How long a checkpoint takes, as far as this process has measured.
+fn longest_save() -> Duration {
+    #[cfg(feature = "compute")]
+    return crate::compute::checkpoint::saver::longest_save();
+    #[cfg(not(feature = "compute"))]
+    Duration::ZERO
+}
+
+/// The end of the allocation, as the attempt told it: Slurm's warning is only the backstop, because it cannot be moved
+/// once a job is queued.
+#[derive(Debug, Clone, Copy)]
+struct Deadline {
+    opened: Instant,
+    end: Instant,
+    grace: Duration,
+}
+
+impl Deadline {
+    /// From `SEEDBED_END_TIME` (seconds since 1970) and `SEEDBED_GRACE_S`. An end that has passed is no end: a clock
+    /// is wrong, and Slurm's warning will tell.
+    fn from_environment(get: impl Fn(&str) -> Option<String>, now: SystemTime, opened: Instant) -> Option<Self> {
+        let number = |name| get(name)?.parse::<u64>().ok().map(Duration::from_secs);
+        let left = (UNIX_EPOCH + number("SEEDBED_END_TIME")?).duration_since(now).ok()?;
+        Some(Self { opened, end: opened.checked_add(left)?, grace: number("SEEDBED_GRACE_S")? })
+    }
+
+    /// Whether a checkpoint must begin: the grace before the end, or three times what one takes and a minute; never
+    /// before half of the time is over.
+    fn is_due(&self, now: Instant, save: Duration) -> bool {
+        let wanted = if save.is_zero() { self.grace } else { self.grace.max(3 * save + Duration::from_secs(60)) };
+        let most = self.end.saturating_duration_since(self.opened) / 2;
+        self.end.saturating_duration_since(now) <= wanted.min(most)
     }
 }
 
@@ -331,4 +373,38 @@ pub fn write_record(spec: &Spec, context: &Context, record: &RunRecord) -> Resul
         files::write_json(&context.out_dir.join(export), &stored.tree())?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_begins_before_the_end() {
+        let (now, opened) = (UNIX_EPOCH + Duration::from_secs(1_000_000), Instant::now());
+        let told = |end: &str, grace: &str| {
+            let (end, grace) = (end.to_owned(), grace.to_owned());
+            let get = move |name: &str| match name {
+                "SEEDBED_END_TIME" => Some(end.clone()),
+                "SEEDBED_GRACE_S" => Some(grace.clone()),
+                _ => None,
+            };
+            Deadline::from_environment(get, now, opened)
+        };
+        let seconds = Duration::from_secs;
+        let hour = told("1003600", "300").unwrap();
+        // (save, first second at which it is due)
+        for (save, due) in [(0, 3300), (10, 3300), (80, 3300), (100, 3240), (500, 3600 - 1560), (2000, 1800)] {
+            assert!(!hour.is_due(opened + seconds(due - 1), seconds(save)), "{save}");
+            assert!(hour.is_due(opened + seconds(due), seconds(save)), "{save}");
+        }
+        // A grace that is longer than half of the time.
+        let minute = told("1000060", "300").unwrap();
+        assert!(
+            !minute.is_due(opened + seconds(29), Duration::ZERO) && minute.is_due(opened + seconds(30), seconds(1))
+        );
+        for (end, grace) in [("999999", "300"), ("", "300"), ("1003600", ""), ("x", "1")] {
+            assert!(told(end, grace).is_none(), "{end} {grace}");
+        }
+    }
 }

@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::error::Result;
+use super::plan::Again;
 use super::study::Budget;
 use crate::record::{Fingerprint, Name, RecordError, attempt, files};
 
@@ -141,6 +142,9 @@ pub struct IntendedCell {
     pub slot: Option<u32>,
     /// Fingerprint it is submitted with.
     pub fingerprint: Fingerprint,
+    /// What its attempts came to before, if it ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub again: Option<Again>,
 }
 
 /// A job as the journal knows it.
@@ -339,7 +343,10 @@ mod tests {
             stage: Name::new("train").unwrap(),
             cells: [0, 1]
                 .map(|s| {
-                    (format!("train/seed-{s}"), IntendedCell { slot: Some(s), fingerprint: Digest::of_bytes(b"") })
+                    (
+                        format!("train/seed-{s}"),
+                        IntendedCell { slot: Some(s), fingerprint: Digest::of_bytes(b""), again: None },
+                    )
                 })
                 .into(),
         };

@@ -16,6 +16,7 @@ pub mod place;
 pub mod plan;
 pub mod precheck;
 pub mod programs;
+pub mod retry;
 pub mod run;
 pub mod slurm;
 pub mod standing;

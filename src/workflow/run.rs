@@ -19,7 +19,7 @@ use super::slurm::submit::{self, Found, Submitted};
 use super::slurm::{Client, Element, SlurmError, control};
 use super::study::{self, Cluster, Run, Study};
 use super::submission::{Rules, Submission, expected_stages};
-use super::{programs, survey};
+use super::{programs, retry, survey};
 use crate::record::{Name, RecordError, files, flag};
 use crate::stages;
 
@@ -81,6 +81,8 @@ pub struct Prepared {
     pub plan: Plan,
     /// Seals that were found, by local name.
     pub seals: BTreeMap<String, SealView>,
+    /// Jobs of unsealed cells that have ended, as far as Slurm remembers them.
+    pub ended: retry::Ends,
     /// What a person should know.
     pub notes: Vec<String>,
 }
@@ -109,16 +111,24 @@ pub fn prepare(request: &Request, intent: Intent) -> Result<Prepared> {
         survey::settle_uncertain(client, &journal, &entries, &cluster_name)?;
         entries = journal.read()?;
     }
+    let mut ended = retry::Ends::new();
     let mut live = |site: &Site, entries: &[Entry], seals: &Seals| match find_live(site, &cluster_name, entries, seals)
     {
         Err(error) if intent == Intent::Look => {
             notes.push(error.to_string());
             Ok(BTreeMap::new())
         }
-        live => live,
+        live => live.map(|live| {
+            ended = live.ended;
+            live.jobs
+        }),
     };
     let prepared = join(request, ground, site, journal, entries, &mut live)?;
-    Ok(Prepared { notes, ..prepared })
+    let mut prepared = Prepared { ended, notes, ..prepared };
+    if intent == Intent::Act {
+        prepared.note_retries();
+    }
+    Ok(prepared)
 }
 
 /// Seals that were found, by local name.
@@ -172,7 +182,8 @@ pub(super) fn join(
     let live = live(&site, &entries, &seals)?;
     let mut plan = Plan::new(&study, &expansion, &seals, &live, request.policy);
     plan.select(request.seeds.as_deref(), stages.as_deref());
-    Ok(Prepared { study, place, cluster, site, journal, entries, seeds, expansion, plan, seals, notes: Vec::new() })
+    let (ended, notes) = (retry::Ends::new(), Vec::new());
+    Ok(Prepared { study, place, cluster, site, journal, entries, seeds, expansion, plan, seals, ended, notes })
 }
 
 /// Loads the study of a request.
@@ -219,7 +230,7 @@ fn cluster_name(request: &Request, cluster: &Cluster, site: &Site) -> String {
     }
 }
 
-fn find_live(site: &Site, cluster: &str, entries: &[Entry], seals: &Seals) -> Result<LiveJobs> {
+fn find_live(site: &Site, cluster: &str, entries: &[Entry], seals: &Seals) -> Result<survey::Live> {
     let sealed = |cell: &str, job: &JournalJob| match (seals.get(cell), job.cells.get(cell)) {
         (Some(SealView::Sealed { seal, problem: None }), Some(intended)) => seal.fingerprint == intended.fingerprint,
         _ => false,
@@ -228,7 +239,7 @@ fn find_live(site: &Site, cluster: &str, entries: &[Entry], seals: &Seals) -> Re
         Site::Slurm(client) => Some(client),
         Site::Local(_) => None,
     };
-    Ok(survey::live(client, cluster, entries, &sealed)?.jobs)
+    survey::live(client, cluster, entries, &sealed)
 }
 
 fn selected_stages(request: &Request, study: &Study) -> Result<Option<Vec<Name>>> {
@@ -259,6 +270,15 @@ impl Prepared {
     /// True if cells go to Slurm.
     pub fn on_slurm(&self) -> bool {
         matches!(self.site, Site::Slurm(_))
+    }
+
+    /// Notes what the attempts of cells that are to run came to: scripts ask for it. Needed before scripts are made by
+    /// who only looked.
+    pub fn note_retries(&mut self) {
+        if let Site::Slurm(client) = &self.site {
+            let ended = std::mem::take(&mut self.ended);
+            retry::note(&mut self.plan, &self.place, &self.study.retry, ended, Some(client));
+        }
     }
 
     /// Refuses what this call must not do: replace queued jobs unasked, or start cells without their inputs.
@@ -308,20 +328,23 @@ impl Prepared {
             }),
             Site::Local(_) => None,
         };
-        JobShape { chain: self.cluster.chain, max_array_size: self.cluster.max_array_size.or(asked).unwrap_or(1001) }
+        JobShape {
+            chain: self.cluster.chain,
+            max_array_size: self.cluster.max_array_size.or(asked).unwrap_or(1001),
+            requeue: self.cluster.site.requeue,
+        }
     }
 
     fn rules(&self) -> Rules {
-        let without_progress = self.study.retry.without_progress;
-        match self.site {
-            Site::Slurm(_) => Rules {
-                settle_s: u64::from(self.cluster.fs_settle_s),
-                lease_s: 120,
-                beat_s: 30,
-                without_progress,
-                requeue: self.cluster.site.requeue,
-            },
-            Site::Local(_) => Rules { settle_s: 0, lease_s: 120, beat_s: 5, without_progress, requeue: false },
+        let local = matches!(self.site, Site::Local(_));
+        Rules {
+            settle_s: if local { 0 } else { u64::from(self.cluster.fs_settle_s) },
+            lease_s: 120,
+            beat_s: if local { 5 } else { 30 },
+            without_progress: self.study.retry.without_progress,
+            requeue: !local && self.cluster.site.requeue,
+            grace_s: (!local).then_some(self.cluster.grace_s),
+            retry: Some(self.study.retry.clone()),
         }
     }
 
@@ -401,6 +424,8 @@ impl Prepared {
         };
         let params = stage.params_of(job.arm.as_ref());
         let threads = params.get("threads_per_rank").and_then(serde_json::Value::as_u64);
+        let mut site = self.cluster.site.clone();
+        retry::keep_away(&mut site.options, &job.adjust.exclude);
         let indices: Option<Vec<u32>> = job.cells.iter().map(|(index, _)| *index).collect();
         let spec = JobSpec {
             name,
@@ -409,14 +434,14 @@ impl Prepared {
             number: stage.number,
             slots: indices.map_or(Slots::Single, Slots::Indices),
             throttle: self.cluster.throttle.into_iter().chain(stage.max_running).min(),
-            resources: stage.resources.clone(),
+            resources: retry::resources(&stage.resources, &job.adjust),
             resumable,
-            grace_s: self.cluster.grace_s,
+            grace_s: self.cluster.grace_s.max(job.adjust.grace_s.unwrap_or(0)),
             threads_per_rank: threads.and_then(|t| u32::try_from(t).ok()).unwrap_or(1),
             log_dir: self.place.logs(),
             submission_dir: dir.to_path_buf(),
             seedbed: submission.programs.join("seedbed"),
-            site: self.cluster.site.clone(),
+            site,
             waits_for: job
                 .edges
                 .iter()
@@ -424,6 +449,7 @@ impl Prepared {
                     kind: edge.kind,
                     parent: match &edge.target {
                         Target::Planned(i) => submission.jobs[*i].name.clone(),
+                        Target::Element(i, index) => format!("{}_{index}", submission.jobs[*i].name),
                         Target::Live(id) => format!("job {id}"),
                     },
                 })
@@ -533,13 +559,14 @@ fn settle(client: &Client, journal: &Journal, name: &str, reply: Submitted) -> R
 
 fn edges(job: &PlannedJob, taken: &[SubmittedJob]) -> Result<Vec<submit::Edge>> {
     let edge = |edge: &plan::Edge| {
-        let job = match &edge.target {
-            Target::Planned(i) => taken[*i].id,
+        let parent = match &edge.target {
+            Target::Planned(i) => Element { job: taken[*i].id, index: None },
+            Target::Element(i, index) => Element { job: taken[*i].id, index: Some(*index) },
             Target::Live(id) => {
                 id.parse().map_err(|_| WorkflowError::Slurm(format!("the journal has a job id {id:?} that is none")))?
             }
         };
-        Ok(submit::Edge { kind: edge.kind, parent: Element { job, index: None } })
+        Ok(submit::Edge { kind: edge.kind, parent })
     };
     job.edges.iter().map(edge).collect()
 }
@@ -547,7 +574,8 @@ fn edges(job: &PlannedJob, taken: &[SubmittedJob]) -> Result<Vec<submit::Edge>> 
 fn intended(prepared: &Prepared, job: &PlannedJob) -> BTreeMap<String, IntendedCell> {
     let cells = job.cells.iter().filter_map(|(slot, key)| {
         let cell = prepared.plan.cell(key)?;
-        Some((key.local_name(), IntendedCell { slot: *slot, fingerprint: cell.def.fingerprint.clone() }))
+        let (fingerprint, again) = (cell.def.fingerprint.clone(), cell.again.clone());
+        Some((key.local_name(), IntendedCell { slot: *slot, fingerprint, again }))
     });
     cells.collect()
 }
@@ -593,7 +621,7 @@ pub enum Which {
 pub fn run_local(prepared: &Prepared, which: Which, watch: &mut dyn FnMut(local::Event)) -> Result<LocalRun> {
     prepared.journal.write(Event::Asked { seeds: prepared.seeds.clone() })?;
     // One job for each cell: the local executor needs no arrays.
-    let shape = JobShape { chain: Chain::Singles, max_array_size: u32::MAX };
+    let shape = JobShape { chain: Chain::Singles, max_array_size: u32::MAX, requeue: true };
     let slots = journal::slots(&prepared.place.own(), &prepared.seeds)?;
     let mut plan = prepared.plan.clone();
     for cell in &mut plan.cells {
@@ -634,6 +662,17 @@ pub fn run_local(prepared: &Prepared, which: Which, watch: &mut dyn FnMut(local:
 }
 
 impl Prepared {
+    /// Cells of this call that become chains of links, and the most links of one; none where jobs are requeued.
+    pub fn links(&self) -> Option<(usize, u32)> {
+        if !self.on_slurm() || self.cluster.site.requeue {
+            return None;
+        }
+        let shape = JobShape { chain: self.cluster.chain, max_array_size: 1, requeue: false };
+        let stage = |cell: &plan::PlannedCell| plan::links(&self.study.stages[cell.def.stage], shape);
+        let links: Vec<u32> = self.plan.to_run().filter(|c| c.on == study::On::Compute).filter_map(stage).collect();
+        links.iter().max().map(|&most| (links.len(), most))
+    }
+
     /// Number of cells that are sealed and fresh, of all expected ones.
     pub fn done(&self) -> (usize, usize) {
         (self.plan.count(CellState::is_done), self.plan.cells.len())

@@ -237,6 +237,7 @@ fn live_jobs(answers: Option<&Answers>, jobs: &BTreeMap<String, Vec<CellJob>>, s
             live.insert(
                 cell.clone(),
                 LiveJob {
+                    before: Vec::new(),
                     id: element.job.to_string(),
                     name: job.name.clone(),
                     slot: job.slot,

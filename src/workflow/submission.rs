@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Result, WorkflowError};
 use super::place::Place;
-use super::plan::{CellDef, Expansion, Plan, PlannedJob};
-use super::study::{Run, Study};
+use super::plan::{CellDef, Expansion, Link, Plan, PlannedJob};
+use super::retry;
+use super::study::{Retry, Run, Study};
 use crate::record::cell::{CELL_VERSION, Cell, ExternalInput, Need};
 use crate::record::{CellKey, Digest, Fingerprint, Name, files};
 
@@ -60,6 +61,12 @@ pub struct Rules {
     pub without_progress: u32,
     /// Whether a job that checkpointed requeues itself.
     pub requeue: bool,
+    /// How long before its time limit a stage is told, seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_s: Option<u32>,
+    /// When a cell is tried again, and when it is given up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
 }
 
 /// A job of a submission.
@@ -70,6 +77,9 @@ pub struct SubmittedJob {
     pub name: String,
     /// Cells by slot; a job without an array has slot 0.
     pub cells: BTreeMap<u32, String>,
+    /// Its place in a chain of jobs that run one cell in turn, where jobs are not requeued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<Link>,
 }
 
 /// A stage with its expected cells.
@@ -98,14 +108,14 @@ impl Submission {
         let name = unique_name(created_at);
         let named = jobs.iter().map(|job| {
             let cells = job.cells.iter().map(|(slot, key)| (slot.unwrap_or(0), key.local_name()));
-            (job_name(study, job, &name), cells.collect())
+            (job_name(study, job, &name), cells.collect(), job.link)
         });
         let mut submitted: Vec<SubmittedJob> = Vec::new();
-        for (job, cells) in named {
-            // Arrays of one stage that were split, and single jobs of several seeds, differ by a number.
+        for (job, cells, link) in named {
+            // Arrays of one stage that were split, single jobs of several seeds, and links differ by a number.
             let same = submitted.iter().filter(|j| j.name == job || j.name.starts_with(&format!("{job}-"))).count();
             let job = if same == 0 { job } else { format!("{job}-{same}") };
-            submitted.push(SubmittedJob { name: job, cells });
+            submitted.push(SubmittedJob { name: job, cells, link });
         }
         Self {
             version: SUBMISSION_VERSION,
@@ -130,8 +140,11 @@ impl Submission {
         files::write_atomic(&dir.join("study.toml"), study.text.as_bytes())?;
         for local in self.jobs.iter().flat_map(|j| j.cells.values()) {
             let cell = plan.cells.iter().find(|c| c.def.key.local_name() == *local);
-            let def = &cell.ok_or_else(|| WorkflowError::Usage(format!("cell {local} is not in the plan")))?.def;
-            let cell = cell_of(study, place, plan, def, scratch);
+            let planned = cell.ok_or_else(|| WorkflowError::Usage(format!("cell {local} is not in the plan")))?;
+            let mut cell = cell_of(study, place, plan, &planned.def, scratch);
+            if let Some(again) = &planned.again {
+                cell.resources = retry::resources(&cell.resources, &again.adjust);
+            }
             files::write_atomic(&cell_path(&dir, local), cell.to_toml()?.as_bytes())?;
         }
         files::write_json(&dir.join("plan.json"), self)?;
@@ -157,6 +170,11 @@ impl Submission {
     /// It is not there, damaged or newer.
     pub fn read(dir: &Path) -> Result<Self> {
         Ok(files::read_versioned_json(&dir.join("plan.json"), SUBMISSION_VERSION)?)
+    }
+
+    /// The place of `job` in a chain of links; none if it is no link.
+    pub fn link(&self, job: &str) -> Option<Link> {
+        self.jobs.iter().find(|j| j.name == job)?.link
     }
 
     /// The cell that runs in `slot` of `job`.

@@ -12,8 +12,9 @@ use super::error::{Result, WorkflowError};
 use super::journal::{self, Entry, Event, Fate, Journal, JournalJob};
 use super::place::Place;
 use super::plan::{Expansion, LiveJob, SealView};
+use super::retry::Ends;
 use super::slurm::submit::{Found, find_by_name};
-use super::slurm::{Client, Element, Liveness, queue};
+use super::slurm::{Client, Element, JobState, Liveness, queue};
 use super::study::Study;
 use crate::record::{Digest, RecordError, Seal, files};
 
@@ -130,6 +131,8 @@ impl Stamp {
 pub struct Live {
     /// The jobs.
     pub jobs: BTreeMap<String, LiveJob>,
+    /// Jobs and elements of unsealed cells that have ended, as far as Slurm remembers them.
+    pub ended: Ends,
     /// What could not be found out, for people.
     pub notes: Vec<String>,
 }
@@ -180,19 +183,26 @@ pub fn live(
             // Slurm has forgotten what is not there: it ended.
             let Some(entry) = queue.get(element) else { continue };
             if entry.liveness() == Liveness::Ended {
+                live.ended.insert(element, entry.state.clone());
                 continue;
             }
-            let state = entry.state.word().to_owned();
-            live.jobs.insert(
-                cell.clone(),
-                LiveJob {
-                    id: id.to_string(),
-                    name: job.name.clone(),
-                    slot: intended.slot,
-                    fingerprint: intended.fingerprint.clone(),
-                    state,
-                },
-            );
+            let mut found = LiveJob {
+                id: id.to_string(),
+                name: job.name.clone(),
+                slot: intended.slot,
+                fingerprint: intended.fingerprint.clone(),
+                state: entry.state.word().to_owned(),
+                before: Vec::new(),
+            };
+            // Links of one cell: what waits for it waits for the last, and it stands where the one that runs stands.
+            if let Some(mut earlier) = live.jobs.remove(cell) {
+                if found.state == JobState::Pending.word() {
+                    found.state.clone_from(&earlier.state);
+                }
+                found.before = std::mem::take(&mut earlier.before);
+                found.before.push(earlier);
+            }
+            live.jobs.insert(cell.clone(), found);
         }
     }
     Ok(live)

@@ -32,6 +32,7 @@ fn write_all(dir: &Path) {
     assert!(attempt::claim(&run, &values::attempt_start()).unwrap());
     attempt::beat(&run, 2, 128).unwrap();
     attempt::write_end(&run, 2, &values::attempt_end()).unwrap();
+    attempt::write_end(&run, 3, &values::judged_end()).unwrap();
     let mut writer = progress::Writer::resume(&run, 0).unwrap();
     for line in values::progress() {
         writer.write(&line).unwrap();
@@ -42,6 +43,9 @@ fn write_all(dir: &Path) {
     for line in lines {
         files::append_line(&dir.join("own/journal.jsonl"), &line).unwrap();
     }
+    let again = serde_json::to_string(&values::journal_again()).unwrap();
+    files::append_line(&dir.join("again/journal.jsonl"), &again).unwrap();
+    files::write_json(&dir.join("links/plan.json"), &values::linked_submission()).unwrap();
     journal::slots(&dir.join("own"), &[42, 1337]).unwrap();
     let submission = dir.join("submission");
     files::write_atomic(&submission.join("study.toml"), values::STUDY.as_bytes()).unwrap();
@@ -118,6 +122,9 @@ fn golden_files_are_read_to_the_expected_values() {
     assert_eq!(attempt::last(&run).unwrap(), 2);
     assert_eq!(attempt::read_start(&run, 2).unwrap(), values::attempt_start());
     assert_eq!(attempt::read_end(&run, 2).unwrap(), Some(values::attempt_end()));
+    assert_eq!(attempt::read_end(&run, 3).unwrap(), Some(values::judged_end()));
+    assert_eq!(Journal::open(&dir.join("again"), "sandbox").read().unwrap(), [values::journal_again()]);
+    assert_eq!(Submission::read(&dir.join("links")).unwrap(), values::linked_submission());
     assert_eq!(attempt::read_beat(&run, 2), Some(128));
     assert_eq!(progress::read(&run).unwrap(), values::progress());
     assert_eq!(run_h5::read_run(&run.join("run.h5")).unwrap(), values::run());

@@ -57,6 +57,9 @@ fn every_field_has_a_line_in_its_page() {
     check("cell.md", "cell.toml", &[&source[..], &["params", "labels", "needs.labels"]].concat());
     check("attempt.md", "run/attempts/2.json", &[]);
     check("attempt.md", "run/attempts/2.end.json", &[]);
+    check("attempt.md", "run/attempts/3.end.json", &[]);
+    check("journal.md", "again/journal.jsonl", &["cells"]);
+    check("submission.md", "links/plan.json", &["jobs.cells"]);
     check("progress.md", "run/progress.jsonl", &["values"]);
     check("seal.md", "run/seal.json", &[&source[..], &["evidence"]].concat());
     check("journal.md", "own/journal.jsonl", &["cells"]);

@@ -9,12 +9,13 @@ use hdf5::types::{FixedUnicode, TypeDescriptor};
 use seedbed::record::progress::Line;
 use seedbed::record::seal::SealedFile;
 use seedbed::record::{
-    AttemptEnd, AttemptStart, Cell, CellKey, Column, Digest, ExternalInput, FingerprintSource, Items, JobRef, Name,
-    Need, Origin, Outcome, Resources, RunRecord, Seal, SeriesPoint,
+    Adjust, AttemptEnd, AttemptStart, Cell, CellKey, Column, Digest, ExternalInput, FingerprintSource, Items, JobRef,
+    Name, Need, Next, Origin, Outcome, Resources, RunRecord, Seal, SeriesPoint, Verdict, Why,
 };
 use seedbed::workflow::budget::BudgetFile;
 use seedbed::workflow::journal::{BilledStage, Entry, Event, IntendedCell};
-use seedbed::workflow::study::{Budget, Price};
+use seedbed::workflow::plan::{Again, Link};
+use seedbed::workflow::study::{Budget, Price, Retry};
 use seedbed::workflow::submission::{ExpectedStage, Rules, Submission, SubmittedJob};
 use serde_json::json;
 
@@ -112,6 +113,27 @@ pub fn attempt_end() -> AttemptEnd {
         step: Some(60),
         ended_at: at(48),
         wall_s: 28.25,
+        verdict: None,
+    }
+}
+
+/// An end with what was decided.
+pub fn judged_end() -> AttemptEnd {
+    AttemptEnd {
+        exit_code: 1,
+        cause: "failed; requeued with activation checkpointing, memory 3072M (2 of 2)".into(),
+        verdict: Some(Verdict {
+            why: Why::OutOfMemory,
+            next: Next::Requeue,
+            adjust: Adjust {
+                mem_bytes: Some(3_221_225_472),
+                time_s: Some(900),
+                grace_s: Some(120),
+                exclude: vec!["n3".into()],
+                activation_checkpointing: true,
+            },
+        }),
+        ..attempt_end()
     }
 }
 
@@ -195,10 +217,22 @@ pub fn submission() -> Submission {
         created_at: at(0),
         base: "/data/ada/results/monotone/quick".into(),
         programs: "/data/ada/results/monotone/quick/.seedbed/bin/0123456789abcdef".into(),
-        rules: Rules { settle_s: 90, lease_s: 120, beat_s: 30, without_progress: 3, requeue: true },
+        rules: Rules {
+            settle_s: 90,
+            lease_s: 120,
+            beat_s: 30,
+            without_progress: 3,
+            requeue: true,
+            grace_s: None,
+            retry: None,
+        },
         jobs: vec![
-            SubmittedJob { name: job("train_monotonic.mlp_in"), cells: BTreeMap::from([(1, cell().key.local_name())]) },
-            SubmittedJob { name: job("aggregate"), cells: BTreeMap::from([(0, "aggregate".to_owned())]) },
+            SubmittedJob {
+                name: job("train_monotonic.mlp_in"),
+                cells: BTreeMap::from([(1, cell().key.local_name())]),
+                link: None,
+            },
+            SubmittedJob { name: job("aggregate"), cells: BTreeMap::from([(0, "aggregate".to_owned())]), link: None },
         ],
         stages: vec![
             ExpectedStage {
@@ -215,6 +249,54 @@ pub fn submission() -> Submission {
     }
 }
 
+/// A submission with rules for retries, and a link.
+pub fn linked_submission() -> Submission {
+    let before = submission();
+    Submission {
+        rules: Rules {
+            requeue: false,
+            grace_s: Some(300),
+            retry: Some(Retry {
+                without_progress: 3,
+                out_of_memory: 2,
+                memory_factor: 1.5,
+                max_mem_bytes: Some(4_294_967_296),
+                time_out: 2,
+                time_factor: 1.5,
+                max_time_s: Some(86_400),
+                node_failure: 3,
+                killed: 3,
+            }),
+            ..before.rules
+        },
+        jobs: vec![SubmittedJob {
+            name: format!("monotone.train_monotonic.mlp_in.{SUBMISSION}-1"),
+            cells: BTreeMap::from([(0, cell().key.local_name())]),
+            link: Some(Link { number: 2, of: 3 }),
+        }],
+        stages: vec![],
+        ..before
+    }
+}
+
+/// A cell that is submitted again after its attempts ran out of memory.
+pub fn journal_again() -> Entry {
+    let again = Again { attempt: 2, why: Why::OutOfMemory, adjust: judged_end().verdict.unwrap().adjust };
+    let intended = IntendedCell { slot: Some(0), fingerprint: source().fingerprint(), again: Some(again) };
+    Entry {
+        version: 1,
+        time: at(9),
+        user: "ada".into(),
+        cluster: "sandbox".into(),
+        event: Event::Intent {
+            submission: SUBMISSION.into(),
+            job: format!("monotone.train_baseline.{SUBMISSION}"),
+            stage: name("train_baseline"),
+            cells: BTreeMap::from([("train_baseline/seed-42".to_owned(), intended)]),
+        },
+    }
+}
+
 pub fn journal() -> Vec<Entry> {
     let job = |stage: &str| format!("monotone.{stage}.{SUBMISSION}");
     let intent = |stage: &str, cells: BTreeMap<String, IntendedCell>| Event::Intent {
@@ -224,7 +306,7 @@ pub fn journal() -> Vec<Entry> {
         cells,
     };
     let one = |cell: &str, slot| {
-        BTreeMap::from([(cell.to_owned(), IntendedCell { slot, fingerprint: source().fingerprint() })])
+        BTreeMap::from([(cell.to_owned(), IntendedCell { slot, fingerprint: source().fingerprint(), again: None })])
     };
     let events = vec![
         Event::Asked { seeds: vec![42, 1337] },

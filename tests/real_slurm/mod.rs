@@ -6,3 +6,4 @@ mod monotone;
 mod nodes;
 mod paying;
 mod seeds;
+mod surviving;

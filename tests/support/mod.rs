@@ -3,6 +3,7 @@
 pub mod chain;
 pub mod fake_slurm;
 pub mod sandbox;
+pub mod work;
 
 use std::path::PathBuf;
 

@@ -13,6 +13,8 @@ use seedbed::workflow::slurm::Client;
 /// A sandbox that is up.
 pub struct Sandbox {
     script: PathBuf,
+    /// Its directory, if it is one test's own: it is taken down at the end.
+    own: Option<tempfile::TempDir>,
 }
 
 /// The sandbox, or `None` after a line that says that this test was skipped.
@@ -28,14 +30,54 @@ pub fn sandbox() -> Option<Sandbox> {
         "SEEDBED_TEST_SLURM is set but the sandbox is not up: {}",
         String::from_utf8_lossy(&status.stderr)
     );
-    Some(Sandbox { script })
+    Some(Sandbox { script, own: None })
+}
+
+/// A sandbox of one test's own, for what would disturb others; `lines` are added to its slurm.conf. `None` as for
+/// [`sandbox`].
+pub fn own_sandbox(lines: &str) -> Option<Sandbox> {
+    sandbox()?;
+    let dir = tempfile::Builder::new().prefix("seedbed-own").tempdir().unwrap();
+    // Its daemons run as other users, too.
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let own = Sandbox { script: super::repository().join("scripts/slurm-sandbox"), own: Some(dir) };
+    let output = own.call("up").env("SEEDBED_SANDBOX_LINES", lines).output().unwrap();
+    assert_ok(&output, &["slurm-sandbox", "up"]);
+    Some(own)
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        if self.own.is_some() {
+            // What is left is named by the next `up`; a test that fails already says why.
+            let _ = self.call("down").output();
+        }
+    }
 }
 
 impl Sandbox {
+    /// A call of the script.
+    pub fn call(&self, word: &str) -> Command {
+        let mut command = Command::new(&self.script);
+        command.arg(word);
+        if let Some(dir) = self.dir() {
+            command.env("SEEDBED_SANDBOX_DIR", dir);
+        }
+        command
+    }
+
+    /// Where its files are, if it is one test's own.
+    pub fn dir(&self) -> Option<PathBuf> {
+        self.own.as_ref().map(|dir| dir.path().join("sandbox"))
+    }
+
     /// A command on a node (`head`, `n1` to `n4`), to be completed with its words; killed after `limit_s` seconds.
     pub fn on(&self, node: &str, limit_s: u32) -> Command {
         let mut command = Command::new("timeout");
         command.arg("--kill-after=5").arg(limit_s.to_string()).arg(&self.script).args(["exec", node]);
+        if let Some(dir) = self.dir() {
+            command.env("SEEDBED_SANDBOX_DIR", dir);
+        }
         command
     }
 
@@ -51,7 +93,9 @@ impl Sandbox {
         for name in ["sbatch", "squeue", "sacct", "scontrol", "scancel"] {
             // Without itself in PATH, or the node would find it again.
             let script = self.script.display();
-            let text = format!("#!/bin/bash\nPATH=${{PATH#\"${{0%/*}}\":}}\nexec '{script}' exec head {name} \"$@\"\n");
+            let dir = self.dir().map(|d| format!("export SEEDBED_SANDBOX_DIR='{}'\n", d.display())).unwrap_or_default();
+            let text =
+                format!("#!/bin/bash\n{dir}PATH=${{PATH#\"${{0%/*}}\":}}\nexec '{script}' exec head {name} \"$@\"\n");
             let path = bin.join(name);
             std::fs::write(&path, text).expect("the program can be written");
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("the mode can be set");

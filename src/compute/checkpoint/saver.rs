@@ -8,8 +8,9 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -106,6 +107,14 @@ pub enum Trouble {
     Failed(String),
 }
 
+static LONGEST_MS: AtomicU64 = AtomicU64::new(0);
+
+/// The longest save of this process so far, from the copy to the last sync: how early the one before the end of the
+/// allocation must begin. Zero before the first.
+pub fn longest_save() -> Duration {
+    Duration::from_millis(LONGEST_MS.load(Ordering::Relaxed))
+}
+
 /// Saves checkpoints of one rank, one at a time.
 pub struct Saver {
     place: Arc<Place>,
@@ -164,6 +173,7 @@ impl Saver {
         if self.in_flight.is_some() {
             return Err(ComputeError::Failed("a save was begun before the one before had ended: report this".into()));
         }
+        let began = Instant::now();
         let bytes = snapshot.pieces.iter().map(|p| size_of_val(p.values)).sum();
         let mut parts = Vec::with_capacity(snapshot.pieces.len());
         let mut at = 0;
@@ -189,7 +199,13 @@ impl Saver {
         let content = Arc::clone(&stream);
         let write = move || {
             yield_to_computing();
-            commit::run(&job, &content)
+            let outcome = commit::run(&job, &content);
+            if matches!(outcome, Ok(Outcome::Saved { .. })) {
+                // At least one: it has been measured.
+                let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+                LONGEST_MS.fetch_max(took_ms, Ordering::Relaxed);
+            }
+            outcome
         };
         let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(write);
         let thread = thread.map_err(RecordError::io("start a thread to write", &self.place.dir))?;

@@ -1,16 +1,18 @@
-//! Starting a stage and watching it: environment, log, heartbeat, signals, exit code.
+//! Starting a stage and watching it: environment, log, heartbeat, signals, the time limit, exit code, evidence.
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGCONT, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 
+use super::evidence::{Evidence, Scanner, oom_kills};
+use super::limit::Limit;
 use crate::record::{Cell, RecordError, attempt, exit};
 use crate::stages;
 use crate::workflow::error::{Result, WorkflowError};
@@ -34,6 +36,19 @@ pub struct Launch<'a> {
     pub beat: Duration,
     /// Whether output goes to our own stdout as well as to `log.txt`.
     pub echo: bool,
+    /// When the allocation ends; absent for a local attempt.
+    pub limit: Option<Limit>,
+}
+
+/// How the stage ended, and what is known of why.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// How.
+    pub ended: Ended,
+    /// What Slurm and the kernel said.
+    pub evidence: Evidence,
+    /// Whether this process was told to end (TERM or INT) while the stage ran.
+    pub told_to_end: bool,
 }
 
 /// How the stage ended.
@@ -59,7 +74,8 @@ impl Ended {
 ///
 /// # Errors
 /// The program cannot be started.
-pub fn run(launch: &Launch) -> Result<Ended> {
+pub fn run(launch: &Launch) -> Result<Report> {
+    let cell = launch.cell;
     let words = words(launch);
     let (program, arguments) =
         words.split_first().ok_or_else(|| WorkflowError::Usage("the stage has no command".into()))?;
@@ -77,6 +93,12 @@ pub fn run(launch: &Launch) -> Result<Ended> {
     }
     let mut signals = signal_hook::iterator::Signals::new([SIGUSR1, SIGUSR2, SIGTERM, SIGINT, SIGCONT])
         .map_err(|source| WorkflowError::Start { program: "the signal handler".into(), source })?;
+    // Set by the handler itself: what ended the stage may have come to us in the same moment.
+    let (warned, told_to_end) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    for (signal, flag) in [(SIGUSR2, &warned), (SIGTERM, &told_to_end), (SIGINT, &told_to_end)] {
+        signal_hook::flag::register(signal, Arc::clone(flag))
+            .map_err(|source| WorkflowError::Start { program: "the signal handler".into(), source })?;
+    }
     let log_path = launch.run_dir.join("log.txt");
     let log = OpenOptions::new()
         .create(true)
@@ -84,17 +106,23 @@ pub fn run(launch: &Launch) -> Result<Ended> {
         .open(&log_path)
         .map_err(RecordError::io("append to", &log_path))?;
     banner(&log, launch, &words);
+    let kills_before = oom_kills();
     let mut child = command.spawn().map_err(|source| WorkflowError::Start { program: program.clone(), source })?;
 
     let pid = i32::try_from(child.id()).unwrap_or(-1);
     let over = Arc::new(AtomicBool::new(false));
+    let evidence = Mutex::new(Evidence::default());
     let handle = signals.handle();
     let ended = std::thread::scope(|scope| {
         let pipes: [Option<Box<dyn Read + Send>>; 2] =
             [child.stdout.take().map(|p| Box::new(p) as _), child.stderr.take().map(|p| Box::new(p) as _)];
         for pipe in pipes.into_iter().flatten() {
             let log = log.try_clone();
-            scope.spawn(move || copy(pipe, log.ok(), launch.echo));
+            let evidence = &evidence;
+            scope.spawn(move || {
+                let found = copy(pipe, log.ok(), launch.echo);
+                evidence.lock().unwrap_or_else(PoisonError::into_inner).add(&found);
+            });
         }
         scope.spawn(|| {
             for signal in signals.forever() {
@@ -106,6 +134,10 @@ pub fn run(launch: &Launch) -> Result<Ended> {
             }
         });
         scope.spawn(|| heartbeat(launch, &over));
+        if let Some(limit) = launch.limit.filter(|_| cell.resumable) {
+            let (warned, over) = (&*warned, &*over);
+            scope.spawn(move || warn_before_the_end(limit, pid, warned, over));
+        }
         let status = wait_without_reaping(pid);
         over.store(true, Ordering::SeqCst);
         let status = status.and_then(|()| child.wait());
@@ -113,10 +145,27 @@ pub fn run(launch: &Launch) -> Result<Ended> {
         status
     });
     let status = ended.map_err(|source| WorkflowError::Start { program: program.clone(), source })?;
-    Ok(match (status.code(), status.signal()) {
+    let ended = match (status.code(), status.signal()) {
         (Some(code), _) => Ended::Code(code),
         (None, signal) => Ended::Signal(signal.unwrap_or(0)),
-    })
+    };
+    let mut evidence = evidence.into_inner().unwrap_or_else(PoisonError::into_inner);
+    evidence.out_of_memory |= oom_kills() > kills_before;
+    Ok(Report { ended, evidence, told_to_end: told_to_end.load(Ordering::SeqCst) })
+}
+
+/// Tells the stage that its time is nearly over, unless Slurm has: its warning cannot be moved on a queued job.
+fn warn_before_the_end(limit: Limit, pid: i32, warned: &AtomicBool, over: &AtomicBool) {
+    // Not before the program can have begun to listen.
+    let at = Instant::now() + limit.warn_in().max(Duration::from_secs(1));
+    while !over.load(Ordering::SeqCst) && !warned.load(Ordering::SeqCst) {
+        if Instant::now() >= at {
+            // SAFETY: the child has not been waited for, so the process id is still its own.
+            unsafe { libc::kill(pid, SIGUSR2) };
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// Waits until the child has ended and leaves it a zombie, so that its process id cannot be reused while a
@@ -186,6 +235,12 @@ fn set_environment(command: &mut Command, launch: &Launch) {
             .collect();
         command.env(name, dirs.join("\n"));
     }
+    match launch.limit {
+        Some(limit) => command
+            .env("SEEDBED_END_TIME", limit.end.timestamp().to_string())
+            .env("SEEDBED_GRACE_S", limit.grace.as_secs().to_string()),
+        None => command.env_remove("SEEDBED_END_TIME").env_remove("SEEDBED_GRACE_S"),
+    };
     let threads = cell.params.get("threads_per_rank").and_then(serde_json::Value::as_u64).unwrap_or(1);
     if cell.kind != "command" {
         command.env("OMP_NUM_THREADS", threads.to_string());
@@ -201,13 +256,15 @@ fn banner(mut log: &std::fs::File, launch: &Launch, words: &[String]) {
     let _ = writeln!(log, "== attempt {} at {time} on {host}: {}", launch.attempt, words.join(" "));
 }
 
-/// Copies a pipe to the log, and to our stdout if asked, until it closes.
-fn copy(mut pipe: impl Read, mut log: Option<std::fs::File>, echo: bool) {
+/// Copies a pipe to the log, and to our stdout if asked, until it closes. Returns what was found in it.
+fn copy(mut pipe: impl Read, mut log: Option<std::fs::File>, echo: bool) -> Evidence {
+    let mut scanner = Scanner::default();
     let mut buffer = [0u8; 8192];
     loop {
         match pipe.read(&mut buffer) {
-            Ok(0) => return,
+            Ok(0) => return scanner.finish(),
             Ok(n) => {
+                scanner.feed(&buffer[..n]);
                 if let Some(file) = &mut log
                     && file.write_all(&buffer[..n]).is_err()
                 {
@@ -220,7 +277,7 @@ fn copy(mut pipe: impl Read, mut log: Option<std::fs::File>, echo: bool) {
                 }
             }
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(_) => return,
+            Err(_) => return scanner.finish(),
         }
     }
 }

@@ -4,8 +4,11 @@
 //! [`run`] reads top to bottom. It returns the exit code of the attempt; codes are in
 //! [`crate::record::exit`].
 
+mod evidence;
+mod follow;
 mod gate;
 mod launch;
+mod limit;
 mod publish;
 
 use std::path::{Path, PathBuf};
@@ -16,10 +19,16 @@ use chrono::Utc;
 use super::budget;
 use super::error::{Result, WorkflowError};
 use super::programs;
-use super::slurm::{Client, Element, JobState, control, queue};
+use super::retry;
+use super::slurm::{Client, Element};
 use super::submission::Submission;
 use crate::record::attempt::{self, ATTEMPT_VERSION};
-use crate::record::{AttemptEnd, AttemptStart, Cell, JobRef, Outcome, RecordError, Seal, exit, files, flag, progress};
+use crate::record::{
+    Adjust, AttemptEnd, AttemptStart, Cell, JobRef, Next, Outcome, RecordError, Seal, Verdict, Why, exit, files, flag,
+    progress,
+};
+use follow::{Known, Standing};
+use limit::Limit;
 
 /// What starts an attempt.
 #[derive(Debug, Clone)]
@@ -52,7 +61,7 @@ pub enum Executor {
 /// code, not an error.
 pub fn run(options: &Options) -> Result<u8> {
     let submission = Submission::read(&options.submission)?;
-    let (cell_path, cell) = submission.cell(&options.submission, &options.job, options.slot)?;
+    let (_, cell) = submission.cell(&options.submission, &options.job, options.slot)?;
     let run_dir = cell.run_dir();
     say(&format!("cell {} of submission {}", cell.key, submission.name));
 
@@ -92,44 +101,101 @@ pub fn run(options: &Options) -> Result<u8> {
     let start = claim(&submission, &cell, &run_dir, job)?;
     let n = start.attempt;
     say(&format!("attempt {n} on {}", start.host));
-    let began = Instant::now();
-    let ended = attempt_once(options, &submission, &cell, &cell_path, &start, read);
-    let (code, cause) = match ended {
-        Ok(end) => end,
-        // The attempt's own failure is recorded like the stage's: the next one must see that this ended.
-        Err(error) => {
-            exit::report("seedbed attempt", &error);
-            (error.exit_code(), error.to_string())
-        }
-    };
-    let end = AttemptEnd {
-        version: ATTEMPT_VERSION,
-        exit_code: i32::from(code),
-        cause: cause.clone(),
-        step: last_step(&run_dir),
-        ended_at: Utc::now(),
-        wall_s: began.elapsed().as_secs_f64(),
-    };
-    if !attempt::is_superseded(&run_dir, n) {
-        attempt::write_end(&run_dir, n, &end)?;
+    let past = retry::history(&run_dir, n - 1);
+    let adjust = retry::in_force(&past);
+    let cell = adjusted(cell, &adjust);
+    if !adjust.is_nothing() {
+        say(&format!("with {adjust}"));
     }
-    say(&format!("attempt {n} ended: {cause} (exit {code}, {})", exit::meaning(i32::from(code))));
-    if code == exit::RESUME { resume(options, &submission, &cell, &start) } else { Ok(code) }
+    let policy = submission.rules.retry.clone().unwrap_or_default();
+    let standing = Standing {
+        executor: options.executor,
+        submission: &submission,
+        cell: &cell,
+        attempt: n,
+        job: start.job.as_ref(),
+        link: submission.link(&options.job),
+        past: &past,
+        adjust: &adjust,
+        limit: limit(&submission, &cell, &start, adjust.grace_s),
+        policy: &policy,
+    };
+    let began = Instant::now();
+    let mut known = Known::default();
+    let (code, cause, verdict) = if let Some((code, why)) = standing.stopped_by_an_earlier_link() {
+        (code, why, Some(Verdict { why: Why::Failed, next: Next::Nothing, adjust: adjust.clone() }))
+    } else if let Some(why) = standing.given_up_before() {
+        (1, why, Some(Verdict { why: Why::Killed, next: Next::Nothing, adjust: adjust.clone() }))
+    } else {
+        let (code, cause) = match attempt_once(options, &standing, &start, read, &mut known) {
+            Ok(end) => end,
+            // The attempt's own failure is recorded like the stage's: the next one must see that this ended.
+            Err(error) => {
+                exit::report("seedbed attempt", &error);
+                (error.exit_code(), error.to_string())
+            }
+        };
+        (code, cause, None)
+    };
+    let step = last_step(&run_dir);
+    let (verdict, reason) = match verdict {
+        Some(verdict) => (verdict, String::new()),
+        None if code == exit::DONE => standing.judge(code, &known, None, step),
+        None => standing.judge(code, &known, follow::state_of(start.job.as_ref()).as_ref(), step),
+    };
+    let mut record = |verdict: &Verdict, reason: &str| -> Result<()> {
+        let cause = if reason.is_empty() { cause.clone() } else { format!("{cause}; {reason}") };
+        say(&format!("attempt {n} ended: {cause} (exit {code}, {})", exit::meaning(i32::from(code))));
+        let end = AttemptEnd {
+            version: ATTEMPT_VERSION,
+            exit_code: i32::from(code),
+            cause,
+            step,
+            ended_at: Utc::now(),
+            wall_s: began.elapsed().as_secs_f64(),
+            verdict: Some(verdict.clone()),
+        };
+        if attempt::is_superseded(&run_dir, n) { Ok(()) } else { Ok(attempt::write_end(&run_dir, n, &end)?) }
+    };
+    record(&verdict, &reason)?;
+    standing.act(code, &verdict, &mut record)
+}
+
+/// The cell as this attempt runs it: more memory or time than planned, and activations that are computed again, if the
+/// attempts before it came to that. None of it is part of the fingerprint.
+fn adjusted(mut cell: Cell, adjust: &Adjust) -> Cell {
+    cell.resources = retry::resources(&cell.resources, adjust);
+    if adjust.activation_checkpointing
+        && let Some(parameter) = cell.params.get_mut("activation_checkpointing")
+    {
+        *parameter = true.into();
+    }
+    cell
+}
+
+/// When this attempt's allocation ends; none for a local one.
+fn limit(submission: &Submission, cell: &Cell, start: &AttemptStart, grace_s: Option<u32>) -> Option<Limit> {
+    let job = start.job.as_ref()?;
+    let grace_s = submission.rules.grace_s.unwrap_or(300).max(grace_s.unwrap_or(0));
+    let client = Client::new();
+    // Only a stage that can checkpoint has a use for the very second.
+    let ask = cell.resumable.then_some(&client);
+    Some(Limit::of(job, cell.resources.time_s, grace_s, ask, |name| std::env::var(name).ok()))
 }
 
 /// Launches the stage and judges what it did. Returns exit code and cause.
 fn attempt_once(
     options: &Options,
-    submission: &Submission,
-    cell: &Cell,
-    cell_path: &Path,
+    standing: &Standing,
     start: &AttemptStart,
     read: Vec<crate::record::seal::SealedFile>,
+    known: &mut Known,
 ) -> Result<(u8, String)> {
+    let (submission, cell) = (standing.submission, standing.cell);
     let run_dir = cell.run_dir();
     let out_dir = attempt::out_dir(&run_dir, start.attempt);
-    prepare(cell, cell_path, &run_dir, &out_dir)?;
-    let ended = launch::run(&launch::Launch {
+    prepare(cell, &run_dir, &out_dir)?;
+    let report = launch::run(&launch::Launch {
         cell,
         attempt: start.attempt,
         launcher: &options.launcher,
@@ -138,7 +204,10 @@ fn attempt_once(
         out_dir: &out_dir,
         beat: Duration::from_secs(submission.rules.beat_s.max(1)),
         echo: options.executor == Executor::Slurm,
+        limit: standing.limit,
     })?;
+    let ended = report.ended;
+    *known = Known { evidence: report.evidence, told_to_end: report.told_to_end };
     if attempt::is_superseded(&run_dir, start.attempt) {
         return Ok((exit::SUPERSEDED, "a newer attempt owns the cell; nothing was published".to_owned()));
     }
@@ -281,9 +350,8 @@ fn wait_for_silence(submission: &Submission, run_dir: &Path, n: u32, job: Option
     }
 }
 
-fn prepare(cell: &Cell, cell_path: &Path, run_dir: &Path, out_dir: &Path) -> Result<()> {
-    let text = files::read_text(cell_path)?;
-    files::write_atomic(&run_dir.join("cell.toml"), text.as_bytes())?;
+fn prepare(cell: &Cell, run_dir: &Path, out_dir: &Path) -> Result<()> {
+    files::write_atomic(&run_dir.join("cell.toml"), cell.to_toml()?.as_bytes())?;
     if out_dir.exists() {
         std::fs::remove_dir_all(out_dir).map_err(RecordError::io("remove", out_dir))?;
     }
@@ -313,73 +381,6 @@ fn refresh_flag(submission: &Submission, cell: &Cell) -> Result<()> {
         flag::refresh(&cell.base, stage.number, &stage.name, &stage.cells)?;
     }
     Ok(())
-}
-
-/// The stage checkpointed. A Slurm job requeues itself in place, so that its children keep waiting; a
-/// local one is started again by `run_all`.
-fn resume(options: &Options, submission: &Submission, cell: &Cell, start: &AttemptStart) -> Result<u8> {
-    let run_dir = cell.run_dir();
-    let idle = attempts_without_progress(cell, &run_dir, start.attempt)?;
-    if idle >= submission.rules.without_progress {
-        say(&format!(
-            "{idle} attempts in a row made no progress: stopping; look at {} and give the stage more time, then `run_all` again",
-            run_dir.join("log.txt").display()
-        ));
-        return Ok(1);
-    }
-    let Some(job) = start.job.as_ref().filter(|_| options.executor == Executor::Slurm && submission.rules.requeue)
-    else {
-        return Ok(exit::RESUME);
-    };
-    // A cancelled job is told to end like one at its limit; to requeue it would undo what a person did. A
-    // preempted one is requeued by Slurm itself.
-    let Ok(element) = job.id.parse::<Element>() else { return Ok(exit::RESUME) };
-    let client = Client::new();
-    let queue = queue::query(&client, &[element.job]).ok();
-    let state = queue.as_ref().and_then(|q| q.get(element)).map(|entry| &entry.state);
-    if let Some(state) = state.filter(|s| **s != JobState::Running) {
-        say(&format!("job {} is {}: not requeued; `run_all` goes on from the checkpoint", job.id, state.word()));
-        return Ok(exit::RESUME);
-    }
-    say(&format!("requeueing job {}", job.id));
-    match control::requeue(&client, element) {
-        // Slurm ends this job now; should it be slow, 75 keeps the children waiting all the same.
-        Ok(()) => std::thread::sleep(Duration::from_secs(120)),
-        Err(error) => say(&error.to_string()),
-    }
-    Ok(exit::RESUME)
-}
-
-/// How many of the last attempts, counted back from `last`, checkpointed without coming further: they ended
-/// at the same step or, where a stage reports no steps, left no newer file among the checkpoints.
-fn attempts_without_progress(cell: &Cell, run_dir: &Path, last: u32) -> Result<u32> {
-    let Some(now) = attempt::read_end(run_dir, last)? else { return Ok(0) };
-    let Some(step) = now.step else { return Ok(attempts_without_files(cell, run_dir, last)) };
-    let mut idle = 0;
-    for n in (1..last).rev() {
-        match attempt::read_end(run_dir, n)? {
-            Some(end) if end.exit_code == i32::from(exit::RESUME) && end.step == Some(step) => idle += 1,
-            _ => break,
-        }
-    }
-    Ok(idle)
-}
-
-fn attempts_without_files(cell: &Cell, run_dir: &Path, last: u32) -> u32 {
-    let dir = cell.checkpoint_dir();
-    let files = crate::record::digest::files_below(&dir).unwrap_or_default();
-    let modified = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
-    let newest = files.iter().filter_map(|file| modified(&dir.join(file))).max();
-    let idle = (1..=last).rev().take_while(|&n| {
-        let resumed =
-            attempt::read_end(run_dir, n).ok().flatten().is_some_and(|e| e.exit_code == i32::from(exit::RESUME));
-        let wrote = match (newest, modified(&attempt::start_path(run_dir, n))) {
-            (Some(newest), Some(start)) => newest >= start,
-            _ => false,
-        };
-        resumed && !wrote
-    });
-    idle.count() as u32
 }
 
 fn last_step(run_dir: &Path) -> Option<u64> {

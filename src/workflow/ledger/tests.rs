@@ -44,6 +44,7 @@ fn attempt(n: u32, start: i64, end: Option<(i32, f64)>) -> Attempted {
             step: None,
             ended_at: at(start + wall_s as i64),
             wall_s,
+            verdict: None,
         }),
         beat_s: 30.0,
         later: false,

@@ -2,12 +2,17 @@
 //!
 //! An array is split where its cells wait for different jobs, so that an edge between arrays joins equal
 //! slots only. Edges to what is sealed are left out: nothing waits for a job that Slurm has forgotten.
+//!
+//! Where a job may not be requeued, a stage that needs several time limits is a chain of links: one job for each cell
+//! and link, each behind the one before, and what waits for the cell waits for the last.
 
 use std::collections::BTreeMap;
 
-use super::{CellState, LiveJob, Plan};
-use crate::record::{CellKey, Name};
-use crate::workflow::study::{On, Study};
+use serde::{Deserialize, Serialize};
+
+use super::{CellState, LiveJob, Plan, PlannedCell};
+use crate::record::{Adjust, CellKey, Name};
+use crate::workflow::study::{On, Run, Stage, Study};
 
 /// How cells become jobs on a site.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +21,18 @@ pub struct JobShape {
     pub chain: Chain,
     /// `MaxArraySize`: every index is below it. Slots beyond go to further arrays.
     pub max_array_size: u32,
+    /// Whether a job that checkpointed can be put back into the queue; else stages that can go on are chains of links.
+    pub requeue: bool,
+}
+
+/// The place of a job in a chain of jobs that run one cell in turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Link {
+    /// Its number, from 1.
+    pub number: u32,
+    /// Jobs in all.
+    pub of: u32,
 }
 
 /// How the chain is carried.
@@ -43,7 +60,9 @@ pub enum EdgeKind {
 pub enum Target {
     /// Another job of this plan, by index.
     Planned(usize),
-    /// A job that Slurm knows already, by id.
+    /// One element of an array of this plan: the array's index here, the element's there.
+    Element(usize, u32),
+    /// A job or element that Slurm knows already, by id.
     Live(String),
 }
 
@@ -69,7 +88,26 @@ pub struct PlannedJob {
     pub edges: Vec<Edge>,
     /// Queued jobs that this one replaces.
     pub replaces: Vec<LiveJob>,
+    /// Its place in a chain of links.
+    pub link: Option<Link>,
+    /// What it asks for that is other than planned.
+    pub adjust: Adjust,
 }
+
+/// Links of one cell of a stage: enough for the time that it is expected to take, and two for what nobody expects;
+/// none where its job can be requeued, or where it cannot go on from a checkpoint.
+pub fn links(stage: &Stage, shape: JobShape) -> Option<u32> {
+    let resumable = match &stage.run {
+        Run::Builtin(spec) => spec.resumable,
+        Run::Command(command) => command.resumable,
+    };
+    let limit = stage.resources.time_s.max(1);
+    let needed = stage.expected_s.unwrap_or(limit).div_ceil(limit).max(1);
+    (resumable && !shape.requeue).then(|| u32::try_from(needed).unwrap_or(u32::MAX).saturating_add(2).min(MOST_LINKS))
+}
+
+/// More links of one cell than this would be a mistake in `expected`.
+const MOST_LINKS: u32 = 100;
 
 /// Cuts the cells of `plan` that must run into jobs. `slots` gives every seed its slot.
 /// A stage that runs on the login node is not among them: it has run before anything is submitted.
@@ -84,6 +122,7 @@ pub fn jobs(study: &Study, plan: &Plan, slots: &BTreeMap<u32, u32>, shape: JobSh
             first_of_stage = jobs.len();
         }
         let key = &cell.def.key;
+        let links = links(&study.stages[cell.def.stage], shape);
         let mut edges: Vec<Edge> = Vec::new();
         for &need in &cell.def.needs {
             let parent = &plan.cells[need];
@@ -93,16 +132,26 @@ pub fn jobs(study: &Study, plan: &Plan, slots: &BTreeMap<u32, u32>, shape: JobSh
                 // Sealed, stopped, or run on the login node before this job is submitted.
                 _ => continue,
             };
-            let single_parent = match &parent.state {
-                CellState::Queued(job) => job.slot.is_none(),
-                _ => shape.chain == Chain::Singles || parent.def.key.seed.is_none(),
+            let array = match &target {
+                Target::Planned(job) => jobs[*job].cells.iter().any(|(index, _)| index.is_some()),
+                _ => live_slot(parent).is_some(),
             };
-            let kind = edge_kind(&parent.def.key, key, shape.chain, single_parent);
+            let kind = edge_kind(&parent.def.key, key, shape.chain, array && links.is_none());
+            // A link is a single job although it has a seed: it waits for its own element only.
+            let target = match target {
+                Target::Planned(job) if array && kind == EdgeKind::AfterOk => {
+                    jobs[job].index_of(&parent.def.key).map_or(target, |index| Target::Element(job, index))
+                }
+                Target::Live(id) if array && kind == EdgeKind::AfterOk => {
+                    Target::Live(live_slot(parent).map_or(id.clone(), |index| format!("{id}_{index}")))
+                }
+                target => target,
+            };
             edges.push(Edge { kind, target });
         }
         edges.sort();
         edges.dedup();
-        let slot = key.seed.and_then(|s| slots.get(&s).copied());
+        let slot = key.seed.and_then(|s| slots.get(&s).copied()).filter(|_| links.is_none());
         let (chunk, index) = match (shape.chain, slot) {
             (Chain::Arrays, Some(slot)) => {
                 let size = shape.max_array_size.max(1);
@@ -110,15 +159,18 @@ pub fn jobs(study: &Study, plan: &Plan, slots: &BTreeMap<u32, u32>, shape: JobSh
             }
             _ => (None, None),
         };
-        let replaces = match &cell.state {
-            CellState::QueuedStale(job) => vec![job.clone()],
-            _ => Vec::new(),
-        };
+        let mut replaces = Vec::new();
+        if let CellState::QueuedStale(job) = &cell.state {
+            replaces.extend(job.before.iter().cloned());
+            replaces.push(job.clone());
+        }
+        let adjust = cell.again.as_ref().map(|again| again.adjust.of_the_job()).unwrap_or_default();
         let joins = |job: &PlannedJob| {
             index.is_some()
                 && job.stage == key.stage
                 && job.arm == key.arm
                 && job.edges == edges
+                && job.adjust == adjust
                 && job.cells.first().is_some_and(|(_, first)| {
                     let slot = first.seed.and_then(|s| slots.get(&s).copied());
                     slot.map(|s| s / shape.max_array_size.max(1)) == chunk
@@ -128,13 +180,23 @@ pub fn jobs(study: &Study, plan: &Plan, slots: &BTreeMap<u32, u32>, shape: JobSh
             Some(at) => first_of_stage + at,
             None => {
                 let (stage, arm) = (key.stage.clone(), key.arm.clone());
-                jobs.push(PlannedJob { stage, arm, cells: Vec::new(), edges, replaces: Vec::new() });
+                let link = links.map(|of| Link { number: 1, of });
+                jobs.push(PlannedJob { stage, arm, cells: Vec::new(), edges, replaces: Vec::new(), link, adjust });
                 jobs.len() - 1
             }
         };
         jobs[at].cells.push((index, key.clone()));
         jobs[at].replaces.extend(replaces);
-        job_of.insert(key, at);
+        let mut last = at;
+        for number in 2..=links.unwrap_or(1) {
+            let mut next = jobs[at].clone();
+            next.edges = vec![Edge { kind: EdgeKind::AfterAny, target: Target::Planned(last) }];
+            next.replaces.clear();
+            next.link = links.map(|of| Link { number, of });
+            jobs.push(next);
+            last = jobs.len() - 1;
+        }
+        job_of.insert(key, last);
     }
     for job in &mut jobs {
         job.cells.sort();
@@ -143,14 +205,29 @@ pub fn jobs(study: &Study, plan: &Plan, slots: &BTreeMap<u32, u32>, shape: JobSh
     jobs
 }
 
-fn edge_kind(parent: &CellKey, child: &CellKey, chain: Chain, single_parent: bool) -> EdgeKind {
+impl PlannedJob {
+    /// The array index of a cell; none for a job without an array.
+    fn index_of(&self, key: &CellKey) -> Option<u32> {
+        self.cells.iter().find(|(_, cell)| cell == key)?.0
+    }
+}
+
+fn live_slot(cell: &PlannedCell) -> Option<u32> {
+    match &cell.state {
+        CellState::Queued(job) => job.slot,
+        _ => None,
+    }
+}
+
+/// `elements`: element i of the child waits for element i of the parent.
+fn edge_kind(parent: &CellKey, child: &CellKey, chain: Chain, elements: bool) -> EdgeKind {
     let fan_in = (parent.seed.is_some() && child.seed.is_none())
         || (parent.arm.is_some() && child.arm.is_none() && child.seed.is_none());
     if chain == Chain::Singles || fan_in {
         EdgeKind::AfterAny
-    } else if single_parent {
-        EdgeKind::AfterOk
-    } else {
+    } else if elements {
         EdgeKind::AfterCorr
+    } else {
+        EdgeKind::AfterOk
     }
 }

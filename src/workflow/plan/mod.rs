@@ -9,8 +9,8 @@ mod jobs;
 mod state;
 
 pub use cells::{CellDef, Expansion, PlanError, expand};
-pub use jobs::{Chain, Edge, EdgeKind, JobShape, PlannedJob, Target, jobs};
-pub use state::{CellState, LiveJob, PlannedCell, SealView, code, reads};
+pub use jobs::{Chain, Edge, EdgeKind, JobShape, Link, PlannedJob, Target, jobs, links};
+pub use state::{Again, CellState, LiveJob, PlannedCell, SealView, code, reads};
 
 use std::collections::BTreeMap;
 

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::Policy;
 use super::cells::{CellDef, Expansion};
 use crate::record::seal::{OutputProblem, Seal};
-use crate::record::{Change, Fingerprint, Outcome, fingerprint};
+use crate::record::{Adjust, Change, Fingerprint, Outcome, Why, fingerprint};
 use crate::workflow::study::{On, Study};
 
 /// What was found in a run directory.
@@ -35,6 +37,8 @@ pub struct LiveJob {
     pub fingerprint: Fingerprint,
     /// What Slurm says, e.g. `PENDING`, or `unknown`.
     pub state: String,
+    /// Earlier jobs of the same cell that live, too: links before this one.
+    pub before: Vec<LiveJob>,
 }
 
 impl LiveJob {
@@ -131,6 +135,21 @@ pub struct PlannedCell {
     pub selected: bool,
     /// Whether it gathers cells over an axis that it has not itself.
     pub fan_in: bool,
+    /// What its attempts came to, if it is submitted again.
+    pub again: Option<Again>,
+}
+
+/// What the attempts of a cell came to that is submitted again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Again {
+    /// The last one.
+    pub attempt: u32,
+    /// Why it ended.
+    pub why: Why,
+    /// What it is submitted with that is other than planned.
+    #[serde(default, skip_serializing_if = "Adjust::is_nothing")]
+    pub adjust: Adjust,
 }
 
 impl PlannedCell {
@@ -185,7 +204,8 @@ pub(super) fn judge(
         let parents = || def.needs.iter().map(|&i| &cells[i].def.key);
         let fan_in = parents()
             .any(|p| (p.seed.is_some() && def.key.seed.is_none()) || (p.arm.is_some() && def.key.arm.is_none()));
-        cells.push(PlannedCell { def: def.clone(), on: study.stages[def.stage].on, state, selected: true, fan_in });
+        let on = study.stages[def.stage].on;
+        cells.push(PlannedCell { def: def.clone(), on, state, selected: true, fan_in, again: None });
     }
     cells
 }

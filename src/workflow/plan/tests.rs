@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::*;
 use crate::record::seal::{SEAL_VERSION, Seal};
-use crate::record::{Digest, Name, Origin, Outcome, Resources};
+use crate::record::{Adjust, Digest, Name, Origin, Outcome, Resources};
 use crate::workflow::study::{Arm, Axes, Command, On, Retry, Run, Stage};
 
 fn name(text: &str) -> Name {
@@ -132,7 +132,7 @@ fn plan_with(study: &Study, seals: &BTreeMap<String, SealView>) -> Plan {
     Plan::new(study, &cells(study), seals, &BTreeMap::new(), Policy::default())
 }
 
-const ARRAYS: JobShape = JobShape { chain: Chain::Arrays, max_array_size: 1001 };
+const ARRAYS: JobShape = JobShape { chain: Chain::Arrays, max_array_size: 1001, requeue: true };
 
 /// A job as one line: `stage[.arm] [slots] <- edges`.
 fn print(jobs: &[PlannedJob]) -> String {
@@ -145,10 +145,12 @@ fn print(jobs: &[PlannedJob]) -> String {
             .iter()
             .map(|e| match &e.target {
                 Target::Planned(j) => format!("{:?}:{j}", e.kind),
+                Target::Element(j, i) => format!("{:?}:{j}_{i}", e.kind),
                 Target::Live(id) => format!("{:?}:live {id}", e.kind),
             })
             .collect();
-        text.push_str(&format!("{i} {}{arm} [{}] <- {}\n", job.stage, slots.join(","), edges.join(" ")));
+        let link = job.link.map(|l| format!(" {}/{}", l.number, l.of)).unwrap_or_default();
+        text.push_str(&format!("{i} {}{arm}{link} [{}] <- {}\n", job.stage, slots.join(","), edges.join(" ")));
     }
     text
 }
@@ -172,7 +174,7 @@ fn eight_stages_are_eight_jobs() {
 #[test]
 fn sites_without_arrays_get_one_job_for_each_cell() {
     let study = eight_stages();
-    let shape = JobShape { chain: Chain::Singles, max_array_size: 1001 };
+    let shape = JobShape { chain: Chain::Singles, max_array_size: 1001, requeue: true };
     let jobs = jobs(&study, &plan_with(&study, &BTreeMap::new()), &slots(), shape);
     assert_eq!(jobs.len(), 2 + 6 * 5);
     assert!(jobs.iter().all(|j| j.cells.len() == 1 && j.cells[0].0.is_none()));
@@ -211,6 +213,7 @@ fn queued_parents_are_waited_for_by_id() {
             slot: Some(slots()[&c.key.seed.unwrap()]),
             fingerprint: c.fingerprint.clone(),
             state: "PENDING".to_owned(),
+            before: vec![],
         };
         picked.map(|c| (c.key.local_name(), of(c))).collect::<Vec<_>>()
     };
@@ -228,7 +231,7 @@ fn queued_parents_are_waited_for_by_id() {
 #[test]
 fn slots_beyond_the_array_limit_go_to_further_arrays() {
     let study = eight_stages();
-    let shape = JobShape { chain: Chain::Arrays, max_array_size: 2 };
+    let shape = JobShape { chain: Chain::Arrays, max_array_size: 2, requeue: true };
     let jobs = jobs(&study, &plan_with(&study, &BTreeMap::new()), &slots(), shape);
     let apply: Vec<Vec<u32>> = jobs
         .iter()
@@ -353,6 +356,7 @@ fn a_job_counts_as_queued_only_under_the_same_fingerprint() {
         slot: None,
         fingerprint: fingerprint.clone(),
         state: "RUNNING".into(),
+        before: vec![],
     };
     let plan = |fingerprint: &Digest| {
         let live = BTreeMap::from([("setup".to_owned(), job(fingerprint))]);
@@ -363,4 +367,122 @@ fn a_job_counts_as_queued_only_under_the_same_fingerprint() {
     assert_eq!(other.cells[0].state.word(), "queued-stale");
     let jobs = jobs(&study, &other, &slots(), ARRAYS);
     assert_eq!(jobs[0].replaces.len(), 1);
+}
+
+/// Data, a training that can go on and takes three time limits, what reads it, and what gathers it.
+fn long_training() -> Study {
+    let mut study = study_of(vec![
+        stage(0, "data", &[], "s"),
+        stage(1, "train", &["data"], "s"),
+        stage(2, "eval", &["train"], "s"),
+        stage(3, "report", &["eval", "train"], ""),
+    ]);
+    let train = &mut study.stages[1];
+    let Run::Command(command) = &mut train.run else { panic!() };
+    command.resumable = true;
+    train.expected_s = Some(train.resources.time_s * 2 + 1);
+    study
+}
+
+#[test]
+fn where_nothing_is_requeued_a_cell_is_a_chain_of_links() {
+    let study = long_training();
+    let two: BTreeMap<u32, u32> = BTreeMap::from([(42, 0), (1337, 1)]);
+    let shape = |chain, requeue| JobShape { chain, max_array_size: 1001, requeue };
+    let expansion = expand(&study, &[42, 1337], &BTreeMap::new()).unwrap();
+    let plan = Plan::new(&study, &expansion, &BTreeMap::new(), &BTreeMap::new(), Policy::default());
+    let requeued = jobs(&study, &plan, &two, shape(Chain::Arrays, true));
+    assert_eq!(requeued.len(), 4, "a site that requeues needs no links");
+    let linked = jobs(&study, &plan, &two, shape(Chain::Arrays, false));
+    insta::assert_snapshot!(print(&linked), @r"
+    0 data [0,1] <- 
+    1 train 1/5 [-] <- AfterOk:0_0
+    2 train 2/5 [-] <- AfterAny:1
+    3 train 3/5 [-] <- AfterAny:2
+    4 train 4/5 [-] <- AfterAny:3
+    5 train 5/5 [-] <- AfterAny:4
+    6 train 1/5 [-] <- AfterOk:0_1
+    7 train 2/5 [-] <- AfterAny:6
+    8 train 3/5 [-] <- AfterAny:7
+    9 train 4/5 [-] <- AfterAny:8
+    10 train 5/5 [-] <- AfterAny:9
+    11 eval [0] <- AfterOk:5
+    12 eval [1] <- AfterOk:10
+    13 report [-] <- AfterAny:5 AfterAny:10 AfterAny:11 AfterAny:12
+    ");
+    let single = jobs(&study, &plan, &two, shape(Chain::Singles, false));
+    assert!(single.iter().flat_map(|j| &j.edges).all(|e| e.kind == EdgeKind::AfterAny));
+    assert_eq!(single.len(), linked.len() + 1, "each seed of the first stage is a job, too");
+    // A stage that starts from the beginning gains nothing by links.
+    let mut rigid = study.clone();
+    let Run::Command(command) = &mut rigid.stages[1].run else { panic!() };
+    command.resumable = false;
+    assert_eq!(jobs(&rigid, &plan, &two, shape(Chain::Arrays, false)).len(), 4);
+}
+
+#[test]
+fn the_number_of_links_follows_from_what_is_expected() {
+    let mut study = long_training();
+    let shape = JobShape { chain: Chain::Arrays, max_array_size: 1001, requeue: false };
+    let limit = study.stages[1].resources.time_s;
+    for (expected, number) in [(None, 3), (Some(1), 3), (Some(limit), 3), (Some(4 * limit), 6), (Some(u64::MAX), 100)] {
+        study.stages[1].expected_s = expected;
+        assert_eq!(links(&study.stages[1], shape), Some(number), "{expected:?}");
+    }
+}
+
+#[test]
+fn links_that_are_queued_are_waited_for_and_replaced_as_one() {
+    let study = long_training();
+    let expansion = expand(&study, &[42], &BTreeMap::new()).unwrap();
+    let done = seals(&expansion, |n| n.starts_with("data"));
+    let train = &expansion.cells[1];
+    let job = |id: &str, fingerprint: &Digest, before: Vec<LiveJob>| LiveJob {
+        id: id.into(),
+        name: String::new(),
+        slot: None,
+        fingerprint: fingerprint.clone(),
+        state: "RUNNING".into(),
+        before,
+    };
+    let shape = JobShape { chain: Chain::Arrays, max_array_size: 1001, requeue: false };
+    let slots = BTreeMap::from([(42, 0)]);
+    let plan = |fingerprint: &Digest| {
+        let last = job("9", fingerprint, vec![job("7", fingerprint, vec![]), job("8", fingerprint, vec![])]);
+        let live = BTreeMap::from([("train/seed-42".to_owned(), last)]);
+        Plan::new(&study, &expansion, &done, &live, Policy::default())
+    };
+    let behind = jobs(&study, &plan(&train.fingerprint), &slots, shape);
+    assert!(print(&behind).starts_with("0 eval [0] <- AfterOk:live 9\n"), "{}", print(&behind));
+    let anew = jobs(&study, &plan(&Digest::of_bytes(b"other")), &slots, shape);
+    let ids: Vec<&str> = anew[0].replaces.iter().map(|j| j.id.as_str()).collect();
+    assert_eq!(ids, ["7", "8", "9"]);
+}
+
+#[test]
+fn cells_that_ask_for_more_than_planned_are_jobs_of_their_own() {
+    let study = eight_stages();
+    let expansion = cells(&study);
+    let found = seals(&expansion, |n| n == "setup" || n.starts_with("apply"));
+    let mut plan = plan_with(&study, &found);
+    let again = |adjust| Some(Again { attempt: 2, why: crate::record::Why::OutOfMemory, adjust });
+    let more = Adjust { mem_bytes: Some(1 << 30), ..Adjust::default() };
+    for cell in &mut plan.cells {
+        match cell.def.key.local_name().as_str() {
+            "baseline/seed-1337" | "baseline/seed-8888" => cell.again = again(more.clone()),
+            // Its job asks for nothing else.
+            "baseline/seed-2024" => {
+                cell.again = again(Adjust { activation_checkpointing: true, ..Adjust::default() });
+            }
+            _ => {}
+        }
+    }
+    let jobs = jobs(&study, &plan, &slots(), ARRAYS);
+    let print = print(&jobs);
+    assert!(
+        print.starts_with("0 baseline [0,2,4] <- \n1 baseline [1,3] <- \n2 monotonic [0,1,2,3,4] <- \n"),
+        "{print}"
+    );
+    assert!(print.contains("3 evaluate [0,2,4] <- AfterCorr:0 AfterCorr:2\n"), "{print}");
+    assert_eq!((jobs[0].adjust.is_nothing(), &jobs[1].adjust), (true, &more));
 }

@@ -1,5 +1,8 @@
-//! Changing jobs that exist: requeue in place, cancel.
+//! Changing jobs that exist: requeue in place, change what a waiting one asks for, cancel.
 
+use std::time::{Duration, Instant};
+
+use super::script::time_limit;
 use super::{Client, Element, SlurmError};
 
 /// Asks for a job to be run again, in place: what waits behind it goes on waiting. Called from inside the job
@@ -9,6 +12,65 @@ use super::{Client, Element, SlurmError};
 /// The site or the job forbids it, or there is no answer.
 pub fn requeue(client: &Client, element: Element) -> Result<(), SlurmError> {
     change(client, "scontrol", &["requeue", &element.to_string()])
+}
+
+/// What a job that waits is to ask for from now on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Memory on each node, bytes.
+    pub mem_bytes: Option<u64>,
+    /// Time limit, seconds.
+    pub time_s: Option<u64>,
+    /// Nodes to keep away from, beside those that it keeps away from already.
+    pub exclude: Vec<String>,
+}
+
+/// Changes a job that waits. Slurm refuses it for one that runs. No change: nothing is done.
+///
+/// # Errors
+/// Slurm refuses, or there is no answer.
+pub fn update(client: &Client, element: Element, wanted: &Change) -> Result<(), SlurmError> {
+    let mut words = vec!["update".to_owned(), format!("jobid={element}")];
+    if let Some(bytes) = wanted.mem_bytes {
+        words.push(format!("MinMemoryNode={}", bytes.div_ceil(1 << 20)));
+    }
+    if let Some(time_s) = wanted.time_s {
+        words.push(format!("TimeLimit={}", time_limit(time_s)));
+    }
+    if !wanted.exclude.is_empty() {
+        // The new list takes the place of the old one.
+        let mut nodes: Vec<String> = excluded(client, element)?.into_iter().collect();
+        nodes.extend(wanted.exclude.iter().cloned());
+        words.push(format!("ExcNodeList={}", nodes.join(",")));
+    }
+    if words.len() == 2 { Ok(()) } else { change(client, "scontrol", &words) }
+}
+
+/// The list of nodes that a job keeps away from, as Slurm writes it: one text, or none.
+fn excluded(client: &Client, element: Element) -> Result<Option<String>, SlurmError> {
+    let reply = client.ask("squeue", &["-h", "-j", &element.to_string(), "-o", "%x"])?;
+    if !reply.status.success() {
+        let (program, code) = ("squeue".to_owned(), reply.status.code());
+        return Err(SlurmError::Failed { program, code, message: reply.message() });
+    }
+    let list = reply.stdout.lines().map(str::trim).find(|line| !line.is_empty() && *line != "(null)");
+    Ok(list.map(str::to_owned))
+}
+
+/// [`update`] for a job that is on its way back into the queue: repeated until it is there.
+///
+/// # Errors
+/// Slurm's last refusal after `patience`.
+pub fn update_soon(client: &Client, element: Element, change: &Change, patience: Duration) -> Result<(), SlurmError> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match update(client, element, change) {
+            Err(SlurmError::Failed { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            done => return done,
+        }
+    }
 }
 
 /// Cancels jobs or array elements. One that has ended already is no error. No elements: nothing is done.

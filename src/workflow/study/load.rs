@@ -9,7 +9,7 @@ use super::problem::{Problem, Sink, Span, StudyError, collect, suggestion};
 use super::section::Section;
 use super::stage::{self, Surroundings};
 use super::tree::{self, Entry, Node, Syntax, Table, Tree};
-use super::{Budget, DEFAULT_PROFILE, Retry, SCHEMA, Study, graph, quantity};
+use super::{Budget, DEFAULT_PROFILE, Retry, SCHEMA, Study, graph, quantity, retry};
 use crate::record::Name;
 use crate::report::table::{PathStep, TableSpec};
 use crate::stages::{FieldType, Spec};
@@ -326,7 +326,7 @@ fn read_study(
     own.text("default_profile", sink);
     let seeds = seeds(&own, sink);
     let budget = budget(&top, sink);
-    let retry = retry(&top, sink);
+    let retry = retry::read(&top, sink);
 
     let sections = top.tables("stage", sink);
     if sections.is_empty() && top.entry("stage").is_none() {
@@ -400,17 +400,6 @@ fn budget(top: &Section<'_>, sink: &mut Sink) -> Option<Budget> {
         storage_bytes: own.parsed("storage", quantity::bytes, sink),
         cost: own.amount("cost", sink),
     })
-}
-
-fn retry(top: &Section<'_>, sink: &mut Sink) -> Retry {
-    let mut retry = Retry::default();
-    if let Some((table, at)) = top.table("retry", sink) {
-        let own = Section::new(table, at, "[retry]", &["without_progress"], sink);
-        if let Some(count) = own.integer("without_progress", 1..=1000, sink) {
-            retry.without_progress = count as u32;
-        }
-    }
-    retry
 }
 
 /// `[[table]]` sections, checked by their owner, the report wing.

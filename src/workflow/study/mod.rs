@@ -21,6 +21,7 @@ mod params;
 mod problem;
 mod quantity;
 mod reference;
+mod retry;
 mod section;
 mod siblings;
 mod stage;
@@ -59,7 +60,7 @@ pub struct Study {
     pub tables: Vec<Value>,
     /// What the study may cost; `run_all` refuses to submit beyond it.
     pub budget: Option<Budget>,
-    /// When a cell is given up.
+    /// When a cell is tried again, and when it is given up.
     pub retry: Retry,
     /// The file, as it was named to [`load`].
     pub file: PathBuf,
@@ -178,16 +179,45 @@ pub struct Budget {
     pub cost: Option<f64>,
 }
 
-/// When a cell is given up.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// When a cell is tried again, and when it is given up.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Retry {
     /// Attempts in a row without progress after which a cell stops.
     pub without_progress: u32,
+    /// How often it is tried again with more memory.
+    pub out_of_memory: u32,
+    /// So many times as much memory each time.
+    pub memory_factor: f64,
+    /// Never more memory than this on a node, bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_mem_bytes: Option<u64>,
+    /// How often it is submitted again with more time.
+    pub time_out: u32,
+    /// So many times as much time each time.
+    pub time_factor: f64,
+    /// Never a longer time limit than this, seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_time_s: Option<u64>,
+    /// How often it is tried again on other nodes.
+    pub node_failure: u32,
+    /// How often it is tried again after a signal that nothing explains.
+    pub killed: u32,
 }
 
 impl Default for Retry {
     fn default() -> Self {
-        Self { without_progress: 3 }
+        Self {
+            without_progress: 3,
+            out_of_memory: 2,
+            memory_factor: 1.5,
+            max_mem_bytes: None,
+            time_out: 2,
+            time_factor: 1.5,
+            max_time_s: None,
+            node_failure: 3,
+            killed: 3,
+        }
     }
 }
 

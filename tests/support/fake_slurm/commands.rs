@@ -106,6 +106,8 @@ fn submit(root: &Path, bin: &Path, arguments: &[String]) -> Result<Answer, Answe
     ] {
         element.set(key, get(name));
     }
+    element.set("mem_mb", get("mem").trim_end_matches('M'));
+    element.set("exclude", get("exclude"));
     element.set("submit_ms", now_ms());
     element.set("workdir", std::env::current_dir().unwrap_or_default().display());
     let preset = if indices.is_empty() { "slurm-%j.out" } else { "slurm-%A_%a.out" };
@@ -203,7 +205,7 @@ pub fn squeue(root: &Path, arguments: &[String]) -> Answer {
     let format = value(arguments, &["-o", "--format"]).unwrap_or("%i %j %T");
     let known: Vec<&Element> = c.elements.iter().filter(|e| c.remembers(e)).collect();
     if let Some([id]) = ids.as_deref() {
-        if !known.iter().any(|e| e.job().to_string() == *id) {
+        if !known.iter().any(|e| e.job().to_string() == *id || e.id() == *id) {
             return Answer::error("slurm_load_jobs error: Invalid job id specified\n");
         }
     }
@@ -236,6 +238,7 @@ fn line(e: &Element, format: &str) -> String {
             Some('T') => or(e.text("shown").to_owned(), e.state()),
             Some('r') => e.text("reason").to_owned(),
             Some('j') => e.text("name").to_owned(),
+            Some('x') => e.text("exclude").to_owned(),
             Some('S') => time(e.number("start_ms")),
             Some('e') if e.is_ended() => time(e.number("end_ms")),
             Some('e') if e.state() == "RUNNING" => time(e.number("start_ms") + e.number("limit_s") * 1000),
@@ -321,7 +324,7 @@ pub fn scontrol(root: &Path, bin: &Path, arguments: &[String]) -> Answer {
         }
         ["requeue", id] => requeue(&mut c, bin, id),
         // Not in a real Slurm: what happens to a job from outside.
-        ["fake", kind @ ("preempt" | "node_fail"), id] => {
+        ["fake", kind @ ("preempt" | "node_fail" | "zombie"), id] => {
             std::fs::write(root.join(format!("ask.{id}")), kind).unwrap();
             Answer::default()
         }
@@ -349,9 +352,25 @@ pub fn scontrol(root: &Path, bin: &Path, arguments: &[String]) -> Answer {
                     .map(|(_, v)| v)
             };
             for i in c.matching(get("jobid").unwrap_or_default()) {
-                if let Some(dependency) = get("dependency").filter(|_| c.elements[i].state() == "PENDING") {
-                    c.elements[i].set("dependency", dependency);
-                    c.elements[i].set("reason", "Dependency");
+                let id = c.elements[i].id();
+                // A job that was put back is pending from that moment on, although its script still ends.
+                let requeued =
+                    std::fs::read_to_string(root.join(format!("ask.{id}"))).is_ok_and(|ask| ask == "requeue");
+                let e = &mut c.elements[i];
+                if e.state() != "PENDING" && !requeued {
+                    return Answer::error(format!("Job is no longer pending execution for job {id}\n"));
+                }
+                if let Some(dependency) = get("dependency") {
+                    e.set("dependency", dependency);
+                    e.set("reason", "Dependency");
+                }
+                for (name, key) in [("MinMemoryNode", "mem_mb"), ("ExcNodeList", "exclude")] {
+                    if let Some(value) = get(name) {
+                        e.set(key, value);
+                    }
+                }
+                if let Some(limit) = get("TimeLimit").and_then(seconds) {
+                    e.set("limit_s", limit);
                 }
             }
             schedule(&mut c, bin);

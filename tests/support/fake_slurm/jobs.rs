@@ -141,7 +141,8 @@ pub fn run(root: &Path, bin: &Path, id: &str) {
     let warn_ms = limit_ms.saturating_sub(element.number("grace_s") * 1000).max(100);
     let kill_wait_ms = state::config(root).get("kill_wait_ms").and_then(|v| v.parse().ok()).unwrap_or(3000);
     let asked = root.join(format!("ask.{id}"));
-    let (mut warned, mut why, mut kill_at) = (element.number("grace_s") == 0, String::new(), u64::MAX);
+    let silent = state::config(root).get("warnings").is_some_and(|v| v == "off");
+    let (mut warned, mut why, mut kill_at) = (silent || element.number("grace_s") == 0, String::new(), u64::MAX);
     let status = loop {
         if let Ok(Some(status)) = child.try_wait() {
             break status;
@@ -155,6 +156,11 @@ pub fn run(root: &Path, bin: &Path, id: &str) {
             why = fs::read_to_string(&asked).unwrap_or_default();
             if why.is_empty() && limit_ms > 0 && elapsed >= limit_ms {
                 "timeout".clone_into(&mut why);
+            }
+            if why == "zombie" {
+                // slurmd is gone: its steps live on, and the job is put back as if its node had failed.
+                let _ = fs::remove_file(&asked);
+                return finish(Controller::open(root), bin, id, "NODE_FAIL", "NodeDown", 0, 0);
             }
             if !why.is_empty() {
                 if why != "node_fail" {
@@ -236,6 +242,9 @@ fn environment(root: &Path, bin: &Path, element: &Element) -> Vec<(String, Strin
     set("SLURM_CPUS_PER_TASK", element.number("cpus_per_task").max(1).to_string());
     set("SLURM_SUBMIT_DIR", element.text("workdir").to_owned());
     set("SLURM_CLUSTER_NAME", "fake".to_owned());
+    if element.number("mem_mb") > 0 {
+        set("SLURM_MEM_PER_NODE", element.text("mem_mb").to_owned());
+    }
     if let Some(index) = element.index() {
         set("SLURM_ARRAY_JOB_ID", element.job().to_string());
         set("SLURM_ARRAY_TASK_ID", index.to_string());
