@@ -132,7 +132,7 @@ mod tests {
         let intent = |job: &str, slots: &[Option<u32>]| {
             let cell = |slot: &Option<u32>| {
                 let name = slot.map_or("all".to_owned(), |s| format!("train/seed-{s}"));
-                (name, IntendedCell { slot: *slot, fingerprint: Digest::of_bytes(b"") })
+                (name, IntendedCell { slot: *slot, fingerprint: Digest::of_bytes(b""), again: None })
             };
             let cells = slots.iter().map(cell).collect();
             entry(Event::Intent { submission: "s".into(), job: job.into(), stage: Name::new("train").unwrap(), cells })

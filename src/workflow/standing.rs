@@ -451,6 +451,7 @@ mod tests {
             step: Some(60),
             ended_at: DateTime::UNIX_EPOCH,
             wall_s: 1.0,
+            verdict: None,
         });
         Attempt { start, end, pulse }
     }
