@@ -383,6 +383,21 @@ fn a_full_disk_is_said_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_stopped_cell_is_tried_again_only_when_asked() {
+    let work = Workspace::new();
+    let text = std::fs::read_to_string(work.path("small.toml")).unwrap();
+    std::fs::write(work.path("small.toml"), text.replace("exit 3; fi", "exit 78; fi")).unwrap();
+    std::fs::write(work.path("sick"), "").unwrap();
+    assert_eq!(work.run_all(&[]).status.code(), Some(78));
+    std::fs::remove_file(work.path("sick")).unwrap();
+    assert_eq!(work.run_all(&[]).status.code(), Some(78));
+    assert!(work.states().contains(&"total stopped".to_owned()), "{:?}", work.states());
+    work.done(&["--retry-stopped"]);
+    assert_eq!(work.query(".sum", "total"), "98");
+    assert!(work.base().join("count/seed-7/attempts/1.stopped.json").exists(), "the evidence stays");
+}
+
+#[test]
 fn the_study_may_say_only_what_is_known() {
     let work = Workspace::new();
     let text = std::fs::read_to_string(work.path("small.toml")).unwrap();

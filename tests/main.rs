@@ -10,6 +10,7 @@ mod documents;
 #[cfg(feature = "compute")]
 mod families;
 mod formats;
+mod gates;
 #[cfg(feature = "compute")]
 mod generate;
 mod local;

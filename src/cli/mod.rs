@@ -7,6 +7,8 @@ mod aggregate;
 mod attempt;
 mod cancel;
 mod explain;
+mod confirm;
+mod gates;
 mod generate;
 mod ledger;
 mod logs;
@@ -16,6 +18,7 @@ mod plan;
 mod progress;
 mod query;
 mod run_all;
+mod signoff;
 mod status;
 mod study;
 
@@ -88,6 +91,10 @@ enum Command {
     Logs(logs::Args),
     /// Cancel the chain, children first
     Cancel(cancel::Args),
+    /// Confirm what a gate found, where it waits for a person
+    Confirm(confirm::Args),
+    /// Print the study's checklist, computed from seals
+    Signoff(signoff::Args),
     /// Ask results a question in the jq language
     Query(query::Args),
     /// Fill the study's tables from its sealed results
@@ -112,6 +119,8 @@ pub fn seedbed() -> ExitCode {
         Command::Explain(args) => explain::run(&args),
         Command::Logs(args) => logs::run(&args),
         Command::Cancel(args) => cancel::run(&args),
+        Command::Confirm(args) => confirm::run(&args),
+        Command::Signoff(args) => signoff::run(&args),
         Command::Query(args) => query::run(&args),
         Command::Aggregate(args) => aggregate::run(&args),
         Command::Attempt(args) => attempt::run(args),

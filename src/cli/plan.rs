@@ -50,9 +50,9 @@ pub(crate) fn table(prepared: &Prepared) -> String {
     let mut rows = vec![vec!["STAGE".to_owned(), "CELLS".to_owned(), "STATE".to_owned(), "WHY".to_owned()]];
     for (i, stage) in prepared.study.stages.iter().enumerate() {
         let cells: Vec<_> = prepared.plan.cells.iter().filter(|c| c.def.stage == i).collect();
-        let mut groups: Vec<(&'static str, String, Vec<String>)> = Vec::new();
+        let mut groups: Vec<(String, String, Vec<String>)> = Vec::new();
         for cell in cells {
-            let (word, reason) = (cell.state.word(), cell.state.reason());
+            let (word, reason) = (cell.state.label(), cell.state.reason());
             let local = cell.def.key.local_name();
             let short = local.strip_prefix(&format!("{}/", stage.name)).unwrap_or("-").to_owned();
             match groups.iter_mut().find(|(w, r, _)| *w == word && similar(r, &reason)) {
@@ -62,7 +62,7 @@ pub(crate) fn table(prepared: &Prepared) -> String {
         }
         for (k, (word, reason, names)) in groups.into_iter().enumerate() {
             let head = if k == 0 { format!("{} {}", stage.number, stage.name) } else { String::new() };
-            rows.push(vec![head, list(&names), word.to_owned(), reason]);
+            rows.push(vec![head, list(&names), word, reason]);
         }
     }
     output::columns(&rows, output::width())
@@ -221,9 +221,13 @@ fn to_json(prepared: &Prepared) -> serde_json::Value {
                 CellState::Stale(changes) => json!(changes),
                 _ => json!([]),
             };
+            let by = match &cell.state {
+                CellState::Stopped(halt) | CellState::Waiting(halt) => json!(halt.source()),
+                _ => json!(null),
+            };
             json!({
                 "key": cell.def.key, "cell": cell.def.key.local_name(), "fingerprint": cell.def.fingerprint,
-                "state": cell.state.word(), "reason": cell.state.reason(), "changes": changes,
+                "state": cell.state.word(), "reason": cell.state.reason(), "changes": changes, "by": by,
                 "selected": cell.selected,
             })
         })

@@ -6,14 +6,14 @@ use clap::Parser;
 
 use super::progress::Watch;
 use super::study::{PartArgs, StudyArgs};
-use super::{CliError, Result, output, plan};
-use crate::record::exit;
+use super::{CliError, Result, gates, output, plan};
+use crate::record::{Verdict, exit};
 use crate::workflow::journal::Event;
 use crate::workflow::ledger::Ledger;
 use crate::workflow::local::{Task, TaskEnd};
 use crate::workflow::lock::{Hold, IfHeld, Lock};
 use crate::workflow::place::Place;
-use crate::workflow::plan::Policy;
+use crate::workflow::plan::{CellState, Policy};
 use crate::workflow::run::{self, Intent, LocalRun, Prepared, Site, Which, prepare};
 use crate::workflow::slurm::Client;
 use crate::workflow::study::On;
@@ -74,6 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
     prepared.check_request(policy)?;
     prepared.refresh_flags()?;
     output::note(plan::table(&prepared).trim_end());
+    gates::halted(&prepared, &args.study).iter().for_each(|text| output::note(text));
     if prepared.plan.to_run().next().is_none() {
         output::note(plan::bill(&prepared).trim_end());
         return nothing_to_do(args, &prepared);
@@ -165,10 +166,16 @@ fn nothing_to_do(args: &Args, prepared: &Prepared) -> Result<u8> {
     if done == all {
         output::note("everything is sealed; nothing to do");
         show_results(prepared)?;
-    } else {
-        output::note(&format!("nothing to submit; `seedbed status {}` shows what is queued", args.study.again()));
+        return Ok(exit::DONE);
     }
-    Ok(exit::DONE)
+    let any = |pick: fn(&CellState) -> bool| prepared.plan.cells.iter().any(|c| c.selected && pick(&c.state));
+    let stopped = any(|s| matches!(s, CellState::Stopped(_)));
+    if any(|s| matches!(s, CellState::Queued(_))) || !(stopped || any(|s| matches!(s, CellState::Waiting(_)))) {
+        output::note(&format!("nothing to submit; `seedbed status {}` shows what is queued", args.study.again()));
+        return Ok(exit::DONE);
+    }
+    output::note("nothing to run: what is left is stopped, or waits for a person");
+    Ok(if stopped { exit::STOPPED } else { exit::INCOMPLETE })
 }
 
 /// Runs the stages of the login node, then looks again.
@@ -216,15 +223,26 @@ fn local(args: &Args, prepared: &Prepared) -> Result<u8> {
 
 /// Tells of every cell that did not end well; the exit code of the whole.
 fn failures(args: &Args, ran: &LocalRun) -> u8 {
-    let mut code = exit::DONE;
+    let (mut failed_cells, mut stopped, mut open) = (false, false, false);
     let mut interrupted = false;
     for (task, end) in &ran.tasks {
         match end {
             TaskEnd::Done => {}
             TaskEnd::Interrupted => interrupted = true,
-            TaskEnd::Skipped => code = exit::INCOMPLETE,
+            TaskEnd::Skipped => open = true,
             TaskEnd::Failed(failed) => {
-                code = exit::INCOMPLETE;
+                stopped |= *failed == i32::from(exit::STOPPED);
+                if let Some(decision) = gates::said(task) {
+                    open = true;
+                    let verdict = decision.verdict.word();
+                    output::note(&format!("\ngate {}: {verdict}", task.key.local_name()));
+                    gates::lines(&decision).iter().for_each(|line| output::note(&format!("  {line}")));
+                    if decision.verdict == Verdict::Waiting {
+                        output::note(&format!("  then: {}", gates::confirm_command(&task.key, &args.study)));
+                    }
+                    continue;
+                }
+                failed_cells |= *failed != i32::from(exit::STOPPED);
                 output::note(&format!(
                     "\n{} ended with exit {failed} ({}):",
                     task.key.local_name(),
@@ -238,10 +256,15 @@ fn failures(args: &Args, ran: &LocalRun) -> u8 {
         output::note(&format!("interrupted: `run_all {}` goes on from here", args.study.again()));
         return exit::RESUME;
     }
-    if code != exit::DONE {
-        output::note(&format!("\nmend the cause and run again what is missing: `run_all {}`", args.study.again()));
+    match (failed_cells, stopped, open) {
+        (false, false, false) => exit::DONE,
+        (false, true, _) => exit::STOPPED,
+        (true, ..) => {
+            output::note(&format!("\nmend the cause and run again what is missing: `run_all {}`", args.study.again()));
+            exit::INCOMPLETE
+        }
+        (false, false, true) => exit::INCOMPLETE,
     }
-    code
 }
 
 /// The ends of what the attempt and the stage said.

@@ -5,6 +5,7 @@
 
 pub mod attempt;
 pub mod cell;
+pub mod decision;
 pub mod digest;
 pub mod exit;
 pub mod files;
@@ -22,6 +23,7 @@ mod error;
 
 pub use attempt::{AttemptEnd, AttemptStart, JobRef};
 pub use cell::{Cell, ExternalInput, Need, Resources};
+pub use decision::{Decision, Verdict};
 pub use digest::Digest;
 pub use error::RecordError;
 pub use fingerprint::{Change, Fingerprint, FingerprintSource};

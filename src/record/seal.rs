@@ -157,6 +157,17 @@ impl Seal {
         Ok(Some(seal))
     }
 
+    /// Takes the seal away for another try, and keeps it beside the attempt that made it.
+    ///
+    /// # Errors
+    /// It cannot be renamed.
+    pub fn set_aside(&self, run_dir: &Path) -> Result<()> {
+        let from = run_dir.join(SEAL_FILE);
+        let to = run_dir.join("attempts").join(format!("{}.stopped.json", self.attempt));
+        std::fs::rename(&from, &to).map_err(RecordError::io("move aside", &from))?;
+        files::sync_dir(run_dir)
+    }
+
     /// Looks for what a plan can see cheaply: outputs that are gone or have another size.
     pub fn check(&self, run_dir: &Path) -> Option<OutputProblem> {
         self.outputs.iter().find_map(|file| match std::fs::metadata(run_dir.join(&file.path)) {

@@ -10,6 +10,7 @@ mod attack_summary;
 pub mod bench;
 pub mod context;
 pub mod evaluate;
+pub mod gate;
 pub mod hotflip;
 pub mod setup;
 pub mod spec;
@@ -26,6 +27,7 @@ pub fn all_specs() -> &'static [&'static Spec] {
         &aggregate::SPEC,
         &apply_monotonicity::SPEC,
         &evaluate::SPEC,
+        &gate::SPEC,
         &hotflip::SPEC,
         &setup::SPEC,
         &train::SPEC,

@@ -20,7 +20,7 @@ use super::slurm::{Client, Element, SlurmError, control};
 use super::study::{self, Cluster, Run, Study};
 use super::submission::{Rules, Submission, expected_stages};
 use super::{programs, retry, survey};
-use crate::record::{Name, RecordError, files, flag};
+use crate::record::{Name, Outcome, RecordError, files, flag};
 use crate::stages;
 
 /// Name of the cluster in journals of local runs.
@@ -348,6 +348,19 @@ impl Prepared {
         }
     }
 
+    /// Takes away the seals of stopped cells that this call tries again: an attempt that finds one ends at once.
+    fn set_stopped_aside(&self) -> Result<()> {
+        for cell in self.plan.to_run().filter(|c| !plan::is_gate(&c.def)) {
+            if let Some(SealView::Sealed { seal, .. }) = self.seals.get(&cell.def.key.local_name())
+                && seal.outcome == Outcome::Stopped
+                && seal.fingerprint == cell.def.fingerprint
+            {
+                seal.set_aside(&self.place.run_dir(&cell.def.key))?;
+            }
+        }
+        Ok(())
+    }
+
     /// The jobs of the chain, with slots given to seeds that have none yet.
     ///
     /// # Errors
@@ -504,6 +517,7 @@ pub fn submit(prepared: &Prepared, told: &mut dyn FnMut(&SubmittedJob)) -> Resul
     };
     let journal = &prepared.journal;
     journal.write(Event::Asked { seeds: prepared.seeds.clone() })?;
+    prepared.set_stopped_aside()?;
     let jobs = prepared.jobs()?;
     if jobs.is_empty() {
         return Ok(Vec::new());
@@ -620,6 +634,7 @@ pub enum Which {
 /// A program is missing, or a file cannot be written. A stage that fails is an end, not an error.
 pub fn run_local(prepared: &Prepared, which: Which, watch: &mut dyn FnMut(local::Event)) -> Result<LocalRun> {
     prepared.journal.write(Event::Asked { seeds: prepared.seeds.clone() })?;
+    prepared.set_stopped_aside()?;
     // One job for each cell: the local executor needs no arrays.
     let shape = JobShape { chain: Chain::Singles, max_array_size: u32::MAX, requeue: true };
     let slots = journal::slots(&prepared.place.own(), &prepared.seeds)?;

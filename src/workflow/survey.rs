@@ -11,12 +11,12 @@ use serde::{Deserialize, Serialize};
 use super::error::{Result, WorkflowError};
 use super::journal::{self, Entry, Event, Fate, Journal, JournalJob};
 use super::place::Place;
-use super::plan::{Expansion, LiveJob, SealView};
+use super::plan::{CellDef, Expansion, LiveJob, SealView, is_gate};
 use super::retry::Ends;
 use super::slurm::submit::{Found, find_by_name};
 use super::slurm::{Client, Element, JobState, Liveness, queue};
 use super::study::Study;
-use crate::record::{Digest, RecordError, Seal, files};
+use crate::record::{Decision, Digest, RecordError, Seal, Verdict, decision, files};
 
 /// How long a job without a reply is looked for before it is believed never to have arrived.
 pub(super) const LOST_AFTER: Duration = Duration::from_secs(90);
@@ -36,7 +36,10 @@ pub fn seals(place: &Place, expansion: &Expansion, depth: Depth) -> BTreeMap<Str
     for cell in &expansion.cells {
         let run_dir = place.run_dir(&cell.key);
         let view = match Seal::read(&run_dir) {
-            Ok(None) => continue,
+            Ok(None) => match asked(place, cell, &run_dir) {
+                Some(view) => view,
+                None => continue,
+            },
             Ok(Some(seal)) if seal.key != cell.key => SealView::Damaged(format!(
                 "its seal is that of {}: delete {}/seal.json and run `run_all` again",
                 seal.key,
@@ -54,6 +57,17 @@ pub fn seals(place: &Place, expansion: &Expansion, depth: Depth) -> BTreeMap<Str
         found.insert(cell.key.local_name(), view);
     }
     found
+}
+
+/// The decision of a gate that waits for a person. One that cannot be read counts as none: the gate is asked again.
+fn asked(place: &Place, cell: &CellDef, run_dir: &Path) -> Option<SealView> {
+    if !is_gate(cell) {
+        return None;
+    }
+    let decision = Decision::read(run_dir).ok()?.filter(|d| d.verdict == Verdict::Waiting)?;
+    let all = decision::confirmations(&place.base).unwrap_or_default();
+    let confirmed = decision::confirmation_of(&all, &cell.key.local_name(), &decision.evidence).is_some();
+    Some(SealView::Asked { decision: Box::new(decision), confirmed })
 }
 
 /// Digests of all external inputs of a study, cached by path, size, modification time and inode.

@@ -20,8 +20,8 @@ const ARROWS: [(&str, &[&str]); 7] = [
     ("stages", &["stages", "compute", "report", "record"]),
     // What stages say of themselves, and the specification of tables: data, always compiled.
     ("workflow", &["workflow", "record", "report::table", "stages::*::SPEC", "stages::spec"]),
-    // The aggregation needs no tensors, and `seedbed aggregate` makes it anew.
-    ("cli", &["cli", "workflow", "report", "record", "stages::aggregate"]),
+    // The aggregation and the gate need no tensors: `seedbed aggregate` makes it anew, `seedbed signoff` asks conditions.
+    ("cli", &["cli", "workflow", "report", "record", "stages::aggregate", "stages::gate"]),
     ("bin", &["cli", "stages"]),
 ];
 

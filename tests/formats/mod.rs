@@ -12,7 +12,8 @@ mod values;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use seedbed::record::{Cell, Seal, attempt, files, flag, progress, run_h5};
+use seedbed::record::decision::{self, Confirmation};
+use seedbed::record::{Cell, Decision, RecordError, Seal, attempt, files, flag, progress, run_h5};
 use seedbed::workflow::budget::BudgetFile;
 use seedbed::workflow::journal::{self, Journal};
 use seedbed::workflow::submission::Submission;
@@ -39,6 +40,12 @@ fn write_all(dir: &Path) {
     }
     run_h5::write_run(&run.join("run.h5"), &values::run()).unwrap();
     values::seal().write(&run).unwrap();
+    let decided = values::decision().write(&run).unwrap();
+    // Below `.seedbed` of the directory of results; a golden file's place has no dot.
+    let results = tempfile::tempdir().unwrap();
+    decision::confirm(results.path(), &values::confirmation(decided.evidence)).unwrap();
+    let text = fs::read(decision::confirmations_path(results.path())).unwrap();
+    files::write_atomic(&dir.join("own/confirmations.jsonl"), &text).unwrap();
     let lines: Vec<String> = values::journal().iter().map(|e| serde_json::to_string(e).unwrap()).collect();
     for line in lines {
         files::append_line(&dir.join("own/journal.jsonl"), &line).unwrap();
@@ -65,6 +72,14 @@ fn golden_journal_v2() -> PathBuf {
 /// The text of that journal as the program writes it.
 fn journal_v2() -> String {
     values::journal_v2().iter().map(|e| serde_json::to_string(e).unwrap() + "\n").collect()
+}
+
+/// The golden confirmations, read at the place that they have in a directory of results.
+fn confirmations(dir: &Path) -> Result<Vec<Confirmation>, RecordError> {
+    let results = tempfile::tempdir().unwrap();
+    let text = fs::read(dir.join("own/confirmations.jsonl")).unwrap();
+    files::write_atomic(&decision::confirmations_path(results.path()), &text).unwrap();
+    decision::confirmations(results.path())
 }
 
 /// A flag says the cells whose seals it found; the seal lies where the cell's key says.
@@ -131,6 +146,10 @@ fn golden_files_are_read_to_the_expected_values() {
     let mut seal = Seal::read(&run).unwrap().unwrap();
     seal.digest = values::seal().digest;
     assert_eq!(seal, values::seal());
+    let mut decided = Decision::read(&run).unwrap().unwrap();
+    decided.digest = values::decision().digest;
+    assert_eq!(decided, values::decision());
+    assert_eq!(confirmations(&dir).unwrap(), [values::confirmation(decided.evidence)]);
     assert_eq!(Journal::open(&dir.join("own"), "sandbox").read().unwrap(), values::journal());
     let slots = journal::preview_slots(&dir.join("own"), &[7]).unwrap();
     assert_eq!(slots.into_iter().collect::<Vec<_>>(), [(7, 2), (42, 0), (1337, 1)]);
@@ -198,6 +217,8 @@ fn a_newer_version_is_refused_as_such() {
     newer("own/slots.json", 1, |dir| text(journal::slots(&dir.join("own"), &[1])));
     newer("submission/plan.json", 1, |dir| text(Submission::read(&dir.join("submission"))));
     newer("submission/budget.json", 1, |dir| text(BudgetFile::read(&dir.join("submission"))));
+    newer("run/decision.json", 1, |dir| text(Decision::read(&dir.join("run"))));
+    newer("own/confirmations.jsonl", 1, |dir| text(confirmations(dir)));
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("run.h5");
     values::write_version_only(&path, 2);

@@ -62,6 +62,8 @@ fn every_field_has_a_line_in_its_page() {
     check("submission.md", "links/plan.json", &["jobs.cells"]);
     check("progress.md", "run/progress.jsonl", &["values"]);
     check("seal.md", "run/seal.json", &[&source[..], &["evidence"]].concat());
+    check("decision.md", "run/decision.json", &["confirmation"]);
+    check("confirmations.md", "own/confirmations.jsonl", &[]);
     check("journal.md", "own/journal.jsonl", &["cells"]);
     check("slots.md", "own/slots.json", &[]);
     check("journal.md", "../v2/own/journal.jsonl", &["stages"]);

@@ -6,6 +6,9 @@ use std::path::Path;
 
 use chrono::{DateTime, TimeZone, Utc};
 use hdf5::types::{FixedUnicode, TypeDescriptor};
+use seedbed::record::decision::{
+    self, Condition, Confirmation, Decision, Earlier, Judged, JudgedInput, Missing, Question, Verdict,
+};
 use seedbed::record::progress::Line;
 use seedbed::record::seal::SealedFile;
 use seedbed::record::{
@@ -204,6 +207,72 @@ pub fn seal() -> Seal {
         wall_s: 56.5,
         code: "0.1.0 0a1b2c3".into(),
         digest: digest(""),
+    }
+}
+
+/// A gate that a person confirmed, after a stop under another bound.
+pub fn decision() -> Decision {
+    let condition = |most: f64| Condition {
+        name: "base_rate".into(),
+        of: Some("evaluate".into()),
+        value: "map(.metrics.rate) | mean".into(),
+        least: Some(0.0),
+        most: Some(most),
+        above: Some(-1.0),
+        below: Some(1.0),
+        equals: Some(json!(0.25)),
+    };
+    let judged = |most: f64, holds: bool| Judged {
+        condition: condition(most),
+        found: Some(json!(0.25)),
+        holds,
+        problem: Some("has two values".into()),
+    };
+    let question = Question {
+        conditions: vec![condition(0.3)],
+        least_seeds: Some(2),
+        missing: Missing::Without,
+        confirm: Some("the samples were read".into()),
+    };
+    let input = |cell: &str, missing: Option<&str>| JudgedInput {
+        cell: cell.into(),
+        content: missing.is_none().then(|| digest(cell)),
+        missing: missing.map(Into::into),
+    };
+    let inputs = vec![input("evaluate/seed-42", None), input("evaluate/seed-1337", Some("not sealed"))];
+    Decision {
+        version: 1,
+        key: key("gap", None, None),
+        fingerprint: digest("gap"),
+        verdict: Verdict::Pass,
+        reason: String::new(),
+        evidence: decision::evidence(&question, &inputs),
+        confirmation: Some(confirmation(decision::evidence(&question, &inputs))),
+        question,
+        inputs,
+        seeds: Some(1),
+        conditions: vec![judged(0.3, true)],
+        earlier: vec![Earlier {
+            fingerprint: digest("gap before"),
+            verdict: Verdict::Stop,
+            evidence: digest("evidence before"),
+            conditions: vec![judged(0.2, false)],
+            decided_at: at(10),
+        }],
+        decided_at: at(50),
+        digest: digest(""),
+    }
+}
+
+pub fn confirmation(evidence: Digest) -> Confirmation {
+    Confirmation {
+        version: 1,
+        gate: "gap".into(),
+        evidence,
+        user: "ada".into(),
+        host: "n1".into(),
+        time: at(45),
+        note: Some("read 20 of each".into()),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod chain;
 mod commands;
+mod gates;
 mod monotone;
 mod nodes;
 mod paying;

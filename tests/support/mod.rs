@@ -2,6 +2,7 @@
 
 pub mod chain;
 pub mod fake_slurm;
+pub mod gated;
 pub mod sandbox;
 pub mod work;
 

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::QueryError;
 use crate::record::run_h5::{self, RUN_FILE};
-use crate::record::{Column, Digest, Items, RunRecord, Seal, files};
+use crate::record::{Column, Digest, Items, RunRecord, Seal, SeriesPoint, files};
 
 /// What to do with a run without a valid seal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,6 +141,18 @@ fn whole(run: &RunRecord, path: &Path, digest: &Digest) -> Value {
 /// One of several runs.
 fn element(run: &RunRecord) -> Value {
     json!({"key": run.key, "meta": meta(run), "metrics": run.tree()})
+}
+
+/// A run as a gate's filters see it: as one of several, with its series and items, and without times.
+pub fn evidence(run: &RunRecord) -> Value {
+    let series: Map<String, Value> = run.series.iter().map(|(name, points)| (name.clone(), steps(points))).collect();
+    let items: Map<String, Value> = run.items.iter().map(|(task, items)| (task.clone(), rows(items))).collect();
+    json!({"key": run.key, "meta": meta(run), "metrics": run.metrics, "series": series, "items": items})
+}
+
+/// A series without its times.
+fn steps(points: &[SeriesPoint]) -> Value {
+    points.iter().map(|p| json!({"step": p.step, "value": p.value})).collect()
 }
 
 fn meta(run: &RunRecord) -> Value {

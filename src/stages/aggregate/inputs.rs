@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::record::decision::GATE_KIND;
 use crate::record::run_h5::RUN_FILE;
 use crate::record::{CellKey, Digest, Fingerprint, Name, Need, Outcome, RunRecord, Seal, run_h5};
 use crate::report::table::{Expected, Run};
@@ -33,11 +34,12 @@ pub struct Found {
     pub content: Digest,
 }
 
-/// Reads the needed cells: each is a result only with a valid seal of the planned fingerprint, and if its
+/// Reads the needed cells but gates, which hand over no data: each is a result only with a valid seal of the planned fingerprint, and if its
 /// `run.h5` is the one that was sealed.
 pub fn collect(needs: &[Need], base: &Path) -> Vec<Input> {
     needs
         .iter()
+        .filter(|need| need.kind != GATE_KIND)
         .map(|need| Input {
             key: need.key.clone(),
             kind: need.kind.clone(),

@@ -19,7 +19,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-pub use inputs::{Input, collect};
+pub use inputs::{Found, Input, collect};
 
 use super::context::{Context, StageError};
 use super::spec::{Field, FieldType, Preset, Role, Spec};

@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::publish;
+use crate::record::decision::GATE_KIND;
 use crate::record::seal::SealedFile;
 use crate::record::{Cell, Digest, Need, Outcome, Seal, exit};
 use crate::workflow::plan::reads;
@@ -16,11 +17,13 @@ pub struct Refusal {
     pub code: u8,
     /// What is wrong with which input, and what to do.
     pub message: String,
+    /// Whether the input is a gate.
+    pub gate: bool,
 }
 
 impl Refusal {
     fn new(code: u8, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: message.into(), gate: false }
     }
 }
 
@@ -32,6 +35,11 @@ pub fn check(cell: &Cell, settle: Duration) -> Result<Vec<SealedFile>, Refusal> 
     let began = Instant::now();
     loop {
         match look(cell) {
+            // A seal that shows late must not change a verdict.
+            Ok(read) if cell.kind == GATE_KIND && began.elapsed() < settle && lacks_inputs(cell) => {
+                drop(read);
+                std::thread::sleep(Duration::from_secs(2).min(settle));
+            }
             Ok(read) => return Ok(read),
             // What was stopped, or has other content, does not change by waiting.
             Err(refusal) if refusal.code == exit::STOPPED || began.elapsed() >= settle => return Err(refusal),
@@ -40,18 +48,36 @@ pub fn check(cell: &Cell, settle: Duration) -> Result<Vec<SealedFile>, Refusal> 
     }
 }
 
+/// Whether a needed cell has no seal yet.
+fn lacks_inputs(cell: &Cell) -> bool {
+    let unsealed = |need: &Need| !matches!(Seal::read(&cell.need_dir(need)), Ok(Some(_)));
+    cell.needs.iter().any(unsealed)
+}
+
+/// Whether a sealed gate read what its inputs hold now. Another stage's seal stands for its fingerprint.
+pub fn read_the_same(cell: &Cell, seal: &Seal) -> bool {
+    if cell.kind != GATE_KIND {
+        return true;
+    }
+    let results = |files: &[SealedFile]| -> Vec<(String, Digest)> {
+        let run = |f: &&SealedFile| f.path.ends_with("/run.h5");
+        files.iter().filter(run).map(|f| (f.path.clone(), f.digest.clone())).collect()
+    };
+    look(cell).is_ok_and(|now| results(&now) == results(&seal.read))
+}
+
 fn look(cell: &Cell) -> Result<Vec<SealedFile>, Refusal> {
     let mut refusals: Vec<Refusal> = Vec::new();
     let mut read = Vec::new();
     for need in &cell.needs {
         match look_at(cell, need) {
             Ok(files) => read.extend(files),
-            Err(refusal) => refusals.push(refusal),
+            Err(refusal) => refusals.push(Refusal { gate: need.kind == GATE_KIND, ..refusal }),
         }
     }
-    // A stage that judges partial inputs itself is told nothing here but what it cannot see.
+    // A stage that judges partial inputs itself is told nothing here but what it cannot see. Past a gate nobody goes.
     if publish::takes_partial_inputs(cell) {
-        refusals.retain(|r| r.code == exit::STALE_INPUT);
+        refusals.retain(|r| r.code == exit::STALE_INPUT || r.gate);
     }
     for input in &cell.inputs {
         match Digest::of_path(&input.path) {
@@ -101,7 +127,10 @@ fn look_at(cell: &Cell, need: &Need) -> Result<Vec<SealedFile>, Refusal> {
         ));
     }
     if seal.outcome == Outcome::Stopped {
-        return Err(Refusal::new(exit::STOPPED, format!("needed cell {name} was stopped by a gate or kill criterion")));
+        let said = if need.kind == GATE_KIND { "gate" } else { "needed cell" };
+        let why = seal.evidence.as_ref().and_then(|e| e.get("why")).and_then(|w| w.as_str()).map(|w| format!(": {w}"));
+        let stopped = if need.kind == GATE_KIND { "says stop" } else { "was stopped by a gate or kill criterion" };
+        return Err(Refusal::new(exit::STOPPED, format!("{said} {name} {stopped}{}", why.unwrap_or_default())));
     }
     if let Some(problem) = seal.verify(&dir) {
         return Err(Refusal::new(

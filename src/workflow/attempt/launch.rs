@@ -13,6 +13,7 @@ use signal_hook::consts::{SIGCONT, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 
 use super::evidence::{Evidence, Scanner, oom_kills};
 use super::limit::Limit;
+use crate::record::decision::GATE_KIND;
 use crate::record::{Cell, RecordError, attempt, exit};
 use crate::stages;
 use crate::workflow::error::{Result, WorkflowError};
@@ -224,7 +225,8 @@ fn set_environment(command: &mut Command, launch: &Launch) {
         Some(arm) => command.env("SEEDBED_ARM", arm.as_str()),
         None => command.env_remove("SEEDBED_ARM"),
     };
-    for need in &cell.needs {
+    // A gate hands over no data.
+    for need in cell.needs.iter().filter(|n| n.kind != GATE_KIND) {
         // SEEDBED_NEED_<stage>: with one cell its run directory, with several their directories, one a line.
         let name = format!("SEEDBED_NEED_{}", need.key.stage.as_str().replace(['-', '.'], "_"));
         let dirs: Vec<String> = cell

@@ -66,7 +66,7 @@ pub fn run(options: &Options) -> Result<u8> {
     say(&format!("cell {} of submission {}", cell.key, submission.name));
 
     supersede_other_fingerprint(&cell, &run_dir)?;
-    if let Some(seal) = own_seal(&run_dir, &cell) {
+    if let Some(seal) = own_seal(&run_dir, &cell).filter(|seal| gate::read_the_same(&cell, seal)) {
         refresh_flag(&submission, &cell)?;
         return Ok(match seal.outcome {
             Outcome::Done => {
@@ -226,10 +226,20 @@ fn attempt_once(
             Err(publish::Refusal::Disk(error)) => return Err(error.into()),
         },
         exit::STOPPED => {
-            publish::stop(cell, start, &run_dir, &out_dir, &cause)?;
+            match publish::stop(cell, start, &run_dir, &out_dir, &cause, read) {
+                Ok(()) => {}
+                Err(publish::Refusal::Outputs(why)) => return Ok((exit::BAD_OUTPUT, why)),
+                Err(publish::Refusal::Superseded) => {
+                    return Ok((exit::SUPERSEDED, "a newer attempt owns the cell; nothing was sealed".to_owned()));
+                }
+                Err(publish::Refusal::Disk(error)) => return Err(error.into()),
+            }
             refresh_flag(submission, cell)?;
         }
-        _ if partial => publish::publish_unsealed(&run_dir, &out_dir)?,
+        _ if partial => {
+            publish::publish_unsealed(&run_dir, &out_dir)?;
+            refresh_flag(submission, cell)?;
+        }
         _ => {}
     }
     // What is left is a part of a result; the log and the checkpoints stay.

@@ -5,9 +5,11 @@ use std::path::Path;
 use chrono::Utc;
 use serde_json::{Value, json};
 
+use crate::record::decision::{DECISION_FILE, GATE_KIND};
 use crate::record::seal::{self, SEAL_VERSION, SealedFile};
 use crate::record::{
-    AttemptStart, Cell, Digest, Origin, Outcome, RecordError, RunRecord, Seal, attempt, files, run_h5,
+    AttemptStart, Cell, Decision, Digest, Origin, Outcome, RecordError, RunRecord, Seal, Verdict, attempt, files,
+    run_h5,
 };
 use crate::stages;
 use crate::workflow::plan::code;
@@ -55,6 +57,10 @@ pub fn publish(
     if cell.kind == "command" {
         record_metrics(cell, out_dir)?;
     }
+    let passes = |d: Decision| d.verdict == Verdict::Pass && d.fingerprint == cell.fingerprint;
+    if cell.kind == GATE_KIND && !Decision::read(out_dir)?.is_some_and(passes) {
+        return Err(Refusal::Outputs(format!("the gate ended with 0 but its {DECISION_FILE} says no pass")));
+    }
     let content = verify(cell, out_dir)?;
     let outputs = move_outputs(Some(start.attempt), run_dir, out_dir)?;
     let seal = Seal { content, ..unsigned(cell, start, run_dir, outputs, read) };
@@ -64,19 +70,37 @@ pub fn publish(
     Ok(seal.write(run_dir)?)
 }
 
-/// Seals a cell as stopped, with what the stage left as evidence.
-pub fn stop(cell: &Cell, start: &AttemptStart, run_dir: &Path, out_dir: &Path, cause: &str) -> Result<(), RecordError> {
-    let evidence: Value = files::read_json(&out_dir.join(EVIDENCE_FILE)).unwrap_or_else(|_| json!(cause));
-    let seal = Seal {
-        outcome: Outcome::Stopped,
-        evidence: Some(evidence),
-        ..unsigned(cell, start, run_dir, Vec::new(), Vec::new())
+/// Seals a cell as stopped, with what the stage left as evidence. Of a gate the decision is sealed with it.
+pub fn stop(
+    cell: &Cell,
+    start: &AttemptStart,
+    run_dir: &Path,
+    out_dir: &Path,
+    cause: &str,
+    read: Vec<SealedFile>,
+) -> Result<(), Refusal> {
+    let (evidence, outputs, read) = if cell.kind == GATE_KIND {
+        let decision = Decision::read(out_dir)?
+            .filter(|d| d.verdict == Verdict::Stop && d.fingerprint == cell.fingerprint)
+            .ok_or_else(|| Refusal::Outputs(format!("the gate ended with 78 but its {DECISION_FILE} says no stop")))?;
+        let evidence = json!({"verdict": decision.verdict, "why": decision.reason, "evidence": decision.evidence});
+        (evidence, move_outputs(Some(start.attempt), run_dir, out_dir)?, read)
+    } else {
+        let left = files::read_json(&out_dir.join(EVIDENCE_FILE)).unwrap_or_else(|_| json!(cause));
+        (left, Vec::new(), Vec::new())
     };
-    seal.write(run_dir).map(drop)
+    let seal =
+        Seal { outcome: Outcome::Stopped, evidence: Some(evidence), ..unsigned(cell, start, run_dir, outputs, read) };
+    Ok(seal.write(run_dir).map(drop)?)
 }
 
-/// Moves what a stage wrote into place without sealing it.
+/// Moves what a stage wrote into place without sealing it. An older seal does not stand for it, and goes first.
 pub fn publish_unsealed(run_dir: &Path, out_dir: &Path) -> Result<(), RecordError> {
+    let old = run_dir.join(seal::SEAL_FILE);
+    match std::fs::remove_file(&old) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(RecordError::io("remove", &old)(e)),
+        _ => {}
+    }
     match move_outputs(None, run_dir, out_dir) {
         Ok(_) => Ok(()),
         Err(Refusal::Disk(error)) => Err(error),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::gates::is_gate;
 use crate::record::fingerprint::FINGERPRINT_VERSION;
 use crate::record::{CellKey, Digest, Fingerprint, FingerprintSource, Name};
 use crate::workflow::study::{Input, Run, Stage, Study};
@@ -119,7 +120,12 @@ fn define(
         },
         params: stage.semantic_params(arm),
         seed: key.seed,
-        needs: needs.iter().map(|&i| (before[i].key.local_name(), before[i].fingerprint.clone())).collect(),
+        // A gate hands over no data: its conditions change no byte of what is behind it.
+        needs: needs
+            .iter()
+            .filter(|&&i| !is_gate(&before[i]))
+            .map(|&i| (before[i].key.local_name(), before[i].fingerprint.clone()))
+            .collect(),
         inputs: inputs.iter().map(|(input, digest)| (input.name.clone(), digest.clone())).collect(),
     };
     let fingerprint = source.fingerprint();

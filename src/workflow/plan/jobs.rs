@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::gates::is_gate;
 use super::{CellState, LiveJob, Plan, PlannedCell};
 use crate::record::{Adjust, CellKey, Name};
 use crate::workflow::study::{On, Run, Stage, Study};
@@ -136,7 +137,12 @@ pub fn jobs(study: &Study, plan: &Plan, slots: &BTreeMap<u32, u32>, shape: JobSh
                 Target::Planned(job) => jobs[*job].cells.iter().any(|(index, _)| index.is_some()),
                 _ => live_slot(parent).is_some(),
             };
-            let kind = edge_kind(&parent.def.key, key, shape.chain, array && links.is_none());
+            // One job over all seeds: it judges what is there, whatever became of the rest.
+            let kind = if is_gate(&cell.def) && key.seed.is_none() {
+                EdgeKind::AfterAny
+            } else {
+                edge_kind(&parent.def.key, key, shape.chain, array && links.is_none())
+            };
             // A link is a single job although it has a seed: it waits for its own element only.
             let target = match target {
                 Target::Planned(job) if array && kind == EdgeKind::AfterOk => {

@@ -5,10 +5,12 @@
 //! what is left into arrays with the edges that contracts allow.
 
 mod cells;
+mod gates;
 mod jobs;
 mod state;
 
 pub use cells::{CellDef, Expansion, PlanError, expand};
+pub use gates::{Halt, is_gate};
 pub use jobs::{Chain, Edge, EdgeKind, JobShape, Link, PlannedJob, Target, jobs, links};
 pub use state::{Again, CellState, LiveJob, PlannedCell, SealView, code, reads};
 

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Policy;
 use super::cells::{CellDef, Expansion};
+use super::gates::{self, Halt};
+use crate::record::decision::{Decision, GATE_KIND};
 use crate::record::seal::{OutputProblem, Seal};
 use crate::record::{Adjust, Change, Fingerprint, Outcome, Why, fingerprint};
 use crate::workflow::study::{On, Study};
@@ -22,6 +24,13 @@ pub enum SealView {
     },
     /// A seal that cannot be trusted, and why.
     Damaged(String),
+    /// No seal, but the decision of a gate that waits for a person.
+    Asked {
+        /// The decision.
+        decision: Box<Decision>,
+        /// Whether its evidence has been confirmed.
+        confirmed: bool,
+    },
 }
 
 /// A job that is queued or running for a cell.
@@ -60,7 +69,9 @@ pub enum CellState {
         code: Option<String>,
     },
     /// A gate or kill criterion said stop, here or upstream.
-    Stopped(String),
+    Stopped(Halt),
+    /// A gate waits for a person, here or upstream.
+    Waiting(Halt),
     /// Sealed, but under another fingerprint or with other parents.
     Stale(Vec<Change>),
     /// Sealed, but an output is gone or changed.
@@ -94,6 +105,7 @@ impl CellState {
         match self {
             Self::Done { .. } => "done",
             Self::Stopped(_) => "stopped",
+            Self::Waiting(_) => "waiting",
             Self::Stale(_) => "stale",
             Self::MissingOutputs(_) => "missing-outputs",
             Self::Damaged(_) => "damaged",
@@ -103,12 +115,21 @@ impl CellState {
         }
     }
 
+    /// The word, and who said so: `stopped (gate gap)`.
+    pub fn label(&self) -> String {
+        match self {
+            Self::Stopped(halt) | Self::Waiting(halt) => format!("{} ({})", self.word(), halt.source()),
+            _ => self.word().to_owned(),
+        }
+    }
+
     /// The reason, for people; empty where the word says all.
     pub fn reason(&self) -> String {
         match self {
             Self::Done { code: Some(code) } => format!("by other code {code}"),
             Self::Done { code: None } | Self::Missing => String::new(),
-            Self::Stopped(why) | Self::MissingOutputs(why) | Self::Damaged(why) => why.clone(),
+            Self::Stopped(halt) | Self::Waiting(halt) => format!("{}: {}", halt.source(), halt.why),
+            Self::MissingOutputs(why) | Self::Damaged(why) => why.clone(),
             Self::Stale(changes) => {
                 let mut parts: Vec<String> = changes.iter().take(3).map(ToString::to_string).collect();
                 if changes.len() > 3 {
@@ -181,16 +202,11 @@ pub(super) fn judge(
             None => CellState::Missing,
             Some(SealView::Damaged(why)) => CellState::Damaged(why.clone()),
             Some(SealView::Sealed { seal, problem }) => sealed(def, seal, problem.as_ref(), &cells, seals, policy),
+            Some(SealView::Asked { decision, confirmed }) => gates::asked(def, decision, *confirmed, &cells, seals),
         };
         // What stopped upstream stops here, unless it is to be tried again.
-        if state.must_run() {
-            let stopped = def.needs.iter().find_map(|&i| match &cells[i].state {
-                CellState::Stopped(why) => Some(format!("{}: {why}", cells[i].def.key.local_name())),
-                _ => None,
-            });
-            if let Some(why) = stopped {
-                state = CellState::Stopped(why);
-            }
+        if let Some(halted) = gates::halted(def, &state, &cells) {
+            state = halted;
         }
         if state.must_run()
             && let Some(job) = live.get(&name)
@@ -231,22 +247,35 @@ fn sealed(
     seals: &BTreeMap<String, SealView>,
     policy: Policy,
 ) -> CellState {
+    let gate = gates::is_gate(def);
     if seal.fingerprint != def.fingerprint {
-        return CellState::Stale(fingerprint::changes(&seal.source, &def.source));
-    }
-    if seal.outcome == Outcome::Stopped {
-        if policy.retry_stopped {
-            return CellState::Missing;
+        let mut changed = fingerprint::changes(&seal.source, &def.source);
+        if gate {
+            changed.insert(0, gates::verdict_falls(seal));
         }
-        let evidence = seal.evidence.as_ref().map(ToString::to_string).unwrap_or_default();
-        return CellState::Stopped(evidence);
+        return CellState::Stale(changed);
+    }
+    // Asked again of the same inputs a gate would say the same.
+    if seal.outcome == Outcome::Stopped && !gate {
+        return if policy.retry_stopped { CellState::Missing } else { CellState::Stopped(gates::stopped(def, seal)) };
     }
     if let Some(problem) = problem {
         return CellState::MissingOutputs(problem.to_string());
     }
+    if gate {
+        let mut changed = gates::changes(def, &gates::read_by(seal), before, seals);
+        if !changed.is_empty() {
+            changed.insert(0, gates::verdict_falls(seal));
+        }
+        return match seal.outcome {
+            _ if !changed.is_empty() => CellState::Stale(changed),
+            Outcome::Stopped => CellState::Stopped(gates::stopped(def, seal)),
+            Outcome::Done => CellState::Done { code: other_code(seal) },
+        };
+    }
     // Equal fingerprints, but a parent was run again and gave other bytes; or it will be run again.
     let mut changed: Vec<Change> = Vec::new();
-    for &i in &def.needs {
+    for &i in def.needs.iter().filter(|&&i| !gates::is_gate(&before[i].def)) {
         let parent = before[i].def.key.local_name();
         if before[i].state.must_run() || matches!(before[i].state, CellState::Queued(_)) {
             let why = serde_json::Value::from(before[i].state.word());
@@ -264,18 +293,21 @@ fn sealed(
             }));
         }
     }
-    if changed.is_empty() {
-        let here = code();
-        CellState::Done { code: (seal.code != here).then(|| seal.code.clone()) }
-    } else {
-        CellState::Stale(changed)
-    }
+    if changed.is_empty() { CellState::Done { code: other_code(seal) } } else { CellState::Stale(changed) }
+}
+
+/// The code that sealed, if it was not this program's.
+fn other_code(seal: &Seal) -> Option<String> {
+    (seal.code != code()).then(|| seal.code.clone())
 }
 
 /// What a child reads of a sealed parent, by path below the profile's directory. For `run.h5` it is the
 /// content digest: a parent that ran again to the same content leaves its children fresh. A built-in
-/// stage's JSON, CSV and text files are printed from `run.h5` and do not count.
+/// stage's JSON, CSV and text files are printed from `run.h5` and do not count. Of a gate nothing is read.
 pub fn reads(seal: &Seal, parent: &str) -> Vec<(String, crate::record::Digest)> {
+    if seal.source.kind == GATE_KIND {
+        return Vec::new();
+    }
     let derived = |path: &str| {
         let printed = [".h5", ".json", ".csv", ".txt"].iter().any(|end| path.ends_with(end));
         path == "run.h5" || (seal.source.kind != "command" && printed && !path.contains('/'))

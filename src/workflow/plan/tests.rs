@@ -72,6 +72,7 @@ fn study_of(stages: Vec<Stage>) -> Study {
         seeds: vec![42, 1337],
         stages,
         tables: vec![],
+        signoff: vec![],
         budget: None,
         retry: Retry::default(),
         file: PathBuf::from("m.toml"),
@@ -343,6 +344,81 @@ fn a_stopped_cell_stops_its_descendants_until_it_is_tried_again() {
     let again = Plan::new(&study, &expansion, &found, &BTreeMap::new(), Policy { retry_stopped: true, replace: false });
     assert_eq!(again.count(|s| *s == CellState::Missing), again.to_run().count());
     assert_eq!(again.count(|s| s.word() == "stopped"), 0);
+}
+
+/// A gate over all seeds between two stages.
+fn gated() -> Study {
+    let mut gate = stage(2, "gap", &["measure"], "");
+    gate.run = Run::Builtin(&crate::stages::gate::SPEC);
+    gate.params = json!({"conditions": [{"name": "x", "value": ".", "most": 0.3}], "missing": "undecided"});
+    study_of(vec![
+        stage(0, "measure", &[], "s"),
+        stage(1, "train", &["measure", "gap"], "s"),
+        gate,
+        stage(3, "all", &["train", "gap"], ""),
+    ])
+}
+
+#[test]
+fn a_gate_over_seeds_is_one_job_behind_whatever_became_of_them() {
+    let study = gated();
+    let jobs = jobs(&study, &plan_with(&study, &BTreeMap::new()), &slots(), ARRAYS);
+    insta::assert_snapshot!(print(&jobs), @r"
+    0 measure [0,1,2,3,4] <- 
+    1 gap [-] <- AfterAny:0
+    2 train [0,1,2,3,4] <- AfterCorr:0 AfterOk:1
+    3 all [-] <- AfterOk:1 AfterAny:2
+    ");
+}
+
+#[test]
+fn a_gate_enters_no_fingerprint_and_is_judged_by_what_it_read() {
+    let mut study = gated();
+    let before = cells(&study);
+    let all = seals(&before, |_| true);
+    assert!(plan_with(&study, &all).cells.iter().all(|c| c.state.is_done()));
+    study.stages[2].params["conditions"][0]["most"] = json!(0.4);
+    let plan = plan_with(&study, &all);
+    let words = words(&plan);
+    assert_eq!((words["gap"].as_str(), words["train"].as_str(), words["all"].as_str()), ("s", "ddddd", "d"));
+    let gap = plan.cells.iter().find(|c| c.def.key.stage.as_str() == "gap").unwrap();
+    assert_eq!(
+        gap.state.reason(),
+        "verdict: \"pass\" -> \"undecided\"; params.conditions[0].most: 0.3 -> 0.4",
+        "the old bound stands beside the new one"
+    );
+    // A result that differs makes the gate stale; one that is made again, too; what reads the result as well.
+    let study = gated();
+    for change in ["other bytes", "gone"] {
+        let mut found = all.clone();
+        match (change, found.get_mut("measure/seed-42")) {
+            ("gone", _) => drop(found.remove("measure/seed-42")),
+            (_, Some(SealView::Sealed { seal, .. })) => seal.content = Some(Digest::of_bytes(b"other")),
+            _ => panic!(),
+        }
+        let plan = plan_with(&study, &found);
+        let gap = plan.cells.iter().find(|c| c.def.key.stage.as_str() == "gap").unwrap();
+        assert_eq!(gap.state.word(), "stale", "{change}");
+        assert!(gap.state.reason().contains("needs.measure/seed-42"), "{change}");
+    }
+}
+
+#[test]
+fn a_gate_that_stops_halts_also_what_was_sealed_behind_it() {
+    let study = gated();
+    let expansion = cells(&study);
+    let mut found = seals(&expansion, |_| true);
+    let Some(SealView::Sealed { seal, .. }) = found.get_mut("gap") else { panic!() };
+    seal.outcome = Outcome::Stopped;
+    seal.evidence = Some(json!({"why": "x is 0.4, not at most 0.3"}));
+    for policy in [Policy::default(), Policy { retry_stopped: true, replace: false }] {
+        let plan = Plan::new(&study, &expansion, &found, &BTreeMap::new(), policy);
+        for cell in plan.cells.iter().filter(|c| c.def.key.stage.as_str() != "measure") {
+            assert_eq!(cell.state.label(), "stopped (gate gap)");
+            assert_eq!(cell.state.reason(), "gate gap: x is 0.4, not at most 0.3");
+        }
+        assert_eq!(plan.to_run().count(), 0);
+    }
 }
 
 #[test]

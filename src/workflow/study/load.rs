@@ -9,19 +9,19 @@ use super::problem::{Problem, Sink, Span, StudyError, collect, suggestion};
 use super::section::Section;
 use super::stage::{self, Surroundings};
 use super::tree::{self, Entry, Node, Syntax, Table, Tree};
-use super::{Budget, DEFAULT_PROFILE, Retry, SCHEMA, Study, graph, quantity, retry};
+use super::{Budget, DEFAULT_PROFILE, Retry, SCHEMA, Study, gate, graph, quantity, retry};
 use crate::record::Name;
 use crate::report::table::{PathStep, TableSpec};
 use crate::stages::{FieldType, Spec};
 
 /// Keys of the file.
-const ROOT_KEYS: &[&str] = &["schema", "study", "budget", "retry", "stage", "table", "profile"];
+const ROOT_KEYS: &[&str] = &["schema", "study", "budget", "retry", "stage", "gate", "table", "signoff", "profile"];
 
 /// Keys of `[study]`.
 const STUDY_KEYS: &[&str] = &["name", "seeds", "default_profile"];
 
 /// Keys of `[profile.NAME]`.
-const PROFILE_KEYS: &[&str] = &["seeds", "stage", "table", "budget", "retry"];
+const PROFILE_KEYS: &[&str] = &["seeds", "stage", "gate", "table", "signoff", "budget", "retry"];
 
 /// Largest file that is read, in bytes.
 const LARGEST: u64 = 4 << 20;
@@ -142,6 +142,7 @@ pub(super) fn parse(
             seeds: read.seeds,
             stages: read.stages,
             tables: read.tables,
+            signoff: read.signoff,
             budget: read.budget,
             retry: read.retry,
             file: file.to_path_buf(),
@@ -241,9 +242,9 @@ fn lay_over(root: &mut Table, name: &Name, over: &Table, sink: &mut Sink) {
                     study.put(entry);
                 }
             }
-            ("budget" | "retry", _) => root.put(entry),
-            (key @ ("stage" | "table"), Tree::Table(named)) => by_name(root, key, named, &what, sink),
-            (key @ ("stage" | "table"), _) => {
+            ("budget" | "retry" | "signoff", _) => root.put(entry),
+            (key @ ("stage" | "gate" | "table"), Tree::Table(named)) => by_name(root, key, named, &what, sink),
+            (key @ ("stage" | "gate" | "table"), _) => {
                 let message = format!("`{key}` in {what} must be a table by name");
                 sink.push(&entry.key_span, message, format!("write `{key}.NAME.KEY = ...`"));
             }
@@ -252,7 +253,7 @@ fn lay_over(root: &mut Table, name: &Name, over: &Table, sink: &mut Sink) {
     }
 }
 
-/// Lays tables over the elements of an array of tables that have their names: `name` of a stage, `key` of a table.
+/// Lays tables over the elements of an array of tables that have their names: `name` of a stage or gate, `key` of a table.
 fn by_name(root: &mut Table, key: &str, named: &Table, what: &str, sink: &mut Sink) {
     let handle = if key == "table" { "key" } else { "name" };
     let mut none = Vec::new();
@@ -300,6 +301,7 @@ struct ReadStudy {
     seeds: Vec<u32>,
     stages: Vec<super::Stage>,
     tables: Vec<Value>,
+    signoff: Vec<Value>,
     budget: Option<Budget>,
     retry: Retry,
 }
@@ -332,20 +334,28 @@ fn read_study(
     if sections.is_empty() && top.entry("stage").is_none() {
         top.missing("stage", "add a `[[stage]]`", sink);
     }
-    let all: BTreeSet<&str> = sections.iter().filter_map(|(t, _)| t.text("name")).collect();
-    let tables = result_tables(&top, &all, sink);
+    let with_results: BTreeSet<&str> = sections.iter().filter_map(|(t, _)| t.text("name")).collect();
+    let tables = result_tables(&top, &with_results, sink);
+    let signoff = gate::signoff(&top, &with_results, sink);
+    let gates = top.tables("gate", sink);
+    let mut all = with_results.clone();
+    all.extend(gates.iter().filter_map(|(t, _)| t.text("name")));
     let around = Surroundings { known, dir, stages: &all, tables: &tables, exists };
-    let reads: Vec<stage::Read> = sections
+    let mut reads: Vec<stage::Read> = sections
         .iter()
         .enumerate()
         .filter_map(|(index, (table, at))| stage::read(index, table, at.clone(), &around, sink))
         .collect();
+    // Behind every stage, whatever numbers those say.
+    let first = reads.iter().map(|r| r.stage.number + 1).max().unwrap_or(0).max(sections.len() as u32);
+    let numbered = (first..).zip(gates);
+    reads.extend(numbered.filter_map(|(number, (table, at))| gate::read(number, table, at, sink)));
     graph::check(&reads, &all, seeds.as_ref().is_none_or(|s| !s.is_empty()), sink);
     for read in &reads {
         tables_need(read, &tables, sink);
     }
     let stages = reads.into_iter().map(|r| r.stage).collect();
-    Some(ReadStudy { name: name?, seeds: seeds?, stages, tables, budget, retry })
+    Some(ReadStudy { name: name?, seeds: seeds?, stages, tables, signoff, budget, retry })
 }
 
 /// The `schema` of a study or cluster file.

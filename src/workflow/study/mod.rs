@@ -11,10 +11,12 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::record::decision::GATE_KIND;
 use crate::record::{Name, Resources};
 use crate::stages::{FieldType, Role, Spec};
 
 mod cluster;
+mod gate;
 mod graph;
 mod load;
 mod params;
@@ -58,6 +60,8 @@ pub struct Study {
     pub stages: Vec<Stage>,
     /// `[[table]]` sections as JSON; their owner is the report wing.
     pub tables: Vec<Value>,
+    /// The conditions of `[signoff]` as JSON: what its checklist asks of results.
+    pub signoff: Vec<Value>,
     /// What the study may cost; `run_all` refuses to submit beyond it.
     pub budget: Option<Budget>,
     /// When a cell is tried again, and when it is given up.
@@ -240,6 +244,11 @@ impl Stage {
     /// Resolved parameters of one arm, or of the stage if it has no arms.
     pub fn params_of(&self, arm: Option<&Name>) -> &Value {
         arm.and_then(|name| self.arms.iter().find(|a| &a.name == name)).map_or(&self.params, |a| &a.params)
+    }
+
+    /// True for a `[[gate]]`.
+    pub fn is_gate(&self) -> bool {
+        self.kind() == GATE_KIND
     }
 
     /// Labels of one arm.

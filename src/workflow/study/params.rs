@@ -157,6 +157,7 @@ fn value(rules: &Rules<'_>, field: &Field, value: &Tree) -> Result<Value, String
         }
         (FieldType::Path, _) => not("a path in quotes".to_owned()),
         (FieldType::Tables, _) => Err("is made of the study's `[[table]]` sections: remove it".to_owned()),
+        (FieldType::Conditions, _) => Err("is made of a `[[gate]]` section: write one".to_owned()),
     }
 }
 

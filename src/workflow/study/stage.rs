@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::gate;
 use super::params::{self, Rules};
 use super::problem::{Sink, Span, suggestion};
 use super::quantity;
 use super::section::Section;
 use super::tree::{Table, Tree};
 use super::{Arm, Axes, Command, Input, On, Run, Stage};
+use crate::record::decision::GATE_KIND;
 use crate::record::{Name, Resources};
 use crate::stages::{FieldType, Spec};
 
@@ -80,17 +82,7 @@ pub(super) fn read(index: usize, table: &Table, at: Span, around: &Surroundings<
         None => format!("stage number {index}"),
     };
     let section = Section::new(table, at, what, KEYS, sink);
-    let name = section.name("name", sink);
-    if section.entry("name").is_none() {
-        section.missing("name", "say `name = \"...\"`", sink);
-    }
-    if let Some(name) = name.as_ref().filter(|n| RESERVED.contains(&n.as_str())) {
-        sink.push(
-            &section.place("name"),
-            format!("a stage cannot be named `{name}`"),
-            "results keep other things there",
-        );
-    }
+    let name = name(&section, sink);
     let number = section.integer("number", 0..=9999, sink).unwrap_or(index as i64) as u32;
     let axes = axes(&section, sink);
     let run = run(&section, around, sink);
@@ -138,6 +130,22 @@ pub(super) fn read(index: usize, table: &Table, at: Span, around: &Surroundings<
     })
 }
 
+/// The name of a stage or gate.
+pub(super) fn name(section: &Section<'_>, sink: &mut Sink) -> Option<Name> {
+    let name = section.name("name", sink);
+    if section.entry("name").is_none() {
+        section.missing("name", "say `name = \"...\"`", sink);
+    }
+    if let Some(name) = name.as_ref().filter(|n| RESERVED.contains(&n.as_str())) {
+        sink.push(
+            &section.place("name"),
+            format!("a stage cannot be named `{name}`"),
+            "results keep other things there",
+        );
+    }
+    name
+}
+
 fn axes(section: &Section<'_>, sink: &mut Sink) -> Axes {
     let mut axes = Axes { arm: false, seed: section.entry("per").is_none() };
     for (word, span) in section.texts("per", sink) {
@@ -176,10 +184,14 @@ fn run(section: &Section<'_>, around: &Surroundings<'_>, sink: &mut Sink) -> Opt
         return None;
     }
     let (kind, span) = section.text("run", sink)?;
+    if gate::no_stage(kind, &span, &section.what, sink) {
+        return None;
+    }
     let spec = around.known.iter().find(|s| s.kind == kind);
     if spec.is_none() {
         let message = format!("unknown kind `{kind}` in {}", section.what);
-        sink.unknown(&span, message, kind, around.known.iter().map(|s| s.kind));
+        let kinds = around.known.iter().map(|s| s.kind).filter(|kind| *kind != GATE_KIND);
+        sink.unknown(&span, message, kind, kinds);
     }
     spec.map(|s| Run::Builtin(s))
 }
@@ -260,7 +272,8 @@ fn bad_output(text: &str) -> Option<&'static str> {
     }
 }
 
-fn needs(section: &Section<'_>, sink: &mut Sink) -> Vec<(Name, Span)> {
+/// The needed stages with their places.
+pub(super) fn needs(section: &Section<'_>, sink: &mut Sink) -> Vec<(Name, Span)> {
     let mut needs: Vec<(Name, Span)> = Vec::new();
     for (text, span) in section.texts("needs", sink) {
         if text.contains([':', '/']) {
@@ -393,7 +406,7 @@ fn time(own: &Section<'_>, key: &str, sink: &mut Sink) -> Option<u64> {
 }
 
 /// Notes resources that no layout of the kind's ranks fits.
-fn layout(section: &Section<'_>, spec: &Spec, resources: &Resources, params: &[&Value], sink: &mut Sink) {
+pub(super) fn layout(section: &Section<'_>, spec: &Spec, resources: &Resources, params: &[&Value], sink: &mut Sink) {
     if let Some((problem, help)) = misfit(spec, resources, params) {
         sink.push(&section.place("resources"), format!("resources of {} {problem}", section.what), help);
     }
