@@ -121,10 +121,15 @@ pub fn result_of(condition: &Condition, answer: Outputs) -> Judged {
             judged.problem = Some(format!("has {} values: its filter must give one", values.len()));
         }
         Ok(values) => {
-            judged.found = values.into_iter().next();
-            match condition.admits(judged.found.as_ref().unwrap_or(&Value::Null)) {
-                Ok(holds) => judged.holds = holds,
+            let value = values.into_iter().next().unwrap_or(Value::Null);
+            match condition.admits(&value) {
+                Ok(holds) => judged.holds = holds && !value.is_null(),
                 Err(problem) => judged.problem = Some(problem),
+            }
+            if value.is_null() {
+                judged.problem.get_or_insert_with(|| "is null".to_owned());
+            } else {
+                judged.found = Some(value);
             }
         }
     }
