@@ -63,7 +63,7 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
         if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
             return Err(CliError::Usage("there is no terminal to ask on: say --yes to confirm".to_owned()));
         }
-        if !output::confirm(&format!("Confirm as {user}?")) {
+        if output::confirm(&format!("Confirm as {user}?")) != Some(true) {
             return Err(CliError::Usage("nothing was confirmed".to_owned()));
         }
     }

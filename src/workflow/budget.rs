@@ -363,7 +363,7 @@ impl Prepared {
 fn sealed_bytes(seals: &BTreeMap<String, SealView>) -> u64 {
     let outputs = seals.values().filter_map(|view| match view {
         SealView::Sealed { seal, .. } => Some(&seal.outputs),
-        SealView::Damaged(_) => None,
+        SealView::Damaged(_) | SealView::Asked { .. } => None,
     });
     outputs.flatten().map(|file| file.size_bytes).sum()
 }

@@ -64,6 +64,8 @@ pub(super) fn read(number: u32, table: &Table, at: Span, sink: &mut Sink) -> Opt
             activity,
             resources,
             storage_bytes: None,
+            expected_s: None,
+            max_running: None,
             params,
             arms: Vec::new(),
         },
