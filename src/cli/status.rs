@@ -100,7 +100,10 @@ fn print(args: &Args, look: &Look) -> Result<()> {
 /// Where to read on about the first cell that needs somebody.
 fn hint(args: &Args, look: &Look) {
     let needs_somebody = |c: &&CellLook| {
-        matches!(c.standing.word, Word::Failed | Word::Blocked | Word::Cancelled | Word::Stopped | Word::Interrupted)
+        matches!(
+            c.standing.word,
+            Word::Failed | Word::Blocked | Word::Cancelled | Word::Stopped | Word::Waiting | Word::Interrupted
+        )
     };
     let Some(at) = look.cells.iter().position(|c| needs_somebody(&c)) else { return };
     let key = &look.prepared.plan.cells[at].def.key;
@@ -194,7 +197,11 @@ fn table(look: &Look) -> String {
     let prepared = &look.prepared;
     let mut rows = vec![["CELL", "STATE", "DETAIL"].map(str::to_owned).to_vec()];
     for (cell, seen) in prepared.plan.cells.iter().zip(&look.cells) {
-        rows.push(vec![cell.def.key.local_name(), seen.standing.word.as_str().to_owned(), detail(seen)]);
+        let word = match seen.standing.word {
+            Word::Stopped | Word::Waiting => cell.state.label(),
+            word => word.as_str().to_owned(),
+        };
+        rows.push(vec![cell.def.key.local_name(), word, detail(seen)]);
     }
     let mut text = output::columns(&rows, output::width());
     let flags: Vec<String> = prepared

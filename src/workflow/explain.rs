@@ -11,7 +11,7 @@ use super::answers::Said;
 use super::history::CellFate;
 use super::lock::Lock;
 use super::logs;
-use super::plan::{CellState, SealView};
+use super::plan::{CellState, Halt, SealView};
 use super::slurm::queue::Entry;
 use super::slurm::reason;
 use super::standing::{Cause, Standing, Word};
@@ -105,7 +105,8 @@ impl Context<'_> {
         let state = &self.look.prepared.plan.cells[index].state;
         let mut reasons = match state {
             CellState::Done { code } => return self.done(index, code.as_deref()),
-            CellState::Stopped(why) => return vec![self.stopped(index, why)],
+            CellState::Stopped(halt) => return vec![self.stopped(index, halt)],
+            CellState::Waiting(halt) => return vec![self.waiting(index, halt)],
             CellState::Stale(changes) => self.stale(index, changes),
             CellState::MissingOutputs(why) => {
                 let advice = self.run_all("makes it again");
@@ -187,16 +188,37 @@ impl Context<'_> {
         })
     }
 
-    fn stopped(&self, index: usize, why: &str) -> Reason {
-        let own = match self.look.prepared.seals.get(&self.name(index)) {
-            Some(SealView::Sealed { seal, .. }) => seal.outcome == Outcome::Stopped,
-            _ => false,
-        };
-        let again = format!("`run_all {} --retry-stopped` tries again what was stopped", self.study);
-        if own {
-            self.reason(index, "stopped", format!("a gate or kill criterion said stop: {why}"), &[again])
+    fn stopped(&self, index: usize, halt: &Halt) -> Reason {
+        let own = halt.by == self.name(index);
+        let again = if halt.gate {
+            "a gate is asked again when its conditions or inputs change; its record `decision.json` has every value"
+                .to_owned()
         } else {
-            self.reason(index, "stopped-upstream", format!("a cell that it needs was stopped: {why}"), &[again])
+            format!("`run_all {} --retry-stopped` tries again what was stopped", self.study)
+        };
+        match (own, halt.gate) {
+            (true, true) => {
+                self.reason(index, "gate-stopped", format!("its conditions do not hold: {}", halt.why), &[again])
+            }
+            (true, false) => {
+                self.reason(index, "stopped", format!("a kill criterion said stop: {}", halt.why), &[again])
+            }
+            (false, _) => {
+                let text = format!("{}, which it needs, said stop: {}", halt.source(), halt.why);
+                self.reason(index, "stopped-upstream", text, &[again])
+            }
+        }
+    }
+
+    fn waiting(&self, index: usize, halt: &Halt) -> Reason {
+        let gate = halt.by.replacen("/seed-", " --seed ", 1);
+        let confirm = format!("`seedbed confirm {} {gate}` writes the answer down", self.study);
+        let again = self.run_all("goes on then");
+        if halt.by == self.name(index) {
+            self.reason(index, "waits-for-person", format!("it waits for a person: {}", halt.why), &[confirm, again])
+        } else {
+            let text = format!("{}, which it needs, waits for a person: {}", halt.source(), halt.why);
+            self.reason(index, "gate-waits", text, &[confirm, again])
         }
     }
 
@@ -271,7 +293,7 @@ impl Context<'_> {
             },
             // The seal has said it; and how the last try to replace it ended.
             Word::Stale | Word::MissingOutputs | Word::Damaged => cell.standing.cause.map(|_| self.ended(index)),
-            Word::Done | Word::Stopped => None,
+            Word::Done | Word::Stopped | Word::Waiting => None,
         }
     }
 
@@ -413,7 +435,7 @@ impl Context<'_> {
     /// The cells that it waits for, and what holds the first of those up that do not wait themselves.
     fn behind(&self, index: usize) -> Vec<Reason> {
         let open = self.open_needs(index);
-        if open.is_empty() || matches!(self.cell(index).standing.word, Word::Running | Word::Stopped) {
+        if open.is_empty() || matches!(self.cell(index).standing.word, Word::Running | Word::Stopped | Word::Waiting) {
             return Vec::new();
         }
         let (mut roots, mut seen) = (Vec::new(), BTreeSet::new());

@@ -36,6 +36,8 @@ pub enum Word {
     Cancelled,
     /// A gate or kill criterion said stop, here or upstream.
     Stopped,
+    /// A gate waits for a person, here or upstream.
+    Waiting,
     /// Sealed under other parameters or with other parents.
     Stale,
     /// Sealed, but an output is gone or changed.
@@ -60,6 +62,7 @@ impl Word {
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
             Self::Stopped => "stopped",
+            Self::Waiting => "waiting",
             Self::Stale => "stale",
             Self::MissingOutputs => "missing-outputs",
             Self::Damaged => "damaged",
@@ -177,7 +180,8 @@ impl Standing {
 pub fn judge(state: &CellState, fingerprint: &Fingerprint, evidence: Evidence) -> Standing {
     let base = match state {
         CellState::Done { .. } => return Standing::new(Word::Done, Liveness::Ended, state.reason()),
-        CellState::Stopped(why) => return Standing::new(Word::Stopped, Liveness::Ended, why.as_str()),
+        CellState::Stopped(halt) => return Standing::new(Word::Stopped, Liveness::Ended, halt.why.as_str()),
+        CellState::Waiting(halt) => return Standing::new(Word::Waiting, Liveness::Ended, halt.why.as_str()),
         CellState::Queued(_) | CellState::QueuedStale(_) | CellState::Missing => Word::Missing,
         CellState::Stale(_) => Word::Stale,
         CellState::MissingOutputs(_) => Word::MissingOutputs,
