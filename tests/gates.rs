@@ -169,7 +169,7 @@ fn what_cannot_be_confirmed_says_why() {
         assert!(said.contains(part), "{said}");
     };
     refused(&["gpa"], 64, "its gates are gap");
-    refused(&["gap", "--yes"], 66, "`run_all configs/gated.toml` asks it");
+    refused(&["gap", "--yes"], 66, "`run_all configs/gated.toml --local` asks it");
     work.run_all();
     refused(&["gap", "--yes"], 64, "asks for no confirmation");
     work.ask(&RATE.replace("0.3", "0.2"));

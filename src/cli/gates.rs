@@ -2,8 +2,8 @@
 
 use super::output;
 use super::study::StudyArgs;
-use crate::record::decision::{Condition, Confirmation, Earlier, Judged, shown};
-use crate::record::{CellKey, Decision, Verdict};
+use crate::record::decision::{Condition, Confirmation, Earlier, Judged, Verdict, shown};
+use crate::record::{CellKey, Decision};
 use crate::workflow::local::Task;
 use crate::workflow::plan::{CellState, PlannedCell, is_gate};
 use crate::workflow::run::Prepared;

@@ -6,8 +6,8 @@
 mod aggregate;
 mod attempt;
 mod cancel;
-mod explain;
 mod confirm;
+mod explain;
 mod gates;
 mod generate;
 mod ledger;

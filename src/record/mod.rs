@@ -23,7 +23,7 @@ mod error;
 
 pub use attempt::{AttemptEnd, AttemptStart, JobRef};
 pub use cell::{Cell, ExternalInput, Need, Resources};
-pub use decision::{Decision, Verdict};
+pub use decision::Decision;
 pub use digest::Digest;
 pub use error::RecordError;
 pub use fingerprint::{Change, Fingerprint, FingerprintSource};

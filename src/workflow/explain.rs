@@ -17,7 +17,7 @@ use super::slurm::reason;
 use super::standing::{Cause, Standing, Word};
 use super::status::{CellLook, Look};
 use crate::record::seal::INVALID_FILE;
-use crate::record::{Change, Outcome, exit, files, flag};
+use crate::record::{Change, exit, files, flag};
 
 /// How many of the cells that hold a cell up are explained in full.
 const ROOTS: usize = 3;
@@ -383,6 +383,9 @@ impl Context<'_> {
                 ]),
             ),
             Cause::Killed => ("killed", own(&[])),
+            Cause::NoProgress => {
+                ("no-progress", own(&["give the stage more `time`, so that it comes further than its last checkpoint"]))
+            }
             Cause::Cancelled => ("cancelled", vec![again.clone()]),
             Cause::DeadDependency => {
                 ("cancelled-by-slurm", vec![self.run_all("submits it anew, behind what it waits for")])

@@ -10,7 +10,7 @@ use super::answers::Said;
 use super::history::{CellFate, CellJob};
 use super::plan::CellState;
 use super::slurm::{Element, JobState, Liveness};
-use crate::record::{AttemptEnd, AttemptStart, Fingerprint, exit};
+use crate::record::{AttemptEnd, AttemptStart, Fingerprint, Next, Why, exit};
 
 /// Where a cell stands, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -84,6 +84,8 @@ pub enum Cause {
     Exit,
     /// It checkpointed, and was not started again.
     Checkpointed,
+    /// It checkpointed again and again and came no further.
+    NoProgress,
     /// More memory than it was given.
     OutOfMemory,
     /// Its time limit.
@@ -387,16 +389,26 @@ fn own_cause(attempt: &Attempt) -> (Cause, String) {
     let Some(end) = &attempt.end else { return (Cause::Killed, format!("{name} was killed without a word")) };
     let step = end.step.map(|step| format!(" at step {step}")).unwrap_or_default();
     let code = end.exit_code;
+    let verdict = end.verdict.as_ref();
+    let gave_up = verdict.is_some_and(|v| v.next == Next::Nothing);
+    let left = if verdict.is_some_and(|v| v.next == Next::RunAll) { ", and the next `run_all` submits it" } else { "" };
     let cause = match code {
-        code if code == i32::from(exit::RESUME) => return (Cause::Checkpointed, format!("{name} checkpointed{step}")),
+        code if code == i32::from(exit::RESUME) && !gave_up => {
+            return (Cause::Checkpointed, format!("{name} checkpointed{step}{left}"));
+        }
+        code if code == i32::from(exit::RESUME) => Cause::NoProgress,
         0 => return (Cause::SealGone, format!("{name} finished, and its seal is not there any more")),
+        _ if verdict.is_some_and(|v| v.why == Why::OutOfMemory) => Cause::OutOfMemory,
+        _ if verdict.is_some_and(|v| v.why == Why::TimeOut) => Cause::TimeLimit,
+        _ if verdict.is_some_and(|v| v.why == Why::NodeFailure) => Cause::NodeFailure,
+        _ if verdict.is_some_and(|v| v.why == Why::Preempted) => Cause::Preempted,
         code if code > 128 => Cause::Killed,
         _ => Cause::Exit,
     };
     // The words of an attempt and of its stage are others' text.
     let why: String = end.cause.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let why = if why.is_empty() { exit::meaning(code).to_owned() } else { why };
-    (cause, format!("{name} ended{step} with exit {code} ({why})"))
+    (cause, format!("{name} ended{step} with exit {code} ({why}){left}"))
 }
 
 /// Whether the attempt ended with a code that says more than *failed*.

@@ -137,7 +137,7 @@ fn a_job_that_can_never_start() {
 #[test]
 fn a_checkpoint_that_nobody_goes_on_from() {
     let slurm = FakeSlurm::new();
-    let chain = Chain::new(Cluster { path: slurm.path(), lines: "requeue = false" }, &[42]);
+    let chain = Chain::new(Cluster { path: slurm.path(), lines: "options = ['--no-requeue']" }, &[42]);
     chain.touch("tired");
     let jobs = chain.submit(&["--stages", "setup,train_baseline"]);
     chain.wait(&jobs);

@@ -7,7 +7,7 @@ use std::path::Path;
 use chrono::{DateTime, TimeZone, Utc};
 use hdf5::types::{FixedUnicode, TypeDescriptor};
 use seedbed::record::decision::{
-    self, Condition, Confirmation, Decision, Earlier, Judged, JudgedInput, Missing, Question, Verdict,
+    self, Condition, Confirmation, Decision, Earlier, Judged, JudgedInput, Missing, Question,
 };
 use seedbed::record::progress::Line;
 use seedbed::record::seal::SealedFile;
@@ -244,7 +244,7 @@ pub fn decision() -> Decision {
         version: 1,
         key: key("gap", None, None),
         fingerprint: digest("gap"),
-        verdict: Verdict::Pass,
+        verdict: decision::Verdict::Pass,
         reason: String::new(),
         evidence: decision::evidence(&question, &inputs),
         confirmation: Some(confirmation(decision::evidence(&question, &inputs))),
@@ -254,7 +254,7 @@ pub fn decision() -> Decision {
         conditions: vec![judged(0.3, true)],
         earlier: vec![Earlier {
             fingerprint: digest("gap before"),
-            verdict: Verdict::Stop,
+            verdict: decision::Verdict::Stop,
             evidence: digest("evidence before"),
             conditions: vec![judged(0.2, false)],
             decided_at: at(10),

@@ -217,7 +217,7 @@ impl Gated {
         assert!(!self.base().join("gap/seal.json").exists(), "a gate that waits is not sealed");
         let (code, said) = self.run_all();
         assert_eq!((code, self.asked()), (1, 1), "it is not asked again: {said}");
-        assert!(said.contains("seedbed confirm configs/gated.toml gap"), "{said}");
+        assert!(said.contains("seedbed confirm configs/gated.toml --") && said.contains(" gap\n"), "{said}");
 
         let output = self.seedbed("confirm", &["gap"]);
         assert_eq!(output.status.code(), Some(64), "silence is no confirmation");

@@ -5,11 +5,10 @@ use std::path::Path;
 use chrono::Utc;
 use serde_json::{Value, json};
 
-use crate::record::decision::{DECISION_FILE, GATE_KIND};
+use crate::record::decision::{DECISION_FILE, GATE_KIND, Verdict};
 use crate::record::seal::{self, SEAL_VERSION, SealedFile};
 use crate::record::{
-    AttemptStart, Cell, Decision, Digest, Origin, Outcome, RecordError, RunRecord, Seal, Verdict, attempt, files,
-    run_h5,
+    AttemptStart, Cell, Decision, Digest, Origin, Outcome, RecordError, RunRecord, Seal, attempt, files, run_h5,
 };
 use crate::stages;
 use crate::workflow::plan::code;
