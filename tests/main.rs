@@ -16,6 +16,7 @@ mod generate;
 mod local;
 #[cfg(feature = "compute")]
 mod model;
+mod packing;
 mod paying;
 mod query;
 #[cfg(feature = "mpi")]

@@ -165,19 +165,21 @@ fn a_script_says_yes_or_nothing_happens() {
 }
 
 #[test]
-fn more_jobs_than_the_site_takes_are_refused_before_the_first() {
+fn as_many_jobs_as_the_site_takes_are_submitted_and_the_rest_is_said() {
     let slurm = FakeSlurm::new();
     slurm.set("accounting", "on");
     slurm.set("max_user", 5);
     slurm.set("hold", 1);
     let study = [stage("a", "true", SHORT), stage("b", "true", &format!("needs = [\"a\"]\n{SHORT}"))].concat();
     let work = Work::on(&slurm, &study, "");
+    let text = work.ends(&["--yes"], 0);
+    assert!(text.contains("1 cell not submitted yet: the site takes 5 of your jobs at a time (QOS normal)"), "{text}");
+    assert!(text.trim_end().ends_with("run_all pay.toml --cluster test"), "{text}");
+    assert_eq!(slurm.count("sbatch"), 2);
+    // All are taken.
     let text = work.ends(&["--yes"], 1);
-    assert!(text.contains("6 jobs") && text.contains("5 of yours at a time (QOS normal), of which 0"), "{text}");
-    assert_eq!(slurm.count("sbatch"), 0);
-    work.ends(&["--yes", "--seeds", "1,2"], 0);
-    let text = work.ends(&["--yes", "--seeds", "3"], 1);
-    assert!(text.contains("of which 4"), "{text}");
+    assert!(text.contains("5 of your jobs at a time (QOS normal), and 5 are taken"), "{text}");
+    assert_eq!(slurm.count("sbatch"), 2);
 }
 
 #[test]

@@ -17,6 +17,9 @@ pub(crate) struct Args {
     /// Slot of the job
     #[arg(long, value_name = "N", default_value_t = 0)]
     slot: u32,
+    /// Run as one of several in a job
+    #[arg(long, hide = true)]
+    packed: bool,
     /// Run for the local executor
     #[arg(long)]
     local: bool,
@@ -27,7 +30,13 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Result<u8> {
     let executor = if args.local { Executor::Local } else { Executor::Slurm };
-    let options =
-        Options { submission: args.submission, job: args.job, slot: args.slot, launcher: args.launcher, executor };
+    let options = Options {
+        submission: args.submission,
+        job: args.job,
+        slot: args.slot,
+        launcher: args.launcher,
+        executor,
+        packed: args.packed,
+    };
     Ok(attempt::run(&options)?)
 }

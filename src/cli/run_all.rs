@@ -70,16 +70,18 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
     let if_held = if args.break_lock { IfHeld::Break } else { IfHeld::Respect };
     let _lock = Lock::take(&place.own(), hold, if_held)?;
 
-    let prepared = prepare(&request, Intent::Act)?;
+    let mut prepared = prepare(&request, Intent::Act)?;
     prepared.notes.iter().for_each(|n| output::note(n));
     prepared.check_request(policy)?;
     prepared.refresh_flags()?;
     output::note(plan::table(&prepared).trim_end());
     gates::halted(&prepared, &args.study).iter().for_each(|text| output::note(text));
     if prepared.plan.to_run().next().is_none() {
+        clear_dead(&prepared)?;
         output::note(plan::bill(&prepared).trim_end());
         return nothing_to_do(args, &prepared);
     }
+    let held_back = hold_back(args, &mut prepared)?;
     let permission = prechecks(args, &prepared)?;
     if let Site::Slurm(_) = prepared.site {
         ask(args)?;
@@ -87,16 +89,55 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
     if let Some(permission) = permission {
         prepared.journal.write(permission)?;
     }
+    clear_dead(&prepared)?;
     match &prepared.site {
         Site::Local(why) => {
             output::note(&format!("running on this machine ({why})"));
             local(args, &prepared)
         }
         Site::Slurm(_) => {
-            let prepared = login_stages(args, &request, prepared)?;
-            slurm(args, &prepared)
+            let mut prepared = login_stages(args, &request, prepared)?;
+            // The stages of the login node have run: what is left was counted above, and is looked at anew.
+            let held_back = match held_back {
+                Some(_) => hold_back(args, &mut prepared)?,
+                None => None,
+            };
+            let code = slurm(args, &prepared)?;
+            held_back.iter().for_each(|line| output::note(line));
+            Ok(code)
         }
     }
+}
+
+/// Jobs that can never start hold up what waits for their end.
+fn clear_dead(prepared: &Prepared) -> Result<()> {
+    let cleared = run::clear_dead(prepared)?;
+    if !cleared.is_empty() {
+        let jobs = output::plural(cleared.len(), "job");
+        output::note(&format!(
+            "took {jobs} out of the queue that waited for what can never happen: {}",
+            cleared.join(", ")
+        ));
+    }
+    Ok(())
+}
+
+/// Leaves out what the site would not take now. Returns what to say of it, now and at the end.
+fn hold_back(args: &Args, prepared: &mut Prepared) -> Result<Option<String>> {
+    let (held_back, lines) = precheck::hold_back(prepared)?;
+    lines.iter().for_each(|line| output::note(line));
+    let Some(left) = held_back else { return Ok(None) };
+    let taken = if left.queued > 0 { format!(", of which {} were taken", left.queued) } else { String::new() };
+    let line = format!(
+        "{} not submitted yet: the site takes {} of your jobs at a time ({}){taken}; when these have ended, type the same \
+         again: run_all {}",
+        output::plural(left.cells, "cell"),
+        left.most,
+        left.by,
+        args.study.again()
+    );
+    output::note(&line);
+    Ok(Some(line))
 }
 
 /// Prints the bill, and checks everything that can be known before anything is submitted. Returns the permission to go

@@ -71,7 +71,8 @@ pub struct Targets {
     pub own: Vec<Target>,
     /// Jobs of other users, who alone can cancel them.
     pub others: Vec<Target>,
-    /// Jobs of which nobody knows here whether they live, with why.
+    /// Cells whose job is left alone although it may live, with why: nobody can be asked about it here, or cells share it
+    /// that are to go on.
     pub unknown: Vec<(String, String)>,
 }
 
@@ -115,8 +116,35 @@ pub fn targets(look: &Look, part: &Part) -> Targets {
             if target.user == user { found.own.push(target) } else { found.others.push(target) }
         }
     }
+    spare_shared(look, &mut found);
     found.own.sort_by(|a, b| b.depth.cmp(&a.depth).then_with(|| b.job.cmp(&a.job)));
     found
+}
+
+/// A job that several cells share ends for all of them: it is cancelled only if all that is open of it is to be.
+fn spare_shared(look: &Look, found: &mut Targets) {
+    let open = |cell: &str| look.index.get(cell).is_some_and(|i| !look.prepared.plan.cells[*i].state.is_done());
+    let mut sharing: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (cell, jobs) in &look.jobs {
+        for job in jobs.iter().filter(|job| job.packed && open(cell)) {
+            sharing.entry(&job.name).or_default().push(cell);
+        }
+    }
+    let cells: BTreeSet<(String, String)> = found.own.iter().map(|t| (t.name.clone(), t.cell.clone())).collect();
+    let stays = |target: &Target| {
+        let all = sharing.get(target.name.as_str()).into_iter().flatten();
+        let left: Vec<&str> =
+            all.copied().filter(|c| !cells.contains(&(target.name.clone(), (*c).to_owned()))).collect();
+        (!left.is_empty()).then(|| left.join(", "))
+    };
+    let (spared, own): (Vec<Target>, Vec<Target>) =
+        std::mem::take(&mut found.own).into_iter().partition(|t| stays(t).is_some());
+    for target in spared {
+        let with = stays(&target).unwrap_or_default();
+        let why = format!("job {} also runs {with}: cancel all of them, or none", target.job);
+        found.unknown.push((target.cell, why));
+    }
+    found.own = own;
 }
 
 /// The cells of the part, and those behind them that can get no inputs any more. A cell that gathers others runs

@@ -18,6 +18,8 @@ pub struct CellJob {
     pub submission: String,
     /// Array index; none for a single job.
     pub slot: Option<u32>,
+    /// Whether other cells share the job.
+    pub packed: bool,
     /// Fingerprint it was submitted with.
     pub fingerprint: Fingerprint,
     /// Who submitted it.
@@ -79,6 +81,7 @@ pub fn of_cells(entries: &[Entry]) -> BTreeMap<String, Vec<CellJob>> {
                         name: job.clone(),
                         submission: submission.clone(),
                         slot: at.slot,
+                        packed: at.pack.is_some(),
                         fingerprint: at.fingerprint.clone(),
                         user: entry.user.clone(),
                         cluster: entry.cluster.clone(),
@@ -132,7 +135,7 @@ mod tests {
         let intent = |job: &str, slots: &[Option<u32>]| {
             let cell = |slot: &Option<u32>| {
                 let name = slot.map_or("all".to_owned(), |s| format!("train/seed-{s}"));
-                (name, IntendedCell { slot: *slot, fingerprint: Digest::of_bytes(b""), again: None })
+                (name, IntendedCell { slot: *slot, pack: None, fingerprint: Digest::of_bytes(b""), again: None })
             };
             let cells = slots.iter().map(cell).collect();
             entry(Event::Intent { submission: "s".into(), job: job.into(), stage: Name::new("train").unwrap(), cells })

@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::error::Result;
-use super::plan::Again;
+use super::plan::{Again, Pack};
 use super::study::Budget;
 use crate::record::{Fingerprint, Name, RecordError, attempt, files};
 
@@ -140,6 +140,9 @@ pub struct IntendedCell {
     /// Array index; absent for a single job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<u32>,
+    /// How it shares the job with others, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pack: Option<Pack>,
     /// Fingerprint it is submitted with.
     pub fingerprint: Fingerprint,
     /// What its attempts came to before, if it ran.
@@ -345,7 +348,7 @@ mod tests {
                 .map(|s| {
                     (
                         format!("train/seed-{s}"),
-                        IntendedCell { slot: Some(s), fingerprint: Digest::of_bytes(b""), again: None },
+                        IntendedCell { slot: Some(s), pack: None, fingerprint: Digest::of_bytes(b""), again: None },
                     )
                 })
                 .into(),

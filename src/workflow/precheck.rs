@@ -3,6 +3,7 @@
 //! Each check gives lines for the bill, or an error that says what to do. What a site cannot answer becomes a line, too:
 //! the checks find what is certain to fail, and forbid nothing else.
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -11,11 +12,12 @@ use super::bill::Bill;
 use super::error::{Result, WorkflowError};
 use super::place::Place;
 use super::plan::PlannedJob;
-use super::run::Prepared;
+use super::run::{Prepared, Site};
+use super::slurm::allowance::{self, Allowance};
 use super::slurm::config::Limits;
-use super::slurm::{Client, SlurmError, allowance, submit};
+use super::slurm::{Client, SlurmError, submit};
 use super::study::{Cluster, size_bytes};
-use crate::record::{attempt, exit, files};
+use crate::record::{CellKey, attempt, exit, files};
 
 /// Files that one cell makes at the least: records of its attempts, log, results, checkpoints.
 const FILES_OF_A_CELL: u64 = 32;
@@ -116,12 +118,12 @@ fn parse_quota(text: &str) -> std::result::Result<(u64, Option<u64>), String> {
     Ok((bytes, files))
 }
 
-/// Asks the site about `jobs`: would it take one of each shape, and as many as they are?
+/// Asks the site about `jobs`: would it take one of each shape?
 ///
 /// # Errors
 /// It would not: with what it says, before anything is submitted.
 pub fn site(prepared: &Prepared, client: &Client, jobs: &[PlannedJob]) -> Result<Vec<String>> {
-    let mut lines = count(prepared, client, jobs)?;
+    let mut lines = Vec::new();
     for (script, names) in shapes(prepared, jobs)? {
         match try_script(prepared, client, &script)? {
             Ok(()) => {}
@@ -137,28 +139,73 @@ pub fn site(prepared: &Prepared, client: &Client, jobs: &[PlannedJob]) -> Result
     Ok(lines)
 }
 
-/// Refuses more jobs than the site takes at a time.
-fn count(prepared: &Prepared, client: &Client, jobs: &[PlannedJob]) -> Result<Vec<String>> {
-    let elements: usize = jobs.iter().map(|job| job.cells.len()).sum();
-    let refuse = |most: u32, by: &str, queued: u32| {
-        Err(WorkflowError::Slurm(format!(
-            "this call makes {elements} jobs, and the site takes {most} of yours at a time ({by}), of which {queued} are \
-             taken; run fewer --seeds or --stages now and the rest when these have ended; nothing was submitted"
-        )))
-    };
+/// What does not fit into what the site takes of one user at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldBack {
+    /// Cells that this call leaves.
+    pub cells: usize,
+    /// So many jobs the site takes.
+    pub most: u32,
+    /// What says so.
+    pub by: String,
+    /// Of which so many are taken.
+    pub queued: u32,
+}
+
+/// Leaves out of this call the cells behind the first that the site would not take: what is left is closed under
+/// dependency. Returns what it left out, and lines for the bill.
+///
+/// # Errors
+/// The site takes none at all now, or Slurm does not answer.
+pub fn hold_back(prepared: &mut Prepared) -> Result<(Option<HeldBack>, Vec<String>)> {
+    let Site::Slurm(client) = &prepared.site else { return Ok((None, Vec::new())) };
     let limits = Limits::of(client).map_err(|e| WorkflowError::Slurm(e.to_string()))?;
-    if let Some(most) = limits.max_job_count.filter(|most| elements > *most as usize) {
-        return refuse(most, "MaxJobCount", 0);
-    }
+    let of_site = limits.max_job_count.map(|most| Allowance { most, by: "MaxJobCount".to_owned(), queued: 0 });
     let site = &prepared.cluster.site;
     let (account, partition, qos) = (site.account.as_deref(), site.partition.as_deref(), site.qos.as_deref());
-    match allowance::of(client, &attempt::user_name(), account, partition, qos) {
-        Ok(Some(allowance)) if elements + allowance.queued as usize > allowance.most as usize => {
-            refuse(allowance.most, &allowance.by, allowance.queued)
-        }
-        Ok(_) => Ok(Vec::new()),
-        Err(error) => Ok(vec![format!("how many jobs the site takes is not known: {error}")]),
+    let (of_user, lines) = match allowance::of(client, &attempt::user_name(), account, partition, qos) {
+        Ok(allowance) => (allowance, Vec::new()),
+        Err(error) => (None, vec![format!("how many jobs the site takes is not known: {error}")]),
+    };
+    let room = |allowance: &Allowance| allowance.most.saturating_sub(allowance.queued);
+    let Some(least) = of_site.into_iter().chain(of_user).min_by_key(room) else { return Ok((None, lines)) };
+    let jobs = prepared.jobs_to_come()?;
+    let taken = prefix(&jobs, room(&least) as usize);
+    let cells = prepared.plan.hold_back(&taken);
+    if cells == 0 {
+        return Ok((None, lines));
     }
+    let Allowance { most, by, queued } = least;
+    if taken.is_empty() {
+        return Err(WorkflowError::Slurm(format!(
+            "the site takes {most} of your jobs at a time ({by}), and {queued} are taken: run the same command again when \
+             some have ended; nothing was submitted"
+        )));
+    }
+    Ok((Some(HeldBack { cells, most, by, queued }), lines))
+}
+
+/// The cells of the first jobs that together are at most `room`. An array may be cut; links of one cell stay together.
+fn prefix(jobs: &[PlannedJob], room: usize) -> BTreeSet<CellKey> {
+    let mut taken = BTreeSet::new();
+    let mut left = room;
+    for job in jobs.iter().filter(|job| job.link.is_none_or(|link| link.number == 1)) {
+        let needed = job.link.map_or(job.elements(), |link| link.of as usize);
+        let array = job.link.is_none() && job.pack.is_none();
+        let fits = if needed <= left {
+            job.cells.len()
+        } else if array {
+            left
+        } else {
+            0
+        };
+        taken.extend(job.cells.iter().take(fits).map(|(_, key)| key.clone()));
+        if needed > left {
+            break;
+        }
+        left -= needed;
+    }
+    taken
 }
 
 /// The script of the largest job of each shape (what sbatch is asked for, but for name, log and array), with the stages
@@ -167,7 +214,8 @@ fn shapes(prepared: &Prepared, jobs: &[PlannedJob]) -> Result<Vec<(String, Strin
     // Stages of equal resources have equal scripts but for their names: one of each is enough.
     let mut largest: Vec<(&PlannedJob, Vec<&str>)> = Vec::new();
     for job in jobs {
-        let resources = |job: &PlannedJob| prepared.study.stage(job.stage.as_str()).map(|stage| &stage.resources);
+        let resources =
+            |job: &PlannedJob| (prepared.study.stage(job.stage.as_str()).map(|stage| &stage.resources), job.pack);
         match largest.iter_mut().find(|(known, _)| resources(known) == resources(job)) {
             Some((known, names)) => {
                 if job.cells.len() > known.cells.len() {

@@ -83,6 +83,8 @@ pub struct Prepared {
     pub seals: BTreeMap<String, SealView>,
     /// Jobs of unsealed cells that have ended, as far as Slurm remembers them.
     pub ended: retry::Ends,
+    /// Jobs of ours that wait for what can never happen.
+    pub dead: Vec<LiveJob>,
     /// What a person should know.
     pub notes: Vec<String>,
 }
@@ -111,7 +113,7 @@ pub fn prepare(request: &Request, intent: Intent) -> Result<Prepared> {
         survey::settle_uncertain(client, &journal, &entries, &cluster_name)?;
         entries = journal.read()?;
     }
-    let mut ended = retry::Ends::new();
+    let (mut ended, mut dead) = (retry::Ends::new(), Vec::new());
     let mut live = |site: &Site, entries: &[Entry], seals: &Seals| match find_live(site, &cluster_name, entries, seals)
     {
         Err(error) if intent == Intent::Look => {
@@ -120,11 +122,12 @@ pub fn prepare(request: &Request, intent: Intent) -> Result<Prepared> {
         }
         live => live.map(|live| {
             ended = live.ended;
+            dead = live.dead;
             live.jobs
         }),
     };
     let prepared = join(request, ground, site, journal, entries, &mut live)?;
-    let mut prepared = Prepared { ended, notes, ..prepared };
+    let mut prepared = Prepared { ended, dead, notes, ..prepared };
     if intent == Intent::Act {
         prepared.note_retries();
     }
@@ -182,8 +185,8 @@ pub(super) fn join(
     let live = live(&site, &entries, &seals)?;
     let mut plan = Plan::new(&study, &expansion, &seals, &live, request.policy);
     plan.select(request.seeds.as_deref(), stages.as_deref());
-    let (ended, notes) = (retry::Ends::new(), Vec::new());
-    Ok(Prepared { study, place, cluster, site, journal, entries, seeds, expansion, plan, seals, ended, notes })
+    let (ended, dead, notes) = (retry::Ends::new(), Vec::new(), Vec::new());
+    Ok(Prepared { study, place, cluster, site, journal, entries, seeds, expansion, plan, seals, ended, dead, notes })
 }
 
 /// Loads the study of a request.
@@ -332,6 +335,7 @@ impl Prepared {
             chain: self.cluster.chain,
             max_array_size: self.cluster.max_array_size.or(asked).unwrap_or(1001),
             requeue: self.cluster.site.requeue,
+            packs: true,
         }
     }
 
@@ -447,7 +451,10 @@ impl Prepared {
             number: stage.number,
             slots: indices.map_or(Slots::Single, Slots::Indices),
             throttle: self.cluster.throttle.into_iter().chain(stage.max_running).min(),
-            resources: retry::resources(&stage.resources, &job.adjust),
+            resources: match job.pack {
+                Some(pack) => pack.resources(&retry::resources(&stage.resources, &job.adjust)),
+                None => retry::resources(&stage.resources, &job.adjust),
+            },
             resumable,
             grace_s: self.cluster.grace_s.max(job.adjust.grace_s.unwrap_or(0)),
             threads_per_rank: threads.and_then(|t| u32::try_from(t).ok()).unwrap_or(1),
@@ -589,27 +596,41 @@ fn intended(prepared: &Prepared, job: &PlannedJob) -> BTreeMap<String, IntendedC
     let cells = job.cells.iter().filter_map(|(slot, key)| {
         let cell = prepared.plan.cell(key)?;
         let (fingerprint, again) = (cell.def.fingerprint.clone(), cell.again.clone());
-        Some((key.local_name(), IntendedCell { slot: *slot, fingerprint, again }))
+        Some((key.local_name(), IntendedCell { slot: *slot, pack: job.pack, fingerprint, again }))
     });
     cells.collect()
+}
+
+/// Takes jobs out of the queue that wait for what can never happen. Returns their elements.
+///
+/// # Errors
+/// Slurm refuses, or the journal cannot be written.
+pub fn clear_dead(prepared: &Prepared) -> Result<Vec<String>> {
+    let Site::Slurm(client) = &prepared.site else { return Ok(Vec::new()) };
+    let reason = "cancelled by `run_all`: it waited for what can never happen";
+    take_out(client, &prepared.journal, &prepared.dead, reason)?;
+    let mut cleared: Vec<String> = prepared.dead.iter().map(LiveJob::element).collect();
+    cleared.dedup();
+    Ok(cleared)
+}
+
+fn take_out(client: &Client, journal: &Journal, jobs: &[LiveJob], reason: &str) -> Result<()> {
+    let elements: Vec<Element> = jobs.iter().filter_map(|j| j.element().parse().ok()).collect();
+    control::cancel(client, &elements).map_err(slurm)?;
+    for old in jobs {
+        let slots = old.slot.into_iter().collect();
+        journal.write(Event::Gone { job: old.name.clone(), slots, reason: reason.to_owned() })?;
+    }
+    Ok(())
 }
 
 /// Cancels the queued jobs that a new one takes the place of.
 fn replace(client: &Client, journal: &Journal, job: &PlannedJob) -> Result<()> {
     if job.replaces.is_empty() {
-        return Ok(());
+        Ok(())
+    } else {
+        take_out(client, journal, &job.replaces, "replaced by a newer submission")
     }
-    let elements: Vec<Element> = job.replaces.iter().filter_map(|j| j.element().parse().ok()).collect();
-    control::cancel(client, &elements).map_err(slurm)?;
-    for old in &job.replaces {
-        let slots = old.slot.into_iter().collect();
-        journal.write(Event::Gone {
-            job: old.name.clone(),
-            slots,
-            reason: "replaced by a newer submission".to_owned(),
-        })?;
-    }
-    Ok(())
 }
 
 /// How a local run ended.
@@ -636,7 +657,7 @@ pub fn run_local(prepared: &Prepared, which: Which, watch: &mut dyn FnMut(local:
     prepared.journal.write(Event::Asked { seeds: prepared.seeds.clone() })?;
     prepared.set_stopped_aside()?;
     // One job for each cell: the local executor needs no arrays.
-    let shape = JobShape { chain: Chain::Singles, max_array_size: u32::MAX, requeue: true };
+    let shape = JobShape { chain: Chain::Singles, max_array_size: u32::MAX, requeue: true, packs: false };
     let slots = journal::slots(&prepared.place.own(), &prepared.seeds)?;
     let mut plan = prepared.plan.clone();
     for cell in &mut plan.cells {
@@ -682,7 +703,7 @@ impl Prepared {
         if !self.on_slurm() || self.cluster.site.requeue {
             return None;
         }
-        let shape = JobShape { chain: self.cluster.chain, max_array_size: 1, requeue: false };
+        let shape = JobShape { chain: self.cluster.chain, max_array_size: 1, requeue: false, packs: true };
         let stage = |cell: &plan::PlannedCell| plan::links(&self.study.stages[cell.def.stage], shape);
         let links: Vec<u32> = self.plan.to_run().filter(|c| c.on == study::On::Compute).filter_map(stage).collect();
         links.iter().max().map(|&most| (links.len(), most))

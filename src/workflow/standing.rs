@@ -144,6 +144,14 @@ pub struct Attempt {
     pub pulse: Pulse,
 }
 
+impl Attempt {
+    /// Whether it has said its end, and nothing of its job goes on from there.
+    fn is_final(&self) -> bool {
+        let next = self.end.as_ref().map(|end| end.verdict.as_ref().map(|verdict| verdict.next));
+        matches!(next, Some(Some(Next::Nothing | Next::RunAll)))
+    }
+}
+
 /// What is known of a cell beside its seal.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Evidence<'a> {
@@ -256,6 +264,12 @@ fn of_job(job: &CellJob, said: Option<Said>, attempt: Option<&Attempt>) -> Stand
                 format!("job {element} waits for what can never happen: {}", entry.dependency),
             )
         },
+        // Of cells that share a job, one may have ended for good while the others run.
+        Some(Said::Listed(entry))
+            if job.packed && entry.liveness() == Liveness::Alive && attempt.is_some_and(Attempt::is_final) =>
+        {
+            ended(element, None, attempt)
+        }
         Some(Said::Listed(entry)) => match entry.liveness() {
             Liveness::Alive if entry.state == JobState::Pending => {
                 Standing::new(Word::Queued, Liveness::Alive, format!("job {element} PENDING ({})", entry.reason))
@@ -434,6 +448,7 @@ mod tests {
         CellJob {
             name: "m.train.1".into(),
             submission: "1".into(),
+            packed: false,
             slot: Some(0),
             fingerprint: print(),
             user: "ada".into(),

@@ -13,7 +13,7 @@ use super::journal::{Entry, Journal};
 use super::place::Place;
 use super::plan::{LiveJob, PlannedCell, SealView};
 use super::run::{self, Ground, LOCAL, LiveJobs, Prepared, Request, Seals, Site};
-use super::slurm::{Client, Element, Liveness};
+use super::slurm::{Client, Element, JobState, Liveness};
 use super::standing::{self, Attempt, Evidence, Pulse, Standing, Word};
 use super::submission::Submission;
 use crate::record::progress::{self, Line};
@@ -42,7 +42,7 @@ pub struct Look {
 pub struct CellLook {
     /// Where it stands.
     pub standing: Standing,
-    /// Every job that was ever intended for it, oldest first.
+    /// Every job that was ever intended for it, oldest first; the one that counts is last.
     pub jobs: Vec<CellJob>,
     /// Its newest attempt, where that matters.
     pub attempt: Option<Attempt>,
@@ -60,6 +60,19 @@ pub struct Progress {
 }
 
 impl Look {
+    /// The job that counts for a cell: the newest; of links, which are submitted together, the one that runs, else the
+    /// next one that waits.
+    fn current(&self, jobs: &[CellJob]) -> Option<usize> {
+        let last = jobs.last()?;
+        let links: Vec<usize> = (0..jobs.len()).filter(|&i| jobs[i].submission == last.submission).collect();
+        let waits = |wanted: bool| links.iter().copied().find(|&i| pending(self.said(&jobs[i])) == Some(wanted));
+        if links.len() == 1 {
+            links.last().copied()
+        } else {
+            waits(false).or_else(|| waits(true)).or(links.last().copied())
+        }
+    }
+
     /// Number of cells that stand so.
     pub fn count(&self, word: Word) -> usize {
         self.cells.iter().filter(|c| c.standing.word == word).count()
@@ -241,6 +254,7 @@ fn live_jobs(answers: Option<&Answers>, jobs: &BTreeMap<String, Vec<CellJob>>, s
                     id: element.job.to_string(),
                     name: job.name.clone(),
                     slot: job.slot,
+                    packed: job.packed,
                     fingerprint: job.fingerprint.clone(),
                     state: entry.state.word().to_owned(),
                 },
@@ -254,7 +268,7 @@ impl Look {
     fn cell(&self, index: usize) -> CellLook {
         let cell = &self.prepared.plan.cells[index];
         let name = cell.def.key.local_name();
-        let jobs = self.jobs.get(&name).cloned().unwrap_or_default();
+        let mut jobs = self.jobs.get(&name).cloned().unwrap_or_default();
         let run_dir = self.prepared.place.run_dir(&cell.def.key);
         // A cell that is done needs no more reading.
         let attempt = if cell.state.is_done() {
@@ -262,12 +276,23 @@ impl Look {
         } else {
             newest_attempt(&self.prepared.place, &run_dir, self.answers.as_ref())
         };
+        if let Some(current) = self.current(&jobs) {
+            let current = jobs.remove(current);
+            jobs.push(current);
+        }
         let newest = jobs.last();
         let evidence = Evidence { job: newest, said: newest.and_then(|job| self.said(job)), attempt: attempt.as_ref() };
         let standing = standing::judge(&cell.state, &cell.def.fingerprint, evidence);
         let runs = matches!(standing.word, Word::Running | Word::ProbablyRunning);
         let progress = if runs { progress(&run_dir) } else { None };
         CellLook { standing, jobs, attempt, progress }
+    }
+}
+
+fn pending(said: Option<Said<'_>>) -> Option<bool> {
+    match said {
+        Some(Said::Listed(entry)) if entry.liveness() == Liveness::Alive => Some(entry.state == JobState::Pending),
+        _ => None,
     }
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Result, WorkflowError};
 use super::place::Place;
-use super::plan::{CellDef, Expansion, Link, Plan, PlannedJob};
+use super::plan::{CellDef, Expansion, Link, Pack, Plan, PlannedJob};
 use super::retry;
 use super::study::{Retry, Run, Study};
 use crate::record::cell::{CELL_VERSION, Cell, ExternalInput, Need};
@@ -75,11 +75,14 @@ pub struct Rules {
 pub struct SubmittedJob {
     /// Unique name.
     pub name: String,
-    /// Cells by slot; a job without an array has slot 0.
+    /// Cells by slot; a job without an array has slot 0, and one that several cells share has them by their place.
     pub cells: BTreeMap<u32, String>,
     /// Its place in a chain of jobs that run one cell in turn, where jobs are not requeued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<Link>,
+    /// How its cells share it; absent where each has its own job or element.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pack: Option<Pack>,
 }
 
 /// A stage with its expected cells.
@@ -107,15 +110,17 @@ impl Submission {
         let created_at = Utc::now();
         let name = unique_name(created_at);
         let named = jobs.iter().map(|job| {
-            let cells = job.cells.iter().map(|(slot, key)| (slot.unwrap_or(0), key.local_name()));
-            (job_name(study, job, &name), cells.collect(), job.link)
+            let place = |i: usize| if job.pack.is_some() { u32::try_from(i).unwrap_or(u32::MAX) } else { 0 };
+            let cells = job.cells.iter().enumerate();
+            let cells = cells.map(|(i, (slot, key))| (slot.unwrap_or(place(i)), key.local_name()));
+            (job_name(study, job, &name), cells.collect(), job.link, job.pack)
         });
         let mut submitted: Vec<SubmittedJob> = Vec::new();
-        for (job, cells, link) in named {
+        for (job, cells, link, pack) in named {
             // Arrays of one stage that were split, single jobs of several seeds, and links differ by a number.
             let same = submitted.iter().filter(|j| j.name == job || j.name.starts_with(&format!("{job}-"))).count();
             let job = if same == 0 { job } else { format!("{job}-{same}") };
-            submitted.push(SubmittedJob { name: job, cells, link });
+            submitted.push(SubmittedJob { name: job, cells, link, pack });
         }
         Self {
             version: SUBMISSION_VERSION,
@@ -172,9 +177,9 @@ impl Submission {
         Ok(files::read_versioned_json(&dir.join("plan.json"), SUBMISSION_VERSION)?)
     }
 
-    /// The place of `job` in a chain of links; none if it is no link.
-    pub fn link(&self, job: &str) -> Option<Link> {
-        self.jobs.iter().find(|j| j.name == job)?.link
+    /// The job of that name.
+    pub fn job(&self, name: &str) -> Option<&SubmittedJob> {
+        self.jobs.iter().find(|j| j.name == name)
     }
 
     /// The cell that runs in `slot` of `job`.

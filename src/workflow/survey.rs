@@ -146,6 +146,8 @@ impl Stamp {
 pub struct Live {
     /// The jobs.
     pub jobs: BTreeMap<String, LiveJob>,
+    /// Jobs of ours in the queue that wait for what can never happen: they block what waits for their end.
+    pub dead: Vec<LiveJob>,
     /// Jobs and elements of unsealed cells that have ended, as far as Slurm remembers them.
     pub ended: Ends,
     /// What could not be found out, for people.
@@ -192,12 +194,14 @@ pub fn live(
     };
     let ids: Vec<u32> = asked.iter().map(|(_, id)| *id).collect();
     let queue = queue::query(client, &ids).map_err(|e| WorkflowError::Slurm(e.to_string()))?;
+    let user = attempt::user_name();
     for (job, id) in &asked {
         for (cell, intended) in &job.cells {
             let element = Element { job: *id, index: intended.slot };
             // Slurm has forgotten what is not there: it ended.
             let Some(entry) = queue.get(element) else { continue };
-            if entry.liveness() == Liveness::Ended {
+            let is_dead = entry.is_dead() && job.user == user;
+            if entry.liveness() == Liveness::Ended && !is_dead {
                 live.ended.insert(element, entry.state.clone());
                 continue;
             }
@@ -205,10 +209,15 @@ pub fn live(
                 id: id.to_string(),
                 name: job.name.clone(),
                 slot: intended.slot,
+                packed: intended.pack.is_some(),
                 fingerprint: intended.fingerprint.clone(),
                 state: entry.state.word().to_owned(),
                 before: Vec::new(),
             };
+            if is_dead {
+                live.dead.push(found);
+                continue;
+            }
             // Links of one cell: what waits for it waits for the last, and it stands where the one that runs stands.
             if let Some(mut earlier) = live.jobs.remove(cell) {
                 if found.state == JobState::Pending.word() {

@@ -127,6 +127,22 @@ fn jobs_that_can_never_start_are_found_and_cleared() {
 }
 
 #[test]
+fn run_all_takes_dead_jobs_out_of_the_queue_itself() {
+    let (slurm, chain) = chain(&[42, 1337]);
+    slurm.set("ignore_kill_dep", 1);
+    chain.touch("sick");
+    chain.submit(&[]);
+    slurm.wait_until(|jobs| jobs.values().filter(|(_, reason)| reason == "DependencyNeverSatisfied").count() == 3);
+    chain.remove("sick");
+    let again = chain.submit(&[]);
+    assert_eq!(again.len(), 5, "what failed, and what stands behind it");
+    chain.wait(&again);
+    slurm.wait_idle();
+    assert_eq!(slurm.jobs().values().filter(|(state, _)| state == "PENDING").count(), 0, "{:?}", slurm.jobs());
+    assert_eq!(chain.states()["aggregate"], "done");
+}
+
+#[test]
 fn a_job_whose_reply_was_lost_is_found_by_its_name() {
     let (slurm, chain) = chain(&[42]);
     slurm.set("hold", 1);

@@ -17,7 +17,7 @@ use seedbed::record::{
 };
 use seedbed::workflow::budget::BudgetFile;
 use seedbed::workflow::journal::{BilledStage, Entry, Event, IntendedCell};
-use seedbed::workflow::plan::{Again, Link};
+use seedbed::workflow::plan::{Again, Link, Pack};
 use seedbed::workflow::study::{Budget, Price, Retry};
 use seedbed::workflow::submission::{ExpectedStage, Rules, Submission, SubmittedJob};
 use serde_json::json;
@@ -300,8 +300,14 @@ pub fn submission() -> Submission {
                 name: job("train_monotonic.mlp_in"),
                 cells: BTreeMap::from([(1, cell().key.local_name())]),
                 link: None,
+                pack: None,
             },
-            SubmittedJob { name: job("aggregate"), cells: BTreeMap::from([(0, "aggregate".to_owned())]), link: None },
+            SubmittedJob {
+                name: job("aggregate"),
+                cells: BTreeMap::from([(0, "aggregate".to_owned())]),
+                link: None,
+                pack: None,
+            },
         ],
         stages: vec![
             ExpectedStage {
@@ -342,6 +348,7 @@ pub fn linked_submission() -> Submission {
             name: format!("monotone.train_monotonic.mlp_in.{SUBMISSION}-1"),
             cells: BTreeMap::from([(0, cell().key.local_name())]),
             link: Some(Link { number: 2, of: 3 }),
+            pack: Some(Pack { cells: 2, in_turn: true }),
         }],
         stages: vec![],
         ..before
@@ -351,7 +358,12 @@ pub fn linked_submission() -> Submission {
 /// A cell that is submitted again after its attempts ran out of memory.
 pub fn journal_again() -> Entry {
     let again = Again { attempt: 2, why: Why::OutOfMemory, adjust: judged_end().verdict.unwrap().adjust };
-    let intended = IntendedCell { slot: Some(0), fingerprint: source().fingerprint(), again: Some(again) };
+    let intended = IntendedCell {
+        slot: None,
+        pack: Some(Pack { cells: 2, in_turn: true }),
+        fingerprint: source().fingerprint(),
+        again: Some(again),
+    };
     Entry {
         version: 1,
         time: at(9),
@@ -375,7 +387,10 @@ pub fn journal() -> Vec<Entry> {
         cells,
     };
     let one = |cell: &str, slot| {
-        BTreeMap::from([(cell.to_owned(), IntendedCell { slot, fingerprint: source().fingerprint(), again: None })])
+        BTreeMap::from([(
+            cell.to_owned(),
+            IntendedCell { slot, pack: None, fingerprint: source().fingerprint(), again: None },
+        )])
     };
     let events = vec![
         Event::Asked { seeds: vec![42, 1337] },

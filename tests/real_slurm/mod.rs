@@ -3,8 +3,10 @@
 mod chain;
 mod commands;
 mod gates;
+mod limits;
 mod monotone;
 mod nodes;
+mod partly;
 mod paying;
 mod seeds;
 mod surviving;

@@ -36,12 +36,29 @@ pub fn sandbox() -> Option<Sandbox> {
 /// A sandbox of one test's own, for what would disturb others; `lines` are added to its slurm.conf. `None` as for
 /// [`sandbox`].
 pub fn own_sandbox(lines: &str) -> Option<Sandbox> {
+    own(&[], lines)
+}
+
+/// [`own_sandbox`] with slurmdbd and MariaDB, and an account for us. `None` also where these are not installed.
+pub fn accounting_sandbox(lines: &str) -> Option<Sandbox> {
+    let there = |program: &str| Path::new("/usr/sbin").join(program).exists();
+    if sandbox().is_some() && !(there("slurmdbd") && there("mariadbd")) {
+        eprintln!("skipped: needs slurmdbd and mariadbd; `scripts/slurm-sandbox up --accounting` installs them");
+        return None;
+    }
+    let slurm = own(&["--accounting"], lines)?;
+    slurm.head(&["sacctmgr", "-i", "add", "account", "lab"]);
+    slurm.head(&["sacctmgr", "-i", "add", "user", "root", "account=lab"]);
+    Some(slurm)
+}
+
+fn own(words: &[&str], lines: &str) -> Option<Sandbox> {
     sandbox()?;
     let dir = tempfile::Builder::new().prefix("seedbed-own").tempdir().unwrap();
     // Its daemons run as other users, too.
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let own = Sandbox { script: super::repository().join("scripts/slurm-sandbox"), own: Some(dir) };
-    let output = own.call("up").env("SEEDBED_SANDBOX_LINES", lines).output().unwrap();
+    let output = own.call("up").args(words).env("SEEDBED_SANDBOX_LINES", lines).output().unwrap();
     assert_ok(&output, &["slurm-sandbox", "up"]);
     Some(own)
 }
@@ -90,7 +107,7 @@ impl Sandbox {
     pub fn path(&self, dir: &Path) -> OsString {
         let bin = dir.join("bin");
         std::fs::create_dir_all(&bin).expect("the folder can be made");
-        for name in ["sbatch", "squeue", "sacct", "scontrol", "scancel"] {
+        for name in ["sbatch", "squeue", "sacct", "sacctmgr", "scontrol", "scancel"] {
             // Without itself in PATH, or the node would find it again.
             let script = self.script.display();
             let dir = self.dir().map(|d| format!("export SEEDBED_SANDBOX_DIR='{}'\n", d.display())).unwrap_or_default();

@@ -31,7 +31,8 @@ impl Work {
                 "[[stage]]\nname = \"{name}\"\ncommand = [\"sh\", \"-c\", '''{shell}''']\n{lines}\n"
             ));
         }
-        let file = format!("schema = 1\n[cluster]\nname = \"test\"\nmpi = \"none\"\nfs_settle_s = 0\n{cluster}\n");
+        let mpi = if cluster.contains("launcher") { "" } else { "mpi = \"none\"\n" };
+        let file = format!("schema = 1\n[cluster]\nname = \"test\"\n{mpi}fs_settle_s = 0\n{cluster}\n");
         std::fs::create_dir_all(dir.path().join("configs/clusters")).unwrap();
         std::fs::write(dir.path().join("configs/work.toml"), study).unwrap();
         std::fs::write(dir.path().join("configs/clusters/test.toml"), file).unwrap();
@@ -62,6 +63,11 @@ impl Work {
         self.program(env!("CARGO_BIN_EXE_run_all"), &[&["--yes"], arguments].concat()).output().unwrap()
     }
 
+    /// A command of `seedbed`, however it ends.
+    pub fn program_output(&self, command: &str, arguments: &[&str]) -> Output {
+        self.program(env!("CARGO_BIN_EXE_seedbed"), &[&[command], arguments].concat()).output().unwrap()
+    }
+
     /// What a command of `seedbed` says; it must succeed.
     pub fn seedbed(&self, arguments: &[&str]) -> String {
         let output = self.program(env!("CARGO_BIN_EXE_seedbed"), arguments).output().unwrap();
@@ -74,6 +80,11 @@ impl Work {
         let output = self.run_all(&[]);
         let said = text(&output);
         assert!(output.status.success(), "{said}");
+        Self::ids(&said)
+    }
+
+    /// The ids of the jobs that `run_all` says it submitted.
+    pub fn ids(said: &str) -> Vec<u32> {
         said.lines().filter_map(|line| line.strip_prefix("job ")?.split(' ').next()?.parse().ok()).collect()
     }
 

@@ -9,7 +9,7 @@ use super::limit::Limit;
 use super::{Executor, say};
 use crate::record::{Adjust, AttemptEnd, Cell, JobRef, Next, Resources, Verdict, Why, attempt, exit};
 use crate::workflow::error::Result;
-use crate::workflow::plan::Link;
+use crate::workflow::plan::{Link, Pack};
 use crate::workflow::retry::{self, Past, Situation, Way};
 use crate::workflow::slurm::{Client, Element, JobState, control, queue};
 use crate::workflow::study::Retry;
@@ -30,6 +30,8 @@ pub struct Standing<'a> {
     pub job: Option<&'a JobRef>,
     /// Its place in a chain of jobs.
     pub link: Option<Link>,
+    /// How its cell shares the job with others; none if it has the job for itself.
+    pub pack: Option<Pack>,
     /// The attempts before it.
     pub past: &'a [Past],
     /// What it runs with that is other than planned.
@@ -116,7 +118,8 @@ impl Standing<'_> {
     /// What the job was given: where the study says nothing, Slurm does.
     fn resources(&self) -> Resources {
         let mebibytes = std::env::var("SLURM_MEM_PER_NODE").ok().and_then(|text| text.parse::<u64>().ok());
-        let given = mebibytes.filter(|&m| m > 0 && self.executor == Executor::Slurm).map(|m| m << 20);
+        let own = self.executor == Executor::Slurm && self.pack.is_none();
+        let given = mebibytes.filter(|&m| m > 0 && own).map(|m| m << 20);
         Resources { mem_bytes: given.max(self.cell.resources.mem_bytes), ..self.cell.resources.clone() }
     }
 
@@ -154,6 +157,8 @@ impl Standing<'_> {
             Next::Requeue if self.executor == Executor::Local => Ok(exit::RESUME),
             // Slurm does it.
             Next::Requeue if verdict.why == Why::Preempted => Ok(exit::RESUME),
+            // Whoever started the cells of this job does it, when all have ended.
+            Next::Requeue if self.pack.is_some() => Ok(exit::RESUME),
             Next::Requeue => self.requeue(code, verdict, record),
         }
     }
@@ -241,7 +246,7 @@ fn why(code: u8, known: &Known, limit: Option<&Limit>, state: Option<&JobState>,
     }
 }
 
-fn ignore_signals() {
+pub(super) fn ignore_signals() {
     for signal in [libc::SIGTERM, libc::SIGCONT] {
         // SAFETY: SIG_IGN is a valid disposition, and is inherited by the commands that are started.
         unsafe { libc::signal(signal, libc::SIG_IGN) };

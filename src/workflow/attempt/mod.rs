@@ -9,6 +9,7 @@ mod follow;
 mod gate;
 mod launch;
 mod limit;
+mod pack;
 mod publish;
 
 use std::path::{Path, PathBuf};
@@ -43,6 +44,8 @@ pub struct Options {
     pub launcher: Vec<String>,
     /// Where it runs.
     pub executor: Executor,
+    /// Whether it is one of several in its job, started by the one that Slurm started.
+    pub packed: bool,
 }
 
 /// Where an attempt runs.
@@ -61,6 +64,11 @@ pub enum Executor {
 /// code, not an error.
 pub fn run(options: &Options) -> Result<u8> {
     let submission = Submission::read(&options.submission)?;
+    let job = slurm_job(options.executor);
+    let shared = submission.job(&options.job).and_then(|job| job.pack.map(|pack| (job, pack)));
+    if let Some((shared, pack)) = shared.filter(|_| !options.packed) {
+        return pack::run(options, &submission, shared, pack, job.as_ref());
+    }
     let (_, cell) = submission.cell(&options.submission, &options.job, options.slot)?;
     let run_dir = cell.run_dir();
     say(&format!("cell {} of submission {}", cell.key, submission.name));
@@ -97,7 +105,6 @@ pub fn run(options: &Options) -> Result<u8> {
         return Ok(exit::STOPPED);
     }
 
-    let job = slurm_job(options.executor);
     let start = claim(&submission, &cell, &run_dir, job)?;
     let n = start.attempt;
     say(&format!("attempt {n} on {}", start.host));
@@ -114,7 +121,8 @@ pub fn run(options: &Options) -> Result<u8> {
         cell: &cell,
         attempt: n,
         job: start.job.as_ref(),
-        link: submission.link(&options.job),
+        link: submission.job(&options.job).and_then(|job| job.link),
+        pack: shared.map(|(_, pack)| pack),
         past: &past,
         adjust: &adjust,
         limit: limit(&submission, &cell, &start, adjust.grace_s),
@@ -198,7 +206,7 @@ fn attempt_once(
     let report = launch::run(&launch::Launch {
         cell,
         attempt: start.attempt,
-        launcher: &options.launcher,
+        launcher: &launcher(options, standing),
         programs: &submission.programs,
         run_dir: &run_dir,
         out_dir: &out_dir,
@@ -249,6 +257,15 @@ fn attempt_once(
         Err(e) => return Err(RecordError::io("remove", &out_dir)(e).into()),
     }
     Ok((code, cause))
+}
+
+/// What stands before the stage's command: for a cell that shares its job, srun with the cell's own part of it.
+fn launcher(options: &Options, standing: &Standing) -> Vec<String> {
+    let mut words = options.launcher.clone();
+    if let Some(pack) = standing.pack.filter(|_| words.first().is_some_and(|word| word == "srun")) {
+        words.splice(1..1, pack.step(&standing.cell.resources));
+    }
+    words
 }
 
 /// The cell's own seal, if it is whole, fresh, and its outputs are there.

@@ -19,6 +19,7 @@ use attempts::{Attempted, all};
 
 use super::bill::Hours;
 use super::journal::{Entry, Event};
+use super::plan::Pack;
 use super::slurm::accounting::{self, Accounting, Record};
 use super::slurm::{Client, Element, Liveness};
 use crate::record::{Fingerprint, Name, exit};
@@ -191,7 +192,9 @@ impl Ledger {
 /// A job that was submitted, with the cells of its slots.
 struct Job {
     since: DateTime<Utc>,
-    cells: BTreeMap<Option<u32>, (String, Fingerprint)>,
+    /// By slot; several where they share the job.
+    cells: BTreeMap<Option<u32>, Vec<(String, Fingerprint)>>,
+    pack: Option<Pack>,
     stage: Name,
     submission: String,
 }
@@ -203,9 +206,13 @@ fn submitted(entries: &[Entry], cluster: &str) -> BTreeMap<u32, Job> {
     for entry in entries.iter().filter(|entry| entry.cluster == cluster) {
         match &entry.event {
             Event::Intent { submission, job, stage, cells } => {
-                let cells = cells.iter().map(|(name, cell)| (cell.slot, (name.clone(), cell.fingerprint.clone())));
+                let mut by_slot: BTreeMap<Option<u32>, Vec<(String, Fingerprint)>> = BTreeMap::new();
+                for (name, cell) in cells {
+                    by_slot.entry(cell.slot).or_default().push((name.clone(), cell.fingerprint.clone()));
+                }
+                let pack = cells.values().find_map(|cell| cell.pack);
                 let (stage, submission) = (stage.clone(), submission.clone());
-                intents.insert(job, Job { since: entry.time, cells: cells.collect(), stage, submission });
+                intents.insert(job, Job { since: entry.time, cells: by_slot, pack, stage, submission });
             }
             Event::Submitted { job, id } => {
                 if let (Some(intent), Ok(id)) = (intents.remove(job), id.parse()) {
@@ -303,10 +310,47 @@ fn join(
     }
     for (i, record) in records.iter().enumerate() {
         let carried = carried.remove(&i).unwrap_or_default();
-        charges.extend(by_account(record, &carried, jobs, planned, now));
+        charges.extend(shares(record, &carried, jobs, planned, now));
     }
     charges.sort_by(|a, b| (&a.cell, a.started_at).cmp(&(&b.cell, b.started_at)));
     charges
+}
+
+/// The charges of one run of a job: one, or one for each cell that shares it, of equal parts of what it held: of its
+/// devices side by side, of its time in turn.
+fn shares(
+    record: &Record,
+    carried: &[&Attempted],
+    jobs: &BTreeMap<u32, Job>,
+    planned: Option<&BTreeMap<String, Planned>>,
+    now: DateTime<Utc>,
+) -> Vec<Charge> {
+    let whole = |carried: &[&Attempted]| by_account(record, carried, jobs, planned, now);
+    let shared = jobs.get(&record.element.job).and_then(|job| {
+        let pack = job.pack?;
+        Some((pack, job.cells.get(&record.element.index)?))
+    });
+    let Some((pack, cells)) = shared else { return whole(carried).into_iter().collect() };
+    let n = u32::try_from(cells.len()).unwrap_or(u32::MAX).max(1);
+    let share = |(cell, fingerprint): &(String, Fingerprint)| {
+        let own: Vec<&Attempted> = carried.iter().copied().filter(|a| a.cell() == *cell).collect();
+        let mut charge = whole(&own)?;
+        charge.cell.clone_from(cell);
+        if own.is_empty() {
+            charge.fingerprint = fingerprint.clone();
+        }
+        if pack.in_turn {
+            let worked_s = charge.wall_s - charge.idle_s;
+            charge.wall_s /= f64::from(n);
+            // Who was quick leaves time to the others: it is idle only as a whole.
+            charge.idle_s = (charge.wall_s - worked_s).max(0.0);
+        } else {
+            charge.gpus /= n;
+            charge.cores /= n;
+        }
+        Some(charge)
+    };
+    cells.iter().filter_map(share).collect()
 }
 
 /// The charge of one run of a job; none if it never started.
@@ -318,7 +362,7 @@ fn by_account(
     now: DateTime<Utc>,
 ) -> Option<Charge> {
     let job = jobs.get(&record.element.job)?;
-    let (cell, fingerprint) = job.cells.get(&record.element.index)?;
+    let (cell, fingerprint) = job.cells.get(&record.element.index)?.first()?;
     let started_at = record.start_s.and_then(|s| DateTime::from_timestamp(s, 0))?;
     let last = carried.last().copied();
     let held = last.map(|attempt| attempt.held).unwrap_or_default();

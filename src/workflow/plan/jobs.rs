@@ -3,6 +3,9 @@
 //! An array is split where its cells wait for different jobs, so that an edge between arrays joins equal
 //! slots only. Edges to what is sealed are left out: nothing waits for a job that Slurm has forgotten.
 //!
+//! Cells that are packed share a job that is no array; it waits for the end of everything that one of them needs, and
+//! the gate of each decides.
+//!
 //! Where a job may not be requeued, a stage that needs several time limits is a chain of links: one job for each cell
 //! and link, each behind the one before, and what waits for the cell waits for the last.
 
@@ -11,7 +14,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::gates::is_gate;
-use super::{CellState, LiveJob, Plan, PlannedCell};
+use super::{CellState, LiveJob, Pack, Plan, PlannedCell};
 use crate::record::{Adjust, CellKey, Name};
 use crate::workflow::study::{On, Run, Stage, Study};
 
@@ -24,6 +27,8 @@ pub struct JobShape {
     pub max_array_size: u32,
     /// Whether a job that checkpointed can be put back into the queue; else stages that can go on are chains of links.
     pub requeue: bool,
+    /// Whether stages that say so have several cells in a job.
+    pub packs: bool,
 }
 
 /// The place of a job in a chain of jobs that run one cell in turn.
@@ -91,6 +96,8 @@ pub struct PlannedJob {
     pub replaces: Vec<LiveJob>,
     /// Its place in a chain of links.
     pub link: Option<Link>,
+    /// How its cells share it; none for a job or element of one cell.
+    pub pack: Option<Pack>,
     /// What it asks for that is other than planned.
     pub adjust: Adjust,
 }
@@ -123,7 +130,9 @@ pub fn jobs(study: &Study, plan: &Plan, slots: &BTreeMap<u32, u32>, shape: JobSh
             first_of_stage = jobs.len();
         }
         let key = &cell.def.key;
-        let links = links(&study.stages[cell.def.stage], shape);
+        let stage = &study.stages[cell.def.stage];
+        let links = links(stage, shape);
+        let pack = stage.pack.filter(|_| shape.packs);
         let mut edges: Vec<Edge> = Vec::new();
         for &need in &cell.def.needs {
             let parent = &plan.cells[need];
@@ -133,22 +142,28 @@ pub fn jobs(study: &Study, plan: &Plan, slots: &BTreeMap<u32, u32>, shape: JobSh
                 // Sealed, stopped, or run on the login node before this job is submitted.
                 _ => continue,
             };
-            let array = match &target {
-                Target::Planned(job) => jobs[*job].cells.iter().any(|(index, _)| index.is_some()),
-                _ => live_slot(parent).is_some(),
+            let (array, packed) = match &target {
+                Target::Planned(job) => {
+                    (jobs[*job].cells.iter().any(|(index, _)| index.is_some()), jobs[*job].pack.is_some())
+                }
+                _ => (live_slot(parent).is_some(), live_packed(parent)),
             };
+            // Of a job that several cells share, one may end badly and the others well.
+            let shared = packed || pack.is_some();
             // One job over all seeds: it judges what is there, whatever became of the rest.
-            let kind = if is_gate(&cell.def) && key.seed.is_none() {
+            let kind = if shared || (is_gate(&cell.def) && key.seed.is_none()) {
                 EdgeKind::AfterAny
             } else {
                 edge_kind(&parent.def.key, key, shape.chain, array && links.is_none())
             };
-            // A link is a single job although it has a seed: it waits for its own element only.
+            // A job that is no array although it has a seed waits for the elements of its own seeds only.
+            let own = array && parent.def.key.seed.is_some() && key.seed.is_some();
+            let own = own && (kind == EdgeKind::AfterOk || pack.is_some());
             let target = match target {
-                Target::Planned(job) if array && kind == EdgeKind::AfterOk => {
+                Target::Planned(job) if own => {
                     jobs[job].index_of(&parent.def.key).map_or(target, |index| Target::Element(job, index))
                 }
-                Target::Live(id) if array && kind == EdgeKind::AfterOk => {
+                Target::Live(id) if own => {
                     Target::Live(live_slot(parent).map_or(id.clone(), |index| format!("{id}_{index}")))
                 }
                 target => target,
@@ -157,7 +172,7 @@ pub fn jobs(study: &Study, plan: &Plan, slots: &BTreeMap<u32, u32>, shape: JobSh
         }
         edges.sort();
         edges.dedup();
-        let slot = key.seed.and_then(|s| slots.get(&s).copied()).filter(|_| links.is_none());
+        let slot = key.seed.and_then(|s| slots.get(&s).copied()).filter(|_| links.is_none() && pack.is_none());
         let (chunk, index) = match (shape.chain, slot) {
             (Chain::Arrays, Some(slot)) => {
                 let size = shape.max_array_size.max(1);
@@ -172,6 +187,9 @@ pub fn jobs(study: &Study, plan: &Plan, slots: &BTreeMap<u32, u32>, shape: JobSh
         }
         let adjust = cell.again.as_ref().map(|again| again.adjust.of_the_job()).unwrap_or_default();
         let joins = |job: &PlannedJob| {
+            if let Some(pack) = pack {
+                return job.arm == key.arm && job.adjust == adjust && job.cells.len() < pack.cells as usize;
+            }
             index.is_some()
                 && job.stage == key.stage
                 && job.arm == key.arm
@@ -187,31 +205,49 @@ pub fn jobs(study: &Study, plan: &Plan, slots: &BTreeMap<u32, u32>, shape: JobSh
             None => {
                 let (stage, arm) = (key.stage.clone(), key.arm.clone());
                 let link = links.map(|of| Link { number: 1, of });
-                jobs.push(PlannedJob { stage, arm, cells: Vec::new(), edges, replaces: Vec::new(), link, adjust });
-                jobs.len() - 1
+                let at = jobs.len();
+                let (cells, replaces) = (Vec::new(), Vec::new());
+                jobs.push(PlannedJob { stage, arm, cells, edges: edges.clone(), replaces, link, pack, adjust });
+                for number in 2..=links.unwrap_or(1) {
+                    let mut next = jobs[at].clone();
+                    next.edges = vec![Edge { kind: EdgeKind::AfterAny, target: Target::Planned(jobs.len() - 1) }];
+                    next.link = links.map(|of| Link { number, of });
+                    jobs.push(next);
+                }
+                at
             }
         };
-        jobs[at].cells.push((index, key.clone()));
         jobs[at].replaces.extend(replaces);
-        let mut last = at;
-        for number in 2..=links.unwrap_or(1) {
-            let mut next = jobs[at].clone();
-            next.edges = vec![Edge { kind: EdgeKind::AfterAny, target: Target::Planned(last) }];
-            next.replaces.clear();
-            next.link = links.map(|of| Link { number, of });
-            jobs.push(next);
-            last = jobs.len() - 1;
+        if pack.is_some() {
+            jobs[at].edges.extend(edges);
+        }
+        let last = at + links.map_or(0, |of| of as usize - 1);
+        for job in &mut jobs[at..=last] {
+            job.cells.push((index, key.clone()));
         }
         job_of.insert(key, last);
     }
     for job in &mut jobs {
         job.cells.sort();
+        job.edges.sort();
+        job.edges.dedup();
+        job.replaces.dedup_by(|a, b| a.id == b.id && a.slot == b.slot);
+        if let Some(pack) = &mut job.pack {
+            pack.cells = u32::try_from(job.cells.len()).unwrap_or(u32::MAX);
+        }
+        // What is left over of the last pack.
+        job.pack = job.pack.filter(|pack| pack.cells > 1);
     }
     debug_assert!(jobs.iter().all(|j| study.stage(j.stage.as_str()).is_some()));
     jobs
 }
 
 impl PlannedJob {
+    /// How many jobs Slurm counts: elements one by one.
+    pub fn elements(&self) -> usize {
+        if self.pack.is_some() { 1 } else { self.cells.len() }
+    }
+
     /// The array index of a cell; none for a job without an array.
     fn index_of(&self, key: &CellKey) -> Option<u32> {
         self.cells.iter().find(|(_, cell)| cell == key)?.0
@@ -223,6 +259,10 @@ fn live_slot(cell: &PlannedCell) -> Option<u32> {
         CellState::Queued(job) => job.slot,
         _ => None,
     }
+}
+
+fn live_packed(cell: &PlannedCell) -> bool {
+    matches!(&cell.state, CellState::Queued(job) if job.packed)
 }
 
 /// `elements`: element i of the child waits for element i of the parent.

@@ -7,16 +7,18 @@
 mod cells;
 mod gates;
 mod jobs;
+mod pack;
 mod state;
 
 pub use cells::{CellDef, Expansion, PlanError, expand};
 pub use gates::{Halt, is_gate};
 pub use jobs::{Chain, Edge, EdgeKind, JobShape, Link, PlannedJob, Target, jobs, links};
+pub use pack::Pack;
 pub use state::{Again, CellState, LiveJob, PlannedCell, SealView, code, reads};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::study::Study;
+use super::study::{On, Study};
 use crate::record::{CellKey, Name};
 
 /// Every cell of a study with its state.
@@ -49,6 +51,18 @@ impl Plan {
             let stage = stages.is_none_or(|wanted| wanted.contains(&key.stage));
             cell.selected = seed && stage;
         }
+    }
+
+    /// Leaves out what would be submitted and is not among `taken`; returns how many cells that are.
+    pub fn hold_back(&mut self, taken: &BTreeSet<CellKey>) -> usize {
+        let mut left_out = 0;
+        for cell in self.cells.iter_mut().filter(|c| c.to_run() && c.on == On::Compute) {
+            if !taken.contains(&cell.def.key) {
+                cell.selected = false;
+                left_out += 1;
+            }
+        }
+        left_out
     }
 
     /// Queued jobs under other parameters that this call would replace, for which `--replace` must be said.

@@ -1,6 +1,6 @@
 //! Judging cells: done, stopped, stale (which key changed), missing, queued.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +42,8 @@ pub struct LiveJob {
     pub name: String,
     /// Array index; `None` for a single job.
     pub slot: Option<u32>,
+    /// Whether other cells share it, element or not.
+    pub packed: bool,
     /// Fingerprint it was submitted with.
     pub fingerprint: Fingerprint,
     /// What Slurm says, e.g. `PENDING`, or `unknown`.
@@ -235,6 +237,23 @@ pub(super) fn requeue_behind_parents(cells: &mut [PlannedCell]) {
         {
             let job = job.clone();
             cells[i].state = CellState::QueuedStale(job);
+        }
+    }
+    // A job that several cells share is replaced for all of them.
+    let replaced: BTreeSet<String> = cells
+        .iter()
+        .filter_map(|cell| match &cell.state {
+            CellState::QueuedStale(job) if job.packed => Some(job.id.clone()),
+            _ => None,
+        })
+        .collect();
+    for cell in cells {
+        if let CellState::Queued(job) = &cell.state
+            && job.packed
+            && replaced.contains(&job.id)
+        {
+            let job = job.clone();
+            cell.state = CellState::QueuedStale(job);
         }
     }
 }

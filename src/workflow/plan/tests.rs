@@ -35,6 +35,7 @@ fn stage(number: u32, stage: &str, needs: &[&str], axes: &str) -> Stage {
             time_s: 60,
         },
         max_running: None,
+        pack: None,
         expected_s: None,
         storage_bytes: None,
         params: json!({"lr": 0.1}),
@@ -133,7 +134,7 @@ fn plan_with(study: &Study, seals: &BTreeMap<String, SealView>) -> Plan {
     Plan::new(study, &cells(study), seals, &BTreeMap::new(), Policy::default())
 }
 
-const ARRAYS: JobShape = JobShape { chain: Chain::Arrays, max_array_size: 1001, requeue: true };
+const ARRAYS: JobShape = JobShape { chain: Chain::Arrays, max_array_size: 1001, requeue: true, packs: true };
 
 /// A job as one line: `stage[.arm] [slots] <- edges`.
 fn print(jobs: &[PlannedJob]) -> String {
@@ -175,7 +176,7 @@ fn eight_stages_are_eight_jobs() {
 #[test]
 fn sites_without_arrays_get_one_job_for_each_cell() {
     let study = eight_stages();
-    let shape = JobShape { chain: Chain::Singles, max_array_size: 1001, requeue: true };
+    let shape = JobShape { chain: Chain::Singles, max_array_size: 1001, requeue: true, packs: true };
     let jobs = jobs(&study, &plan_with(&study, &BTreeMap::new()), &slots(), shape);
     assert_eq!(jobs.len(), 2 + 6 * 5);
     assert!(jobs.iter().all(|j| j.cells.len() == 1 && j.cells[0].0.is_none()));
@@ -212,6 +213,7 @@ fn queued_parents_are_waited_for_by_id() {
             id: id.to_owned(),
             name: String::new(),
             slot: Some(slots()[&c.key.seed.unwrap()]),
+            packed: false,
             fingerprint: c.fingerprint.clone(),
             state: "PENDING".to_owned(),
             before: vec![],
@@ -232,7 +234,7 @@ fn queued_parents_are_waited_for_by_id() {
 #[test]
 fn slots_beyond_the_array_limit_go_to_further_arrays() {
     let study = eight_stages();
-    let shape = JobShape { chain: Chain::Arrays, max_array_size: 2, requeue: true };
+    let shape = JobShape { chain: Chain::Arrays, max_array_size: 2, requeue: true, packs: true };
     let jobs = jobs(&study, &plan_with(&study, &BTreeMap::new()), &slots(), shape);
     let apply: Vec<Vec<u32>> = jobs
         .iter()
@@ -430,6 +432,7 @@ fn a_job_counts_as_queued_only_under_the_same_fingerprint() {
         id: "5".into(),
         name: String::new(),
         slot: None,
+        packed: false,
         fingerprint: fingerprint.clone(),
         state: "RUNNING".into(),
         before: vec![],
@@ -464,7 +467,7 @@ fn long_training() -> Study {
 fn where_nothing_is_requeued_a_cell_is_a_chain_of_links() {
     let study = long_training();
     let two: BTreeMap<u32, u32> = BTreeMap::from([(42, 0), (1337, 1)]);
-    let shape = |chain, requeue| JobShape { chain, max_array_size: 1001, requeue };
+    let shape = |chain, requeue| JobShape { chain, max_array_size: 1001, requeue, packs: true };
     let expansion = expand(&study, &[42, 1337], &BTreeMap::new()).unwrap();
     let plan = Plan::new(&study, &expansion, &BTreeMap::new(), &BTreeMap::new(), Policy::default());
     let requeued = jobs(&study, &plan, &two, shape(Chain::Arrays, true));
@@ -499,7 +502,7 @@ fn where_nothing_is_requeued_a_cell_is_a_chain_of_links() {
 #[test]
 fn the_number_of_links_follows_from_what_is_expected() {
     let mut study = long_training();
-    let shape = JobShape { chain: Chain::Arrays, max_array_size: 1001, requeue: false };
+    let shape = JobShape { chain: Chain::Arrays, max_array_size: 1001, requeue: false, packs: true };
     let limit = study.stages[1].resources.time_s;
     for (expected, number) in [(None, 3), (Some(1), 3), (Some(limit), 3), (Some(4 * limit), 6), (Some(u64::MAX), 100)] {
         study.stages[1].expected_s = expected;
@@ -517,11 +520,12 @@ fn links_that_are_queued_are_waited_for_and_replaced_as_one() {
         id: id.into(),
         name: String::new(),
         slot: None,
+        packed: false,
         fingerprint: fingerprint.clone(),
         state: "RUNNING".into(),
         before,
     };
-    let shape = JobShape { chain: Chain::Arrays, max_array_size: 1001, requeue: false };
+    let shape = JobShape { chain: Chain::Arrays, max_array_size: 1001, requeue: false, packs: true };
     let slots = BTreeMap::from([(42, 0)]);
     let plan = |fingerprint: &Digest| {
         let last = job("9", fingerprint, vec![job("7", fingerprint, vec![]), job("8", fingerprint, vec![])]);
@@ -561,4 +565,39 @@ fn cells_that_ask_for_more_than_planned_are_jobs_of_their_own() {
     );
     assert!(print.contains("3 evaluate [0,2,4] <- AfterCorr:0 AfterCorr:2\n"), "{print}");
     assert_eq!((jobs[0].adjust.is_nothing(), &jobs[1].adjust), (true, &more));
+}
+
+#[test]
+fn packs_wait_for_the_ends_of_what_their_cells_need() {
+    let mut study = eight_stages();
+    let baseline = study.stages.iter().position(|s| s.name.as_str() == "baseline").unwrap();
+    study.stages[baseline].pack = Some(Pack { cells: 2, in_turn: false });
+    let expansion = cells(&study);
+    let found = seals(&expansion, |n| n == "setup" || n.starts_with("apply"));
+    let plan = plan_with(&study, &found);
+    let jobs = jobs(&study, &plan, &slots(), ARRAYS);
+    let text = print(&jobs);
+    let seeds = expansion.cells.iter().filter(|c| c.key.stage.as_str() == "baseline").count();
+    let packs: Vec<&PlannedJob> = jobs.iter().filter(|j| j.stage.as_str() == "baseline").collect();
+    assert_eq!(packs.len(), seeds.div_ceil(2), "{text}");
+    assert!(packs.iter().all(|j| j.cells.iter().all(|(index, _)| index.is_none())), "{text}");
+    assert_eq!(packs[0].pack, Some(Pack { cells: 2, in_turn: false }));
+    assert_eq!((packs[0].elements(), packs[0].cells.len()), (1, 2));
+    // What stands behind a pack waits for its end: the gate of each cell decides, and a sick neighbour holds up nobody.
+    let behind: Vec<&PlannedJob> = jobs.iter().filter(|j| j.stage.as_str() == "evaluate").collect();
+    assert_eq!(behind.len(), packs.len(), "one array for each pack: {text}");
+    for job in behind {
+        let to_pack =
+            job.edges.iter().filter(|e| matches!(e.target, Target::Planned(i) if jobs[i].stage.as_str() == "baseline"));
+        assert!(to_pack.clone().count() == 1 && to_pack.clone().all(|e| e.kind == EdgeKind::AfterAny), "{text}");
+    }
+    // A pack behind an array waits for the elements of its own seeds.
+    study.stages[baseline].pack = None;
+    let evaluate = study.stages.iter().position(|s| s.name.as_str() == "evaluate").unwrap();
+    study.stages[evaluate].pack = Some(Pack { cells: 2, in_turn: true });
+    let jobs = super::jobs(&study, &plan, &slots(), ARRAYS);
+    let first = jobs.iter().find(|j| j.stage.as_str() == "evaluate").unwrap();
+    let elements =
+        first.edges.iter().filter(|e| matches!(e.target, Target::Element(..)) && e.kind == EdgeKind::AfterAny);
+    assert_eq!(elements.count(), first.edges.len(), "{}", print(&jobs));
 }

@@ -11,12 +11,13 @@ use serde_json::Value;
 use super::load::{read_text, schema};
 use super::problem::{Problem, Sink, StudyError, collect};
 use super::section::Section;
-use super::stage::{RESOURCE_KEYS, SaidResources, misfit, said_resources};
+use super::stage::{self, RESOURCE_KEYS, SaidResources, misfit, said_resources};
 use super::tree::{self, Syntax, Table, Tree};
-use super::{Run, Study};
+use super::{On, Run, Stage, Study};
 use crate::record::Name;
+use crate::record::decision::GATE_KIND;
 use crate::stages::all_specs;
-use crate::workflow::plan::Chain;
+use crate::workflow::plan::{Chain, Pack};
 use crate::workflow::slurm::script::{Launcher, Site};
 
 /// Keys of `[cluster]`.
@@ -38,6 +39,7 @@ const KEYS: &[&str] = &[
     "kill_on_invalid_dep",
     "chain",
     "throttle",
+    "pack",
     "max_array_size",
     "grace_s",
     "fs_settle_s",
@@ -62,6 +64,8 @@ pub struct Cluster {
     pub chain: Chain,
     /// At most so many elements of one array at a time.
     pub throttle: Option<u32>,
+    /// How many cells share an allocation, whatever the study says.
+    pub pack: Option<Pack>,
     /// `MaxArraySize`; absent: Slurm is asked.
     pub max_array_size: Option<u32>,
     /// How long before the time limit a stage is told, seconds.
@@ -189,6 +193,7 @@ fn read(file: &Path, root: &Table, variable: &dyn Fn(&str) -> Option<String>, si
     let max_array_size = count("max_array_size", 2, 4_000_001);
     let grace_s = count("grace_s", 10, 65_535).unwrap_or(300);
     let fs_settle_s = count("fs_settle_s", 0, 3600).unwrap_or(90);
+    let pack = stage::pack(&own, sink);
     let scratch = own.text("scratch", sink).and_then(|(text, span)| match expand(text, variable) {
         Ok(path) => Some(path),
         Err(problem) => {
@@ -207,6 +212,7 @@ fn read(file: &Path, root: &Table, variable: &dyn Fn(&str) -> Option<String>, si
         scratch,
         chain,
         throttle,
+        pack,
         max_array_size,
         grace_s,
         fs_settle_s,
@@ -367,6 +373,12 @@ impl Study {
     pub fn on_cluster(mut self, cluster: &Cluster) -> Result<Self, StudyError> {
         let mut problems = Vec::new();
         for stage in &mut self.stages {
+            if cluster.pack.is_some() && stage.axes.seed && stage.on == On::Compute && !is_gate(stage) {
+                stage.pack = cluster.pack;
+            }
+            if let Some(problem) = unpackable(stage, cluster) {
+                problems.push(problem);
+            }
             let Some(said) = cluster.resources.get(stage.kind()) else { continue };
             stage.resources = said.over(&stage.resources);
             let Run::Builtin(spec) = stage.run else { continue };
@@ -390,6 +402,38 @@ impl Study {
         }
         if problems.is_empty() { Ok(self) } else { Err(StudyError::Problems(problems)) }
     }
+}
+
+fn is_gate(stage: &Stage) -> bool {
+    stage.kind() == GATE_KIND
+}
+
+/// Why cells of a stage cannot run side by side here.
+fn unpackable(stage: &Stage, cluster: &Cluster) -> Option<Problem> {
+    stage.pack.filter(|pack| !pack.in_turn)?;
+    let turns = format!("say `pack = {{cells = {}, in_turn = true}}`", stage.pack.map_or(2, |p| p.cells));
+    let resources = cluster.resources.get(stage.kind()).map_or(stage.resources.clone(), |r| r.over(&stage.resources));
+    let (message, help) = match &cluster.site.launcher {
+        Launcher::Srun { .. } if resources.mem_bytes.is_none() => (
+            format!("stage {} runs cells side by side and does not say what memory each takes", stage.name),
+            format!("say `mem` in its resources, or {turns}"),
+        ),
+        Launcher::Srun { .. } => return None,
+        Launcher::Command(words) => (
+            format!(
+                "stage {} runs cells side by side, and `{}` would give each the whole allocation",
+                stage.name,
+                words.first().map_or("the launcher", String::as_str)
+            ),
+            format!("use `launcher = \"srun\"`, or {turns}"),
+        ),
+        Launcher::None if resources.gpus_per_node > 0 => (
+            format!("stage {} runs cells side by side, and without srun each would see all GPUs", stage.name),
+            format!("use `launcher = \"srun\"`, or {turns}"),
+        ),
+        Launcher::None => return None,
+    };
+    Some(Problem { file: cluster.file.clone(), line: 1, column: 1, message, help })
 }
 
 /// An absolute path with `$NAME` and `${NAME}` replaced.

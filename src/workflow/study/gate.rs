@@ -66,6 +66,7 @@ pub(super) fn read(number: u32, table: &Table, at: Span, sink: &mut Sink) -> Opt
             storage_bytes: None,
             expected_s: None,
             max_running: None,
+            pack: None,
             params,
             arms: Vec::new(),
         },

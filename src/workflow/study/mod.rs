@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::record::decision::GATE_KIND;
 use crate::record::{Name, Resources};
 use crate::stages::{FieldType, Role, Spec};
+use crate::workflow::plan::Pack;
 
 mod cluster;
 mod gate;
@@ -93,6 +94,8 @@ pub struct Stage {
     pub resources: Resources,
     /// At most so many cells of one array at a time.
     pub max_running: Option<u32>,
+    /// How many of its cells share an allocation.
+    pub pack: Option<Pack>,
     /// What one cell takes in all, over its attempts, in seconds, as the study expects it.
     pub expected_s: Option<u64>,
     /// What one finished cell leaves on disk, in bytes, as the study expects it.

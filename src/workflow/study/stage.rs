@@ -1,6 +1,7 @@
 //! One `[[stage]]`: its keys, resources, parameters, arms.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -15,6 +16,7 @@ use super::{Arm, Axes, Command, Input, On, Run, Stage};
 use crate::record::decision::GATE_KIND;
 use crate::record::{Name, Resources};
 use crate::stages::{FieldType, Spec};
+use crate::workflow::plan::Pack;
 
 /// Keys of a stage.
 const KEYS: &[&str] = &[
@@ -31,6 +33,7 @@ const KEYS: &[&str] = &[
     "activity",
     "resources",
     "max_running",
+    "pack",
     "expected",
     "storage",
     "params",
@@ -98,6 +101,14 @@ pub(super) fn read(index: usize, table: &Table, at: Span, around: &Surroundings<
     };
     let activity = section.name("activity", sink).map(|n| n.to_string());
     let max_running = section.integer("max_running", 1..=1_000_000, sink).map(|n| n as u32);
+    let pack = pack(&section, sink).filter(|_| {
+        let seeds = axes.seed && on == On::Compute;
+        if !seeds {
+            let message = format!("{} has `pack`, which puts cells of several seeds into one job", section.what);
+            sink.push(&section.place("pack"), message, "remove it: the stage has no seeds, or runs in no job");
+        }
+        seeds
+    });
     let expected_s = time(&section, "expected", sink);
     let storage_bytes = section.parsed("storage", quantity::bytes, sink);
     let needs = needs(&section, sink);
@@ -117,6 +128,7 @@ pub(super) fn read(index: usize, table: &Table, at: Span, around: &Surroundings<
             activity,
             resources: resources?,
             max_running,
+            pack,
             expected_s,
             storage_bytes,
             params,
@@ -144,6 +156,24 @@ pub(super) fn name(section: &Section<'_>, sink: &mut Sink) -> Option<Name> {
         );
     }
     name
+}
+
+/// `pack = 4`, or `pack = {cells = 4, in_turn = true}`.
+pub(super) fn pack(section: &Section<'_>, sink: &mut Sink) -> Option<Pack> {
+    const BOUNDS: RangeInclusive<i64> = 2..=1000;
+    let pack = |cells: i64, in_turn: bool| Pack { cells: cells as u32, in_turn };
+    match &section.entry("pack")?.node.value {
+        Tree::Table(table) => {
+            let what = format!("`pack` of {}", section.what);
+            let own = Section::new(table, section.place("pack"), what, &["cells", "in_turn"], sink);
+            if own.entry("cells").is_none() {
+                own.missing("cells", "say how many, as in `pack = {cells = 4, in_turn = true}`", sink);
+            }
+            let in_turn = own.bool("in_turn", sink).unwrap_or(false);
+            own.integer("cells", BOUNDS, sink).map(|cells| pack(cells, in_turn))
+        }
+        _ => section.integer("pack", BOUNDS, sink).map(|cells| pack(cells, false)),
+    }
 }
 
 fn axes(section: &Section<'_>, sink: &mut Sink) -> Axes {

@@ -446,7 +446,8 @@ pub fn scancel(root: &Path, bin: &Path, arguments: &[String]) -> Answer {
 pub fn srun(arguments: &[String]) -> ! {
     let program = arguments.iter().position(|word| !word.starts_with('-')).unwrap_or(arguments.len());
     let words = &arguments[program..];
-    let tasks = std::env::var("SLURM_NTASKS").unwrap_or_else(|_| "1".to_owned());
+    let said = arguments[..program].iter().find_map(|word| word.strip_prefix("--ntasks=")).map(str::to_owned);
+    let tasks = said.or_else(|| std::env::var("SLURM_NTASKS").ok()).unwrap_or_else(|| "1".to_owned());
     let mut command = if tasks == "1" {
         let mut command = Command::new(words.first().map_or("", String::as_str));
         command.args(&words[1.min(words.len())..]).env("SLURM_PROCID", "0");
