@@ -17,7 +17,7 @@ use super::slurm::submit::{Found, find_by_name};
 use super::slurm::{Client, Element, JobState, Liveness, queue};
 use super::study::Study;
 use crate::record::decision::{self, Verdict};
-use crate::record::{Decision, Digest, RecordError, Seal, files};
+use crate::record::{Decision, Digest, RecordError, Seal, attempt, files};
 
 /// How long a job without a reply is looked for before it is believed never to have arrived.
 pub(super) const LOST_AFTER: Duration = Duration::from_secs(90);
