@@ -82,6 +82,7 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
         return nothing_to_do(args, &prepared);
     }
     let held_back = hold_back(args, &mut prepared)?;
+    held_back.iter().for_each(|line| output::note(line));
     let permission = prechecks(args, &prepared)?;
     if let Site::Slurm(_) = prepared.site {
         ask(args)?;
@@ -97,11 +98,8 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
         }
         Site::Slurm(_) => {
             let mut prepared = login_stages(args, &request, prepared)?;
-            // The stages of the login node have run: what is left was counted above, and is looked at anew.
-            let held_back = match held_back {
-                Some(_) => hold_back(args, &mut prepared)?,
-                None => None,
-            };
+            // After stages of the login node all is looked at anew.
+            let held_back = hold_back(args, &mut prepared)?.or(held_back);
             let code = slurm(args, &prepared)?;
             held_back.iter().for_each(|line| output::note(line));
             Ok(code)
@@ -128,16 +126,14 @@ fn hold_back(args: &Args, prepared: &mut Prepared) -> Result<Option<String>> {
     lines.iter().for_each(|line| output::note(line));
     let Some(left) = held_back else { return Ok(None) };
     let taken = if left.queued > 0 { format!(", of which {} were taken", left.queued) } else { String::new() };
-    let line = format!(
+    Ok(Some(format!(
         "{} not submitted yet: the site takes {} of your jobs at a time ({}){taken}; when these have ended, type the same \
          again: run_all {}",
         output::plural(left.cells, "cell"),
         left.most,
         left.by,
         args.study.again()
-    );
-    output::note(&line);
-    Ok(Some(line))
+    )))
 }
 
 /// Prints the bill, and checks everything that can be known before anything is submitted. Returns the permission to go

@@ -274,6 +274,10 @@ fn of_job(job: &CellJob, said: Option<Said>, attempt: Option<&Attempt>) -> Stand
             Liveness::Alive if entry.state == JobState::Pending => {
                 Standing::new(Word::Queued, Liveness::Alive, format!("job {element} PENDING ({})", entry.reason))
             }
+            Liveness::Alive if job.packed && attempt.is_none() => {
+                let detail = format!("job {element} runs, and this cell has not begun in it");
+                Standing::new(Word::Queued, Liveness::Alive, detail)
+            }
             Liveness::Alive => {
                 let detail = match &entry.state {
                     JobState::Running => format!("job {element}"),

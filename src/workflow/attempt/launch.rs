@@ -171,7 +171,7 @@ fn warn_before_the_end(limit: Limit, pid: i32, warned: &AtomicBool, over: &Atomi
 
 /// Waits until the child has ended and leaves it a zombie, so that its process id cannot be reused while a
 /// signal is being forwarded.
-fn wait_without_reaping(pid: i32) -> std::io::Result<()> {
+pub(super) fn wait_without_reaping(pid: i32) -> std::io::Result<()> {
     loop {
         // SAFETY: an all-zero siginfo_t is valid; waitid fills it.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use signal_hook::consts::{SIGCONT, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 
-use super::{Options, follow, say};
+use super::{Options, follow, launch, say};
 use crate::record::{Adjust, Cell, JobRef, Next, RecordError, Resources, Verdict, Why, attempt, exit, files};
 use crate::workflow::error::{Result, WorkflowError};
 use crate::workflow::plan::Pack;
@@ -113,9 +113,11 @@ fn run_members(
             running.push((i, child));
         }
         for (i, mut child) in running {
-            let status =
-                child.wait().map_err(|source| WorkflowError::Start { program: "an attempt".into(), source })?;
+            let ended = launch::wait_without_reaping(pid(&child));
+            // Before its process id can become another's.
             signals.remove(&child);
+            let status = ended.and_then(|()| child.wait());
+            let status = status.map_err(|source| WorkflowError::Start { program: "an attempt".into(), source })?;
             // An attempt that a signal ended has not said what follows: like a kill, it is entered again and counted.
             let code = status.code().map_or(exit::RESUME, |code| u8::try_from(code).unwrap_or(1));
             say(&format!("{} ended with exit {code} ({})", members[i].cell.key, exit::meaning(i32::from(code))));
@@ -154,6 +156,10 @@ fn start(options: &Options, slot: u32, log: &Path) -> Result<Child> {
     command.spawn().map_err(|source| WorkflowError::Start { program: program.display().to_string(), source })
 }
 
+fn pid(child: &Child) -> i32 {
+    i32::try_from(child.id()).unwrap_or(-1)
+}
+
 /// Signals to the job, for every attempt that runs.
 struct Signals {
     running: Mutex<Vec<i32>>,
@@ -178,12 +184,12 @@ impl Signals {
     }
 
     fn add(&self, child: &Child) {
-        self.pids().push(i32::try_from(child.id()).unwrap_or(-1));
+        self.pids().push(pid(child));
     }
 
     fn remove(&self, child: &Child) {
-        let pid = i32::try_from(child.id()).unwrap_or(-1);
-        self.pids().retain(|p| *p != pid);
+        let gone = pid(child);
+        self.pids().retain(|p| *p != gone);
     }
 
     fn forward<'s>(&'s self, scope: &'s std::thread::Scope<'s, '_>) -> Result<signal_hook::iterator::Handle> {
@@ -193,7 +199,7 @@ impl Signals {
         scope.spawn(move || {
             for signal in signals.forever().filter(|signal| *signal != SIGCONT) {
                 for &pid in self.pids().iter().filter(|pid| **pid > 0) {
-                    // SAFETY: a child leaves the list after it was waited for, under the same lock as here.
+                    // SAFETY: a child is reaped after it has left the list, and the list is locked.
                     unsafe { libc::kill(pid, signal) };
                 }
             }
