@@ -3,6 +3,7 @@
 //! `<n>.beat` holds a counter that moves while it lives.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -189,11 +190,34 @@ pub fn process_lives(pid: u32) -> bool {
     rc == 0 || std::io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
 }
 
-/// Name of the user who runs this, by `USER`, `LOGNAME` or the user id.
+/// Name of the user who runs this: the account's, as Slurm has it; else by `USER`, `LOGNAME` or the user id.
 pub fn user_name() -> String {
-    let named = ["USER", "LOGNAME"].iter().find_map(|v| std::env::var(v).ok().filter(|u| !u.is_empty()));
+    static NAME: OnceLock<String> = OnceLock::new();
+    NAME.get_or_init(find_user_name).clone()
+}
+
+fn find_user_name() -> String {
     // SAFETY: getuid cannot fail.
-    named.unwrap_or_else(|| format!("uid-{}", unsafe { libc::getuid() }))
+    let uid = unsafe { libc::getuid() };
+    let said = || ["USER", "LOGNAME"].iter().find_map(|v| std::env::var(v).ok().filter(|u| !u.is_empty()));
+    // A container may know no such user.
+    account_of(uid).or_else(said).unwrap_or_else(|| format!("uid-{uid}"))
+}
+
+/// The name that the system knows a user by.
+fn account_of(uid: libc::uid_t) -> Option<String> {
+    let mut buffer = vec![0 as libc::c_char; 4096];
+    // SAFETY: an all-zero passwd is valid.
+    let mut entry: libc::passwd = unsafe { std::mem::zeroed() };
+    let mut found: *mut libc::passwd = std::ptr::null_mut();
+    // SAFETY: all pointers are valid for the call, and the buffer has the length that is said.
+    let rc = unsafe { libc::getpwuid_r(uid, &raw mut entry, buffer.as_mut_ptr(), buffer.len(), &raw mut found) };
+    if rc != 0 || found.is_null() {
+        return None;
+    }
+    // SAFETY: after success the name is a string that ends inside the buffer.
+    let name = unsafe { std::ffi::CStr::from_ptr(entry.pw_name) };
+    name.to_str().ok().filter(|name| !name.is_empty()).map(str::to_owned)
 }
 
 #[cfg(test)]
