@@ -6,6 +6,7 @@ mod benches;
 mod chain;
 #[cfg(feature = "compute")]
 mod data_stages;
+mod doctor;
 mod documents;
 #[cfg(feature = "compute")]
 mod families;
@@ -25,8 +26,10 @@ mod real_slurm;
 mod scripts;
 #[cfg(feature = "compute")]
 mod seam;
+mod sites;
 mod slurm;
 mod slurm_script;
+mod staging;
 mod study;
 mod study_text;
 mod support;

@@ -202,7 +202,7 @@ fn a_lost_reply_is_uncertain_and_found_by_name() {
         let outcome = submit(&client, &script, &[]).unwrap();
         assert!(matches!(outcome, Submitted::Uncertain(_)), "{kind}: {outcome:?}");
         assert_eq!(place.slurm.count("sbatch"), calls + 1, "{kind}: sbatch is not repeated");
-        let found = resolve(&client, job, Duration::from_secs(5)).unwrap();
+        let found = resolve(&client, &[], job, Duration::from_secs(5)).unwrap();
         assert!(matches!(found, Found::Job(_)), "{kind}: {found:?}");
     }
     assert_eq!(find_by_name(&place.client, "m.a").unwrap(), Found::Nothing);

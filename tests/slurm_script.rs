@@ -36,6 +36,7 @@ fn job() -> JobSpec {
         ),
         seedbed: PathBuf::from("/scratch/ada/results/monotone/quick/.seedbed/bin/5f2d/seedbed"),
         site: Site::default(),
+        mails_its_end: false,
         waits_for: Vec::new(),
     }
 }
@@ -93,7 +94,7 @@ const HOSTILE: [&str; 8] = [
 ];
 
 /// Fails unless bash and shellcheck find nothing to say about `script`.
-fn check_shell(script: &str) {
+pub fn check_shell(script: &str) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("stage.sbatch");
     std::fs::write(&path, script).unwrap();

@@ -7,6 +7,7 @@ mod aggregate;
 mod attempt;
 mod cancel;
 mod confirm;
+mod doctor;
 mod explain;
 mod gates;
 mod generate;
@@ -19,6 +20,7 @@ mod progress;
 mod query;
 mod run_all;
 mod signoff;
+mod stage_data;
 mod status;
 mod study;
 
@@ -99,8 +101,13 @@ enum Command {
     Query(query::Args),
     /// Fill the study's tables from its sealed results
     Aggregate(aggregate::Args),
+    /// Check this site against its cluster file, here and on the nodes
+    Doctor(doctor::Args),
     /// What a script runs inside a job
     Attempt(attempt::Args),
+    /// Copy data to this node, or take it away
+    #[command(hide = true)]
+    StageData(stage_data::Args),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -123,6 +130,8 @@ pub fn seedbed() -> ExitCode {
         Command::Signoff(args) => signoff::run(&args),
         Command::Query(args) => query::run(&args),
         Command::Aggregate(args) => aggregate::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::StageData(args) => stage_data::run(&args),
         Command::Attempt(args) => attempt::run(args),
         Command::Completions { shell } => {
             let mut text = Vec::new();

@@ -123,7 +123,9 @@ impl Context {
     pub fn open(cell_path: &Path, attempt: u32) -> Result<Self, StageError> {
         let cell = Cell::read(cell_path)?;
         let run_dir = cell.run_dir();
-        let out_dir = attempt::out_dir(&run_dir, attempt);
+        // On the node's own disk, where the stage is staged out.
+        let staged = std::env::var_os("SEEDBED_OUT_DIR").filter(|dir| !dir.is_empty());
+        let out_dir = staged.map_or_else(|| attempt::out_dir(&run_dir, attempt), PathBuf::from);
         let checkpoint_dir = cell.checkpoint_dir();
         files::make_dirs(&out_dir)?;
         let started = Instant::now();

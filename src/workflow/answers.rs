@@ -16,7 +16,7 @@ use super::lock::Lock;
 use super::slurm::accounting::{self, Accounting, Record};
 use super::slurm::config::Limits;
 use super::slurm::queue::{self, Entry};
-use super::slurm::{Client, Element, Liveness};
+use super::slurm::{Client, Element, Liveness, SlurmError};
 use crate::record::files;
 
 /// How long an answer is good.
@@ -45,6 +45,8 @@ pub struct Asked {
     pub cluster: String,
     /// When it was submitted.
     pub time: DateTime<Utc>,
+    /// The Slurm cluster that has it, where the site has several.
+    pub home: Option<String>,
     /// Its elements whose end nobody has written down: sacct is asked about those that squeue has forgotten.
     pub open: Vec<Element>,
 }
@@ -124,8 +126,10 @@ impl Answers {
 
     /// What is known of an element of a job of that name, submitted to that cluster.
     pub fn of(&self, element: Element, name: &str, cluster: &str) -> Said<'_> {
-        let listed = self.queue.binary_search_by_key(&element, |e| e.element).ok().map(|at| &self.queue[at]);
-        let listed = listed.filter(|entry| entry.name == name);
+        // Two clusters may have given one id.
+        let from = self.queue.partition_point(|e| e.element < element);
+        let same = self.queue[from..].iter().take_while(|e| e.element == element);
+        let listed = same.into_iter().find(|entry| entry.name == name);
         match (&self.problem, listed) {
             (Some(_), last) => Said::Silent(last),
             (None, Some(entry)) => Said::Listed(entry),
@@ -221,12 +225,9 @@ fn question(client: &Client, known: Answers, asked: &[Asked], cluster: Option<&s
         jobs: asked.iter().map(|job| job.id).collect(),
         ..known
     };
-    let ids: Vec<u32> = answers.jobs.iter().copied().collect();
-    match queue::query(client, &ids) {
+    match queues(client, asked) {
         Ok(queue) => {
-            let names: BTreeMap<u32, &str> = asked.iter().map(|job| (job.id, job.name.as_str())).collect();
-            let ours = |e: &&Entry| names.get(&e.element.job).is_some_and(|name| *name == e.name);
-            answers.queue = queue.entries().filter(ours).cloned().collect();
+            answers.queue = queue;
             answers.answered_at = Some(Utc::now());
             learn_clusters(client, &mut answers, &host, asked, cluster);
             ask_accounting(client, &mut answers, asked);
@@ -236,6 +237,43 @@ fn question(client: &Client, known: Answers, asked: &[Asked], cluster: Option<&s
     }
     answers.asked_at = Utc::now();
     answers
+}
+
+/// The jobs by the Slurm cluster that has them: one group for most sites.
+fn by_home<'a>(asked: impl IntoIterator<Item = &'a Asked>) -> BTreeMap<Option<&'a str>, Vec<&'a Asked>> {
+    let mut groups: BTreeMap<Option<&str>, Vec<&Asked>> = BTreeMap::new();
+    for job in asked {
+        groups.entry(job.home.as_deref()).or_default().push(job);
+    }
+    groups
+}
+
+/// What every squeue says of our jobs, by element.
+fn queues(client: &Client, asked: &[Asked]) -> Result<Vec<Entry>, SlurmError> {
+    let mut entries = Vec::new();
+    for (home, jobs) in by_home(asked) {
+        let names: BTreeMap<u32, &str> = jobs.iter().map(|job| (job.id, job.name.as_str())).collect();
+        let ids: Vec<u32> = names.keys().copied().collect();
+        let ours = |e: &&Entry| names.get(&e.element.job).is_some_and(|name| *name == e.name);
+        entries.extend(queue::query(&client.at(home), &ids)?.entries().filter(ours).cloned());
+    }
+    entries.sort_by_key(|entry| entry.element);
+    Ok(entries)
+}
+
+/// What every sacct says of these jobs.
+fn accounts(client: &Client, jobs: &[&Asked]) -> Result<Accounting, SlurmError> {
+    let mut records = Vec::new();
+    for (home, jobs) in by_home(jobs.iter().copied()) {
+        let ids: BTreeSet<u32> = jobs.iter().map(|job| job.id).collect();
+        let ids: Vec<u32> = ids.into_iter().collect();
+        let since = jobs.iter().map(|job| job.time.timestamp()).min();
+        match accounting::query(&client.at(home), &ids, since.unwrap_or_default())? {
+            Accounting::Disabled => return Ok(Accounting::Disabled),
+            Accounting::Records(more) => records.extend(more),
+        }
+    }
+    Ok(Accounting::Records(records))
 }
 
 /// Learns which names of clusters in the journal are the cluster that was asked: the one that the person named, those
@@ -278,10 +316,9 @@ fn ask_accounting(client: &Client, answers: &mut Answers, asked: &[Asked]) {
         return;
     }
     let ids: BTreeSet<u32> = unknown.iter().map(|element| element.job).collect();
-    let since = here.iter().filter(|job| ids.contains(&job.id)).map(|job| job.time.timestamp()).min();
-    let ids: Vec<u32> = ids.into_iter().collect();
+    let jobs: Vec<&Asked> = here.into_iter().filter(|job| ids.contains(&job.id)).collect();
     answers.no_accounts_since = None;
-    match accounting::query(client, &ids, since.unwrap_or_default()) {
+    match accounts(client, &jobs) {
         Ok(Accounting::Disabled) => answers.no_accounts_since = Some(now),
         Ok(Accounting::Records(records)) => {
             answers.records.extend(records.into_iter().filter(|record| unknown.contains(&record.element)));

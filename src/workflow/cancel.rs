@@ -13,7 +13,7 @@ use super::answers::{self, Said};
 use super::error::{Result, WorkflowError};
 use super::history::{CellFate, CellJob};
 use super::journal::{Event, Journal};
-use super::slurm::submit::{Found, find_by_name};
+use super::slurm::submit::{Found, find_in};
 use super::slurm::{Client, Element, Liveness, control, queue};
 use super::status::Look;
 use super::survey::LOST_AFTER;
@@ -55,6 +55,9 @@ pub struct Target {
     pub user: String,
     /// To which cluster.
     pub cluster: String,
+    /// The Slurm cluster that has it, where the site has several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub home: Option<String>,
     /// How many stages stand before it.
     #[serde(skip)]
     depth: usize,
@@ -111,6 +114,7 @@ pub fn targets(look: &Look, part: &Part) -> Targets {
                 state: state.to_owned(),
                 user: job.user.clone(),
                 cluster: job.cluster.clone(),
+                home: job.home.clone(),
                 depth: index.map_or(usize::MAX, |i| depths[*i]),
             };
             if target.user == user { found.own.push(target) } else { found.others.push(target) }
@@ -194,8 +198,10 @@ pub fn cancel(look: &Look, client: &Client, targets: &[Target]) -> Result<Cancel
     let slurm = |error: super::slurm::SlurmError| WorkflowError::Slurm(error.to_string());
     let own = look.prepared.place.own();
     for level in targets.chunk_by(|a, b| a.depth == b.depth) {
-        let elements: Vec<Element> = level.iter().map(|t| t.job).collect();
-        control::cancel(client, &elements).map_err(slurm)?;
+        for (home, targets) in by_home(level) {
+            let elements: Vec<Element> = targets.iter().map(|t| t.job).collect();
+            control::cancel(&client.at(home), &elements).map_err(slurm)?;
+        }
         answers::forget(&own);
         let mut slots: BTreeMap<(&str, &str), Vec<u32>> = BTreeMap::new();
         for target in level {
@@ -209,14 +215,27 @@ pub fn cancel(look: &Look, client: &Client, targets: &[Target]) -> Result<Cancel
     wait(client, targets)
 }
 
+/// Targets by the Slurm cluster that has them.
+fn by_home(targets: &[Target]) -> BTreeMap<Option<&str>, Vec<&Target>> {
+    let mut groups: BTreeMap<Option<&str>, Vec<&Target>> = BTreeMap::new();
+    for target in targets {
+        groups.entry(target.home.as_deref()).or_default().push(target);
+    }
+    groups
+}
+
 /// Waits a little for the ends.
 fn wait(client: &Client, targets: &[Target]) -> Result<Cancelled> {
-    let ids: Vec<u32> = targets.iter().map(|t| t.job.job).collect::<BTreeSet<_>>().into_iter().collect();
     let began = Instant::now();
     let mut pause = Duration::from_millis(250);
     loop {
-        let found = queue::query(client, &ids).map_err(|e| WorkflowError::Slurm(e.to_string()))?;
-        let lives = |t: &&Target| found.get(t.job).is_some_and(|e| e.liveness() == Liveness::Alive);
+        let mut alive: BTreeSet<(Option<&str>, Element)> = BTreeSet::new();
+        for (home, targets) in by_home(targets) {
+            let ids: Vec<u32> = targets.iter().map(|t| t.job.job).collect::<BTreeSet<_>>().into_iter().collect();
+            let found = queue::query(&client.at(home), &ids).map_err(|e| WorkflowError::Slurm(e.to_string()))?;
+            alive.extend(found.entries().filter(|e| e.liveness() == Liveness::Alive).map(|e| (home, e.element)));
+        }
+        let lives = |t: &&Target| alive.contains(&(t.home.as_deref(), t.job));
         let (ending, ended): (Vec<_>, Vec<_>) = targets.iter().partition(lives);
         if ending.is_empty() || began.elapsed() >= PATIENCE {
             return Ok(Cancelled {
@@ -241,8 +260,10 @@ pub fn settle(client: &Client, look: &Look) -> Result<Vec<String>> {
     for (name, job) in lost {
         let journal = Journal::open(&look.prepared.place.own(), &job.cluster);
         let job_name = name.to_owned();
-        match find_by_name(client, name).map_err(|e| WorkflowError::Slurm(e.to_string()))? {
-            Found::Job(id) => journal.write(Event::Submitted { job: job_name, id: id.id.to_string() })?,
+        match find_in(client, &look.prepared.cluster.site.clusters, name)
+            .map_err(|e| WorkflowError::Slurm(e.to_string()))?
+        {
+            Found::Job(id) => journal.write(Event::Submitted { job: job_name, id: id.to_string() })?,
             Found::Nothing if (Utc::now() - job.time).to_std().unwrap_or_default() < LOST_AFTER => {
                 open.push(format!(
                     "the reply to job `{name}` was lost a moment ago, and it may still arrive: run the same command again in {} s",
@@ -254,8 +275,11 @@ pub fn settle(client: &Client, look: &Look) -> Result<Vec<String>> {
                 journal.write(Event::Gone { job: job_name, slots: Vec::new(), reason })?;
             }
             Found::Several(ids) => {
-                let ids: Vec<Element> = ids.iter().map(|id| Element { job: id.id, index: None }).collect();
-                control::cancel(client, &ids).map_err(|e| WorkflowError::Slurm(e.to_string()))?;
+                for id in ids {
+                    let element = Element { job: id.id, index: None };
+                    let client = client.at(id.cluster.as_deref());
+                    control::cancel(&client, &[element]).map_err(|e| WorkflowError::Slurm(e.to_string()))?;
+                }
                 let reason = "cancelled by `seedbed cancel`: several jobs had its name".to_owned();
                 journal.write(Event::Gone { job: job_name, slots: Vec::new(), reason })?;
             }

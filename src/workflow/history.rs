@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 
 use super::journal::{Entry, Event};
-use super::slurm::Element;
+use super::slurm::{Element, JobId};
 use crate::record::Fingerprint;
 
 /// A job that was intended for a cell.
@@ -30,6 +30,8 @@ pub struct CellJob {
     pub time: DateTime<Utc>,
     /// The id that Slurm gave it, if it is known.
     pub id: Option<u32>,
+    /// The Slurm cluster that has it, where the site has several.
+    pub home: Option<String>,
     /// What became of it, as far as the journal knows.
     pub fate: CellFate,
 }
@@ -72,7 +74,7 @@ pub fn of_cells(entries: &[Entry]) -> BTreeMap<String, Vec<CellJob>> {
     // Where the jobs of a name stand.
     let mut places: BTreeMap<&str, Vec<(String, usize)>> = BTreeMap::new();
     for entry in entries {
-        let (name, id, fate) = match &entry.event {
+        let (name, id, fate): (_, Option<JobId>, _) = match &entry.event {
             Event::Intent { submission, job, cells: intended, .. } => {
                 for (cell, at) in intended {
                     let jobs = cells.entry(cell.clone()).or_default();
@@ -87,6 +89,7 @@ pub fn of_cells(entries: &[Entry]) -> BTreeMap<String, Vec<CellJob>> {
                         cluster: entry.cluster.clone(),
                         time: entry.time,
                         id: None,
+                        home: None,
                         fate: CellFate::Uncertain("no reply of sbatch is written down".to_owned()),
                     });
                 }
@@ -110,7 +113,10 @@ pub fn of_cells(entries: &[Entry]) -> BTreeMap<String, Vec<CellJob>> {
             {
                 continue;
             }
-            job.id = id.or(job.id);
+            if let Some(id) = &id {
+                job.id = Some(id.id);
+                job.home.clone_from(&id.cluster);
+            }
             job.fate = fate.clone();
         }
     }

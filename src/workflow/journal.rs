@@ -9,12 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use super::error::Result;
 use super::plan::{Again, Pack};
+use super::slurm::JobId;
 use super::study::Budget;
 use crate::record::{Fingerprint, Name, RecordError, attempt, files};
 
 /// Newest format version of a journal line. A line says the least version that knows its event
 /// ([`Event::version`]): what an older program can read, it does read.
-pub const JOURNAL_VERSION: u32 = 2;
+pub const JOURNAL_VERSION: u32 = 3;
 
 /// Format version of `slots.json`.
 pub const SLOTS_VERSION: u32 = 1;
@@ -59,7 +60,7 @@ pub enum Event {
     Submitted {
         /// Unique job name.
         job: String,
-        /// Its id.
+        /// Its id; `<id>;<cluster>` where the site has several Slurm clusters.
         id: String,
     },
     /// Slurm refused the job.
@@ -108,6 +109,8 @@ impl Event {
     /// The least format version that knows this event.
     pub fn version(&self) -> u32 {
         match self {
+            // Whoever takes it for a plain id asks the wrong cluster.
+            Self::Submitted { id, .. } if id.contains(';') => 3,
             Self::Asked { .. }
             | Self::Intent { .. }
             | Self::Submitted { .. }
@@ -176,7 +179,7 @@ pub struct JournalJob {
 pub enum Fate {
     /// Intended; no reply is recorded. Like [`Fate::Uncertain`].
     Intended,
-    /// Taken under this id.
+    /// Taken under this id, as [`JobId`] is written.
     Submitted(String),
     /// Nobody knows.
     Uncertain(String),
@@ -277,6 +280,23 @@ pub fn jobs(entries: &[Entry]) -> Vec<JournalJob> {
     jobs
 }
 
+/// The Slurm cluster of every job that was submitted to one by name, by job name.
+pub fn homes(entries: &[Entry]) -> BTreeMap<&str, String> {
+    let home = |entry: &'_ Entry| -> Option<String> {
+        match &entry.event {
+            Event::Submitted { id, .. } => id.parse::<JobId>().ok()?.cluster,
+            _ => None,
+        }
+    };
+    let mut homes = BTreeMap::new();
+    for entry in entries {
+        if let (Event::Submitted { job, .. }, Some(home)) = (&entry.event, home(entry)) {
+            homes.insert(job.as_str(), home);
+        }
+    }
+    homes
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Slots {
@@ -368,6 +388,11 @@ mod tests {
         assert_eq!(fates, [&Fate::Submitted("17".into()), &Fate::Uncertain("timed out".into()), &Fate::Intended]);
         assert_eq!(jobs[0].cells.keys().collect::<Vec<_>>(), ["train/seed-0"]);
         assert_eq!(jobs[0].cluster, "c1");
+        assert!(homes(&entries).is_empty() && entries.iter().all(|e| e.version == 1));
+        journal.write(Event::Submitted { job: "c".into(), id: "19;alps".into() }).unwrap();
+        let entries = journal.read().unwrap();
+        assert_eq!(homes(&entries), BTreeMap::from([("c", "alps".to_owned())]));
+        assert_eq!(entries.last().unwrap().version, 3, "an older program would ask another cluster about job 19");
     }
 
     #[test]

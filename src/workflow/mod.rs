@@ -5,6 +5,7 @@ pub mod attempt;
 pub mod bill;
 pub mod budget;
 pub mod cancel;
+pub mod doctor;
 pub mod explain;
 pub mod history;
 pub mod journal;

@@ -15,7 +15,7 @@ use super::plan::PlannedJob;
 use super::run::{Prepared, Site};
 use super::slurm::allowance::{self, Allowance};
 use super::slurm::config::Limits;
-use super::slurm::{Client, SlurmError, submit};
+use super::slurm::{Client, SlurmError, federation, submit};
 use super::study::{Cluster, size_bytes};
 use crate::record::{CellKey, attempt, exit, files};
 
@@ -123,6 +123,9 @@ fn parse_quota(text: &str) -> std::result::Result<(u64, Option<u64>), String> {
 /// # Errors
 /// It would not: with what it says, before anything is submitted.
 pub fn site(prepared: &Prepared, client: &Client, jobs: &[PlannedJob]) -> Result<Vec<String>> {
+    if let Some(name) = federation::of(client).map_err(|e| WorkflowError::Slurm(e.to_string()))? {
+        return Err(WorkflowError::Slurm(federation::refusal(&name)));
+    }
     let mut lines = Vec::new();
     for (script, names) in shapes(prepared, jobs)? {
         match try_script(prepared, client, &script)? {
@@ -214,8 +217,10 @@ fn shapes(prepared: &Prepared, jobs: &[PlannedJob]) -> Result<Vec<(String, Strin
     // Stages of equal resources have equal scripts but for their names: one of each is enough.
     let mut largest: Vec<(&PlannedJob, Vec<&str>)> = Vec::new();
     for job in jobs {
-        let resources =
-            |job: &PlannedJob| (prepared.study.stage(job.stage.as_str()).map(|stage| &stage.resources), job.pack);
+        let resources = |job: &PlannedJob| {
+            let stage = prepared.study.stage(job.stage.as_str());
+            (stage.map(|stage| (&stage.resources, &stage.wishes)), job.pack)
+        };
         match largest.iter_mut().find(|(known, _)| resources(known) == resources(job)) {
             Some((known, names)) => {
                 if job.cells.len() > known.cells.len() {

@@ -58,6 +58,33 @@ pub fn install(own: &Path, study: &Study) -> Result<PathBuf> {
     Ok(dir)
 }
 
+/// Copies `seedbed` and every stage program that is built, and returns their directory.
+///
+/// # Errors
+/// A program cannot be copied.
+pub fn install_found(own: &Path) -> Result<PathBuf> {
+    let exe = std::env::current_exe()
+        .map_err(|e| WorkflowError::Binary(format!("cannot find this program's own path: {e}")))?;
+    let here = exe.parent().unwrap_or(Path::new("/"));
+    let all = crate::stages::all_specs().iter().map(|spec| spec.binary);
+    let mut names: Vec<&str> = all.filter(|name| here.join(name).is_file()).chain(["seedbed"]).collect();
+    names.sort_unstable();
+    names.dedup();
+    let dir = own.join("bin").join(name_of(here, &names)?);
+    for name in &names {
+        copy(&here.join(name), &dir.join(name))?;
+    }
+    Ok(dir)
+}
+
+/// Whether a stage program starts and is of this version; then its features.
+///
+/// # Errors
+/// It does not start, or runs another version of its stage.
+pub fn fits(path: &Path, spec: &Spec) -> Result<Vec<String>> {
+    Ok(check(path, spec, 1)?.features)
+}
+
 /// The name of the directory that holds these programs of `dir`: a digest of all of them.
 fn name_of(dir: &Path, names: &[impl AsRef<str>]) -> Result<String> {
     let mut digests = String::new();
@@ -91,7 +118,7 @@ pub fn changed(dir: &Path) -> Result<Option<String>> {
     }))
 }
 
-fn check(path: &Path, spec: &Spec, ranks: u32) -> Result<()> {
+fn check(path: &Path, spec: &Spec, ranks: u32) -> Result<Description> {
     let output = Command::new(path)
         .arg("--describe")
         .output()
@@ -121,7 +148,7 @@ fn check(path: &Path, spec: &Spec, ranks: u32) -> Result<()> {
             path.display()
         )));
     }
-    Ok(())
+    Ok(said)
 }
 
 /// Copies by content: what is there under the digest's directory is right.

@@ -4,9 +4,12 @@
 //! [`prepare`] only looks; [`submit`] and [`run_local`] act. Running them again at any moment is safe: what is
 //! sealed does not run again, and what is queued is not submitted twice.
 
+mod reply;
+
+pub use reply::clear_dead;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use super::error::{Result, WorkflowError};
 use super::journal::{self, Entry, Event, IntendedCell, Journal, JournalJob};
@@ -15,8 +18,8 @@ use super::place::Place;
 use super::plan::{self, CellState, Chain, Expansion, JobShape, LiveJob, Plan, PlannedJob, Policy, SealView, Target};
 use super::slurm::config::{Limits, Presence};
 use super::slurm::script::{self, JobSpec, NamedEdge, Slots};
-use super::slurm::submit::{self, Found, Submitted};
-use super::slurm::{Client, Element, SlurmError, control};
+use super::slurm::submit;
+use super::slurm::{Client, Element, SlurmError};
 use super::study::{self, Cluster, Run, Study};
 use super::submission::{Rules, Submission, expected_stages};
 use super::{programs, retry, survey};
@@ -105,12 +108,12 @@ pub enum Intent {
 pub fn prepare(request: &Request, intent: Intent) -> Result<Prepared> {
     let ground = Ground::load(request)?;
     let mut notes = Vec::new();
-    let site = choose_site(request, intent, &mut notes)?;
+    let site = choose_site(request, intent, &ground.cluster, &mut notes)?;
     let cluster_name = cluster_name(request, &ground.cluster, &site);
     let journal = Journal::open(&ground.place.own(), &cluster_name);
     let mut entries = journal.read()?;
     if let (Site::Slurm(client), Intent::Act) = (&site, intent) {
-        survey::settle_uncertain(client, &journal, &entries, &cluster_name)?;
+        survey::settle_uncertain(client, &ground.cluster.site.clusters, &journal, &entries, &cluster_name)?;
         entries = journal.read()?;
     }
     let (mut ended, mut dead) = (retry::Ends::new(), Vec::new());
@@ -204,11 +207,14 @@ fn load_cluster(request: &Request) -> Result<Cluster> {
     }
 }
 
-fn choose_site(request: &Request, intent: Intent, notes: &mut Vec<String>) -> Result<Site> {
+fn choose_site(request: &Request, intent: Intent, cluster: &Cluster, notes: &mut Vec<String>) -> Result<Site> {
     if request.local {
         return Ok(Site::Local("--local".to_owned()));
     }
-    let client = Client::new();
+    let client = match cluster.site.clusters.as_slice() {
+        [only] => Client::new().at(Some(only)),
+        _ => Client::new(),
+    };
     match Presence::of(&client).map_err(slurm)? {
         Presence::Ready => Ok(Site::Slurm(client)),
         Presence::NotInstalled => Ok(Site::Local("there is no Slurm here".to_owned())),
@@ -280,7 +286,8 @@ impl Prepared {
     pub fn note_retries(&mut self) {
         if let Site::Slurm(client) = &self.site {
             let ended = std::mem::take(&mut self.ended);
-            retry::note(&mut self.plan, &self.place, &self.study.retry, ended, Some(client));
+            let client = self.home().map_or_else(|| client.at(client.cluster()), |home| client.at(Some(&home)));
+            retry::note(&mut self.plan, &self.place, &self.study.retry, ended, Some(&client));
         }
     }
 
@@ -347,6 +354,7 @@ impl Prepared {
             beat_s: if local { 5 } else { 30 },
             without_progress: self.study.retry.without_progress,
             requeue: !local && self.cluster.site.requeue,
+            modules: if local { Vec::new() } else { self.cluster.site.modules.clone() },
             grace_s: (!local).then_some(self.cluster.grace_s),
             retry: Some(self.study.retry.clone()),
         }
@@ -380,7 +388,11 @@ impl Prepared {
     /// A program is missing, a value cannot stand in a script, or a file cannot be written.
     pub fn write_submission(&self, jobs: &[PlannedJob]) -> Result<Written> {
         let programs = programs::install(&self.place.own(), &self.study)?;
-        let submission = Submission::new(&self.study, &self.place, &self.expansion, jobs, programs, self.rules());
+        let mut submission = Submission::new(&self.study, &self.place, &self.expansion, jobs, programs, self.rules());
+        for (job, entry) in jobs.iter().zip(&mut submission.jobs) {
+            entry.tell = self.tell(job);
+            entry.staging = self.study.stage(job.stage.as_str()).map(|s| s.staging.clone()).unwrap_or_default();
+        }
         let dir = submission.dir(&self.place);
         files::make_dirs(&dir)?;
         let mut scripts = Vec::new();
@@ -442,6 +454,8 @@ impl Prepared {
         let params = stage.params_of(job.arm.as_ref());
         let threads = params.get("threads_per_rank").and_then(serde_json::Value::as_u64);
         let mut site = self.cluster.site.clone();
+        site.wishes = stage.wishes.over(&site.wishes);
+        site.partition.clone_from(&site.wishes.partition);
         retry::keep_away(&mut site.options, &job.adjust.exclude);
         let indices: Option<Vec<u32>> = job.cells.iter().map(|(index, _)| *index).collect();
         let spec = JobSpec {
@@ -462,6 +476,7 @@ impl Prepared {
             submission_dir: dir.to_path_buf(),
             seedbed: submission.programs.join("seedbed"),
             site,
+            mails_its_end: self.tell(job).is_some_and(|tell| tell.end),
             waits_for: job
                 .edges
                 .iter()
@@ -533,8 +548,11 @@ pub fn submit(prepared: &Prepared, told: &mut dyn FnMut(&SubmittedJob)) -> Resul
     journal.write(Event::Billed { submission: written.submission.name.clone(), stages: prepared.bill().stages })?;
     files::make_dirs(&prepared.place.logs())?;
     let mut taken: Vec<SubmittedJob> = Vec::new();
+    // No dependency leads from one Slurm cluster to another: the whole chain goes where its first job went.
+    let homes = journal::homes(&prepared.entries);
+    let mut home = client.cluster().map(str::to_owned).or_else(|| prepared.home());
     for (i, job) in jobs.iter().enumerate() {
-        replace(client, journal, job)?;
+        reply::replace(client, &homes, journal, job)?;
         let name = written.submission.jobs[i].name.clone();
         let edges = edges(job, &taken)?;
         journal.write(Event::Intent {
@@ -543,39 +561,17 @@ pub fn submit(prepared: &Prepared, told: &mut dyn FnMut(&SubmittedJob)) -> Resul
             stage: job.stage.clone(),
             cells: intended(prepared, job),
         })?;
-        let reply = submit::submit(client, &written.scripts[i].0, &edges).map_err(slurm)?;
-        let id = settle(client, journal, &name, reply)?;
+        let reply = submit::submit(&client.at(home.as_deref()), &written.scripts[i].0, &edges).map_err(slurm)?;
+        let clusters = home.as_ref().map_or(prepared.cluster.site.clusters.as_slice(), std::slice::from_ref);
+        let id = reply::settle(client, clusters, journal, &name, reply)?;
+        home = home.or_else(|| id.cluster.clone());
         journal.write(Event::Submitted { job: name.clone(), id: id.to_string() })?;
         let dependency = submit::dependency(&edges).unwrap_or_default();
-        let submitted = SubmittedJob { name, id, cells: job.cells.len(), dependency };
+        let submitted = SubmittedJob { name, id: id.id, cells: job.cells.len(), dependency };
         told(&submitted);
         taken.push(submitted);
     }
     Ok(taken)
-}
-
-/// The id of a job, whatever the reply was.
-fn settle(client: &Client, journal: &Journal, name: &str, reply: Submitted) -> Result<u32> {
-    match reply {
-        Submitted::Accepted(id) => Ok(id.id),
-        Submitted::Refused(message) => {
-            journal.write(Event::Refused { job: name.to_owned(), message: message.clone() })?;
-            Err(WorkflowError::Slurm(format!(
-                "sbatch refused job `{name}`: {message}; correct the study or the cluster file and run `run_all` again: \
-                 what is queued stays queued"
-            )))
-        }
-        Submitted::Uncertain(reason) => {
-            journal.write(Event::Uncertain { job: name.to_owned(), reason: reason.clone() })?;
-            match submit::resolve(client, name, Duration::from_secs(20)) {
-                Ok(Found::Job(id)) => Ok(id.id),
-                _ => Err(WorkflowError::Slurm(format!(
-                    "nobody knows whether Slurm took job `{name}` ({reason}): run `run_all` again in two minutes; \
-                     it looks the job up by its name and submits it only if it is not there"
-                ))),
-            }
-        }
-    }
 }
 
 fn edges(job: &PlannedJob, taken: &[SubmittedJob]) -> Result<Vec<submit::Edge>> {
@@ -599,38 +595,6 @@ fn intended(prepared: &Prepared, job: &PlannedJob) -> BTreeMap<String, IntendedC
         Some((key.local_name(), IntendedCell { slot: *slot, pack: job.pack, fingerprint, again }))
     });
     cells.collect()
-}
-
-/// Takes jobs out of the queue that wait for what can never happen. Returns their elements.
-///
-/// # Errors
-/// Slurm refuses, or the journal cannot be written.
-pub fn clear_dead(prepared: &Prepared) -> Result<Vec<String>> {
-    let Site::Slurm(client) = &prepared.site else { return Ok(Vec::new()) };
-    let reason = "cancelled by `run_all`: it waited for what can never happen";
-    take_out(client, &prepared.journal, &prepared.dead, reason)?;
-    let mut cleared: Vec<String> = prepared.dead.iter().map(LiveJob::element).collect();
-    cleared.dedup();
-    Ok(cleared)
-}
-
-fn take_out(client: &Client, journal: &Journal, jobs: &[LiveJob], reason: &str) -> Result<()> {
-    let elements: Vec<Element> = jobs.iter().filter_map(|j| j.element().parse().ok()).collect();
-    control::cancel(client, &elements).map_err(slurm)?;
-    for old in jobs {
-        let slots = old.slot.into_iter().collect();
-        journal.write(Event::Gone { job: old.name.clone(), slots, reason: reason.to_owned() })?;
-    }
-    Ok(())
-}
-
-/// Cancels the queued jobs that a new one takes the place of.
-fn replace(client: &Client, journal: &Journal, job: &PlannedJob) -> Result<()> {
-    if job.replaces.is_empty() {
-        Ok(())
-    } else {
-        take_out(client, journal, &job.replaces, "replaced by a newer submission")
-    }
 }
 
 /// How a local run ended.

@@ -450,6 +450,7 @@ mod tests {
 
     fn job(fate: CellFate) -> CellJob {
         CellJob {
+            home: None,
             name: "m.train.1".into(),
             submission: "1".into(),
             packed: false,

@@ -206,6 +206,7 @@ fn ask(
             name: job.name.clone(),
             cluster: job.cluster.clone(),
             time: job.time,
+            home: job.home.clone(),
             open: Vec::new(),
         });
         // Of the jobs of a cell the newest counts; and of that the attempt's own word comes before the accounts.

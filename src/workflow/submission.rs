@@ -14,7 +14,8 @@ use super::error::{Result, WorkflowError};
 use super::place::Place;
 use super::plan::{CellDef, Expansion, Link, Pack, Plan, PlannedJob};
 use super::retry;
-use super::study::{Retry, Run, Study};
+use super::slurm::wishes::Tell;
+use super::study::{Retry, Run, Staging, Study};
 use crate::record::cell::{CELL_VERSION, Cell, ExternalInput, Need};
 use crate::record::{CellKey, Digest, Fingerprint, Name, files};
 
@@ -61,6 +62,9 @@ pub struct Rules {
     pub without_progress: u32,
     /// Whether a job that checkpointed requeues itself.
     pub requeue: bool,
+    /// Modules that must be loaded where an attempt starts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub modules: Vec<String>,
     /// How long before its time limit a stage is told, seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace_s: Option<u32>,
@@ -83,6 +87,12 @@ pub struct SubmittedJob {
     /// How its cells share it; absent where each has its own job or element.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pack: Option<Pack>,
+    /// Who is told when it ends in a way that people want to know of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tell: Option<Tell>,
+    /// What of its cells' data lies on the node's own disk.
+    #[serde(default, skip_serializing_if = "Staging::is_nothing")]
+    pub staging: Staging,
 }
 
 /// A stage with its expected cells.
@@ -120,7 +130,7 @@ impl Submission {
             // Arrays of one stage that were split, single jobs of several seeds, and links differ by a number.
             let same = submitted.iter().filter(|j| j.name == job || j.name.starts_with(&format!("{job}-"))).count();
             let job = if same == 0 { job } else { format!("{job}-{same}") };
-            submitted.push(SubmittedJob { name: job, cells, link, pack });
+            submitted.push(SubmittedJob { name: job, cells, link, pack, tell: None, staging: Staging::default() });
         }
         Self {
             version: SUBMISSION_VERSION,
@@ -180,6 +190,11 @@ impl Submission {
     /// The job of that name.
     pub fn job(&self, name: &str) -> Option<&SubmittedJob> {
         self.jobs.iter().find(|j| j.name == name)
+    }
+
+    /// Who is told of the end of `job`.
+    pub fn tell(&self, job: &str) -> Option<&Tell> {
+        self.jobs.iter().find(|j| j.name == job)?.tell.as_ref()
     }
 
     /// The cell that runs in `slot` of `job`.

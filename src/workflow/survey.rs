@@ -13,8 +13,8 @@ use super::journal::{self, Entry, Event, Fate, Journal, JournalJob};
 use super::place::Place;
 use super::plan::{CellDef, Expansion, LiveJob, SealView, is_gate};
 use super::retry::Ends;
-use super::slurm::submit::{Found, find_by_name};
-use super::slurm::{Client, Element, JobState, Liveness, queue};
+use super::slurm::submit::{Found, find_in};
+use super::slurm::{Client, Element, JobId, JobState, Liveness, queue};
 use super::study::Study;
 use crate::record::decision::{self, Verdict};
 use crate::record::{Decision, Digest, RecordError, Seal, attempt, files};
@@ -166,7 +166,7 @@ pub fn live(
     sealed: &dyn Fn(&str, &JournalJob) -> bool,
 ) -> Result<Live> {
     let mut live = Live::default();
-    let mut asked: Vec<(JournalJob, u32)> = Vec::new();
+    let mut asked: Vec<(JournalJob, JobId)> = Vec::new();
     for job in journal::jobs(entries) {
         let open = job.cells.keys().any(|cell| !sealed(cell, &job));
         let Fate::Submitted(id) = &job.fate else { continue };
@@ -192,10 +192,20 @@ pub fn live(
             asked.len()
         )));
     };
-    let ids: Vec<u32> = asked.iter().map(|(_, id)| *id).collect();
-    let queue = queue::query(client, &ids).map_err(|e| WorkflowError::Slurm(e.to_string()))?;
+    let mut queues = BTreeMap::new();
+    for (_, home) in &asked {
+        let home = home.cluster.as_deref();
+        if !queues.contains_key(&home) {
+            let there = asked.iter().filter(|(_, id)| id.cluster.as_deref() == home);
+            let ids: Vec<u32> = there.map(|(_, id)| id.id).collect();
+            // What was submitted without a name is with the cluster of this host.
+            let queue = queue::query(&client.at(home), &ids).map_err(|e| WorkflowError::Slurm(e.to_string()))?;
+            queues.insert(home, queue);
+        }
+    }
     let user = attempt::user_name();
-    for (job, id) in &asked {
+    for (job, JobId { id, cluster: home }) in &asked {
+        let Some(queue) = queues.get(&home.as_deref()) else { continue };
         for (cell, intended) in &job.cells {
             let element = Element { job: *id, index: intended.slot };
             // Slurm has forgotten what is not there: it ended.
@@ -236,14 +246,20 @@ pub fn live(
 ///
 /// # Errors
 /// Slurm does not answer; a job that was intended moments ago may still be on its way.
-pub fn settle_uncertain(client: &Client, journal: &Journal, entries: &[Entry], cluster: &str) -> Result<()> {
+pub fn settle_uncertain(
+    client: &Client,
+    clusters: &[String],
+    journal: &Journal,
+    entries: &[Entry],
+    cluster: &str,
+) -> Result<()> {
     for job in journal::jobs(entries).into_iter().filter(|j| j.cluster == cluster) {
         if !matches!(job.fate, Fate::Intended | Fate::Uncertain(_)) {
             continue;
         }
-        let found = find_by_name(client, &job.name).map_err(|e| WorkflowError::Slurm(e.to_string()))?;
+        let found = find_in(client, clusters, &job.name).map_err(|e| WorkflowError::Slurm(e.to_string()))?;
         match found {
-            Found::Job(id) => journal.write(Event::Submitted { job: job.name, id: id.id.to_string() })?,
+            Found::Job(id) => journal.write(Event::Submitted { job: job.name, id: id.to_string() })?,
             Found::Nothing => {
                 let age = (Utc::now() - job.time).to_std().unwrap_or_default();
                 if age < LOST_AFTER {

@@ -18,7 +18,7 @@ use seedbed::record::{
 use seedbed::workflow::budget::BudgetFile;
 use seedbed::workflow::journal::{BilledStage, Entry, Event, IntendedCell};
 use seedbed::workflow::plan::{Again, Link, Pack};
-use seedbed::workflow::study::{Budget, Price, Retry};
+use seedbed::workflow::study::{Budget, Price, Retry, Staging};
 use seedbed::workflow::submission::{ExpectedStage, Rules, Submission, SubmittedJob};
 use serde_json::json;
 
@@ -292,6 +292,7 @@ pub fn submission() -> Submission {
             beat_s: 30,
             without_progress: 3,
             requeue: true,
+            modules: Vec::new(),
             grace_s: None,
             retry: None,
         },
@@ -301,12 +302,16 @@ pub fn submission() -> Submission {
                 cells: BTreeMap::from([(1, cell().key.local_name())]),
                 link: None,
                 pack: None,
+                tell: None,
+                staging: Staging::default(),
             },
             SubmittedJob {
                 name: job("aggregate"),
                 cells: BTreeMap::from([(0, "aggregate".to_owned())]),
                 link: None,
                 pack: None,
+                tell: None,
+                staging: Staging::default(),
             },
         ],
         stages: vec![
@@ -330,6 +335,7 @@ pub fn linked_submission() -> Submission {
     Submission {
         rules: Rules {
             requeue: false,
+            modules: Vec::new(),
             grace_s: Some(300),
             retry: Some(Retry {
                 without_progress: 3,
@@ -349,6 +355,8 @@ pub fn linked_submission() -> Submission {
             cells: BTreeMap::from([(0, cell().key.local_name())]),
             link: Some(Link { number: 2, of: 3 }),
             pack: Some(Pack { cells: 2, in_turn: true }),
+            tell: None,
+            staging: Staging::default(),
         }],
         stages: vec![],
         ..before

@@ -55,6 +55,7 @@ fn job(root: &Path, stage: &str, slots: Slots, tag: &str) -> JobSpec {
             launcher: Launcher::Srun { mpi: "none".to_owned(), args: Vec::new() },
             ..Site::default()
         },
+        mails_its_end: false,
         waits_for: Vec::<NamedEdge>::new(),
     }
 }

@@ -9,4 +9,5 @@ mod nodes;
 mod partly;
 mod paying;
 mod seeds;
+mod sites;
 mod surviving;

@@ -33,6 +33,8 @@ pub struct Launch<'a> {
     pub run_dir: &'a Path,
     /// Where the stage writes outputs.
     pub out_dir: &'a Path,
+    /// The node's own disk, if something of the cell lies there.
+    pub local: Option<&'a Path>,
     /// Between two heartbeats.
     pub beat: Duration,
     /// Whether output goes to our own stdout as well as to `log.txt`.
@@ -237,6 +239,10 @@ fn set_environment(command: &mut Command, launch: &Launch) {
             .collect();
         command.env(name, dirs.join("\n"));
     }
+    match launch.local {
+        Some(dir) => command.env("SEEDBED_LOCAL_DIR", dir).env("SEEDBED_OUT_DIR", launch.out_dir),
+        None => command.env_remove("SEEDBED_LOCAL_DIR").env_remove("SEEDBED_OUT_DIR"),
+    };
     match launch.limit {
         Some(limit) => command
             .env("SEEDBED_END_TIME", limit.end.timestamp().to_string())

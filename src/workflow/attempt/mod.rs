@@ -9,8 +9,11 @@ mod follow;
 mod gate;
 mod launch;
 mod limit;
+pub(super) mod modules;
 mod pack;
 mod publish;
+mod staging;
+mod tell;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,6 +21,7 @@ use std::time::{Duration, Instant};
 use chrono::Utc;
 
 use super::budget;
+use super::doctor;
 use super::error::{Result, WorkflowError};
 use super::programs;
 use super::retry;
@@ -63,6 +67,9 @@ pub enum Executor {
 /// The submission cannot be read or the run directory not be written. What the stage did wrong is an exit
 /// code, not an error.
 pub fn run(options: &Options) -> Result<u8> {
+    if doctor::is_probe(&options.submission) {
+        return doctor::probe(&options.submission, &options.job, &options.launcher);
+    }
     let submission = Submission::read(&options.submission)?;
     let job = slurm_job(options.executor);
     let shared = submission.job(&options.job).and_then(|job| job.pack.map(|pack| (job, pack)));
@@ -91,11 +98,19 @@ pub fn run(options: &Options) -> Result<u8> {
         say(&why);
         return Ok(exit::STALE_INPUT);
     }
+    if options.executor == Executor::Slurm
+        && let Some(why) = modules::missing(&submission.rules.modules, std::env::var("LOADEDMODULES").ok().as_deref())
+    {
+        say(&why);
+        return Ok(exit::USAGE);
+    }
+    let told = submission.tell(&options.job);
     let settle = Duration::from_secs(submission.rules.settle_s);
     let read = match gate::check(&cell, settle) {
         Ok(read) => read,
         Err(refusal) => {
             say(&refusal.message);
+            tell::of_refusal(told, &submission.name, &cell, refusal.code, &refusal.message);
             return Ok(refusal.code);
         }
     };
@@ -166,7 +181,13 @@ pub fn run(options: &Options) -> Result<u8> {
         if attempt::is_superseded(&run_dir, n) { Ok(()) } else { Ok(attempt::write_end(&run_dir, n, &end)?) }
     };
     record(&verdict, &reason)?;
+    tell::of_end(told, &submission.name, &cell, start.job.as_ref(), code, (&verdict, &cause));
     standing.act(code, &verdict, &mut record)
+}
+
+/// What `seedbed stage-data` does on a node.
+pub fn stage_data(what: &str, path: &Path) -> u8 {
+    staging::on_node(what, path)
 }
 
 /// The cell as this attempt runs it: more memory or time than planned, and activations that are computed again, if the
@@ -203,23 +224,50 @@ fn attempt_once(
     let run_dir = cell.run_dir();
     let out_dir = attempt::out_dir(&run_dir, start.attempt);
     prepare(cell, &run_dir, &out_dir)?;
+    let asked = submission.job(&options.job).map(|job| job.staging.clone()).unwrap_or_default();
+    let staged = match staging::enter(&asked, cell, start, &submission.programs, options.executor) {
+        Ok(staged) => staged,
+        Err(refusal) => return Ok((refusal.code, refusal.message)),
+    };
+    if let Some(staged) = &staged {
+        files::write_atomic(&run_dir.join("cell.toml"), staged.cell.to_toml()?.as_bytes())?;
+    }
     let report = launch::run(&launch::Launch {
-        cell,
+        cell: staged.as_ref().map_or(cell, |staged| &staged.cell),
         attempt: start.attempt,
         launcher: &launcher(options, standing),
         programs: &submission.programs,
         run_dir: &run_dir,
-        out_dir: &out_dir,
+        out_dir: staged.as_ref().map_or(&out_dir, |staged| staged.out_dir(&out_dir)),
+        local: staged.as_ref().map(|staged| staged.dir.as_path()),
         beat: Duration::from_secs(submission.rules.beat_s.max(1)),
         echo: options.executor == Executor::Slurm,
         limit: standing.limit,
-    })?;
+    });
+    let report = match report {
+        Ok(report) => report,
+        Err(error) => {
+            if let Some(staged) = staged {
+                staged.leave(&out_dir, false)?;
+            }
+            return Err(error);
+        }
+    };
     let ended = report.ended;
     *known = Known { evidence: report.evidence, told_to_end: report.told_to_end };
-    if attempt::is_superseded(&run_dir, start.attempt) {
+    let superseded = attempt::is_superseded(&run_dir, start.attempt);
+    let (code, cause) = ended.code_and_cause();
+    if let Some(staged) = staged {
+        let counts = [exit::DONE, exit::STOPPED, exit::MISSING_INPUT].contains(&code) && !superseded;
+        staged.leave(&out_dir, counts)?;
+        if !superseded {
+            // What is left says where the data is, not where its copy was.
+            files::write_atomic(&run_dir.join("cell.toml"), cell.to_toml()?.as_bytes())?;
+        }
+    }
+    if superseded {
         return Ok((exit::SUPERSEDED, "a newer attempt owns the cell; nothing was published".to_owned()));
     }
-    let (code, cause) = ended.code_and_cause();
     let partial = publish::takes_partial_inputs(cell) && code == exit::MISSING_INPUT;
     match code {
         exit::DONE => match publish::publish(cell, start, &run_dir, &out_dir, read) {

@@ -7,7 +7,7 @@
 mod attempts;
 mod totals;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use chrono::{DateTime, Utc};
@@ -21,7 +21,7 @@ use super::bill::Hours;
 use super::journal::{Entry, Event};
 use super::plan::Pack;
 use super::slurm::accounting::{self, Accounting, Record};
-use super::slurm::{Client, Element, Liveness};
+use super::slurm::{Client, Element, JobId, Liveness, SlurmError};
 use crate::record::{Fingerprint, Name, exit};
 
 /// Why hours brought nothing.
@@ -161,8 +161,7 @@ impl Ledger {
         let Some((client, cluster)) = slurm else { return by_records() };
         let jobs = submitted(entries, cluster);
         let Some(since_s) = jobs.values().map(|job| job.since.timestamp()).min() else { return by_records() };
-        let ids: Vec<u32> = jobs.keys().copied().collect();
-        match accounting::query(client, &ids, since_s) {
+        match accounts(client, &jobs, since_s) {
             Ok(Accounting::Disabled) => by_records(),
             Ok(Accounting::Records(records)) => {
                 let (attempts, notes) = all(base);
@@ -197,6 +196,22 @@ struct Job {
     pack: Option<Pack>,
     stage: Name,
     submission: String,
+    /// The Slurm cluster that has it, where the site has several.
+    home: Option<String>,
+}
+
+/// What every sacct says of these jobs.
+fn accounts(client: &Client, jobs: &BTreeMap<u32, Job>, since_s: i64) -> Result<Accounting, SlurmError> {
+    let homes: BTreeSet<Option<&str>> = jobs.values().map(|job| job.home.as_deref()).collect();
+    let mut records = Vec::new();
+    for home in homes {
+        let ids: Vec<u32> = jobs.iter().filter(|(_, job)| job.home.as_deref() == home).map(|(id, _)| *id).collect();
+        match accounting::query(&client.at(home), &ids, since_s)? {
+            Accounting::Disabled => return Ok(Accounting::Disabled),
+            Accounting::Records(more) => records.extend(more),
+        }
+    }
+    Ok(Accounting::Records(records))
 }
 
 /// Every job of `cluster` that Slurm ever took, by id, cancelled ones too.
@@ -212,11 +227,11 @@ fn submitted(entries: &[Entry], cluster: &str) -> BTreeMap<u32, Job> {
                 }
                 let pack = cells.values().find_map(|cell| cell.pack);
                 let (stage, submission) = (stage.clone(), submission.clone());
-                intents.insert(job, Job { since: entry.time, cells: by_slot, pack, stage, submission });
+                intents.insert(job, Job { since: entry.time, cells: by_slot, pack, stage, submission, home: None });
             }
             Event::Submitted { job, id } => {
-                if let (Some(intent), Ok(id)) = (intents.remove(job), id.parse()) {
-                    jobs.insert(id, intent);
+                if let (Some(intent), Ok(id)) = (intents.remove(job), id.parse::<JobId>()) {
+                    jobs.insert(id.id, Job { home: id.cluster, ..intent });
                 }
             }
             _ => {}

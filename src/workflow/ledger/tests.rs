@@ -127,7 +127,8 @@ fn record(index: Option<u32>, state: JobState, start: i64, end: Option<i64>, tre
 fn accounts_are_joined_with_the_attempts_that_they_carried() {
     let cells = [0u32, 1].map(|i| (Some(i), (format!("train/seed-{}", i + 1), print("now"))));
     let cells = cells.map(|(slot, cell)| (slot, vec![cell])).into();
-    let job = Job { since: at(0), cells, pack: None, stage: name("train"), submission: "sub".into() };
+    let (stage, submission) = (name("train"), "sub".into());
+    let job = Job { since: at(0), cells, pack: None, stage, submission, home: None };
     let jobs = BTreeMap::from([(7, job)]);
     let tres = "billing=16,cpu=16,gres/gpu=4,mem=80G,node=1";
     let records = [

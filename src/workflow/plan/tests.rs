@@ -9,7 +9,8 @@ use serde_json::json;
 use super::*;
 use crate::record::seal::{SEAL_VERSION, Seal};
 use crate::record::{Adjust, Digest, Name, Origin, Outcome, Resources};
-use crate::workflow::study::{Arm, Axes, Command, On, Retry, Run, Stage};
+use crate::workflow::slurm::wishes::Wishes;
+use crate::workflow::study::{Arm, Axes, Command, On, Retry, Run, Stage, Staging};
 
 fn name(text: &str) -> Name {
     Name::new(text).unwrap()
@@ -34,6 +35,8 @@ fn stage(number: u32, stage: &str, needs: &[&str], axes: &str) -> Stage {
             mem_bytes: None,
             time_s: 60,
         },
+        wishes: Wishes::default(),
+        staging: Staging::default(),
         max_running: None,
         pack: None,
         expected_s: None,

@@ -68,7 +68,8 @@ fn association(
     let fits = |row: &&Vec<&str>| {
         row.len() == 5
             && account.is_none_or(|account| account == row[0])
-            && (row[1].is_empty() || partition.is_none_or(|partition| partition == row[1]))
+            && (row[1].is_empty()
+                || partition.is_none_or(|several| several.split(',').any(|partition| partition == row[1])))
     };
     let rows: Vec<&Vec<&str>> = rows.iter().filter(fits).collect();
     let limits: Option<Vec<(u32, String)>> =

@@ -11,7 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::AtomicBool;
-use std::sync::{OnceLock, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use super::config::Limits;
@@ -21,6 +21,9 @@ const KEPT: [&str; 3] = ["SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"];
 
 /// Prefixes of variables that change what a Slurm command does.
 const SCRUBBED: [&str; 7] = ["SLURM_", "SBATCH_", "SRUN_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_"];
+
+/// Commands that can be sent to another cluster.
+const OF_CLUSTERS: [&str; 5] = ["sbatch", "squeue", "sacct", "scancel", "scontrol"];
 
 /// Why a Slurm command gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -103,14 +106,16 @@ fn plain_line(line: &str) -> &str {
 pub struct Client {
     /// Where to look for programs, as `PATH`.
     path: OsString,
+    /// The Slurm cluster that every command is sent to, where a site has several; else the host's own.
+    pub(super) cluster: Option<String>,
     /// Time limit of a command that only asks.
     query_limit: Duration,
     /// Time limit of a command that changes something: killing it leaves the outcome unknown.
     change_limit: Duration,
     /// Set once sacct has said that accounting is disabled, so that it is not asked again.
-    pub(super) accounting_disabled: AtomicBool,
+    pub(super) accounting_disabled: Arc<AtomicBool>,
     /// The site's settings, once they were asked for.
-    pub(super) limits: OnceLock<Limits>,
+    pub(super) limits: Arc<OnceLock<Limits>>,
 }
 
 impl Client {
@@ -123,10 +128,11 @@ impl Client {
     pub fn with_path(path: impl Into<OsString>) -> Self {
         Self {
             path: path.into(),
+            cluster: None,
             query_limit: Duration::from_secs(30),
             change_limit: Duration::from_secs(120),
-            accounting_disabled: AtomicBool::new(false),
-            limits: OnceLock::new(),
+            accounting_disabled: Arc::default(),
+            limits: Arc::default(),
         }
     }
 
@@ -136,6 +142,25 @@ impl Client {
         self.query_limit = query;
         self.change_limit = change;
         self
+    }
+
+    /// The same for another Slurm cluster of the site (`-M NAME`); `None`: the host's own.
+    #[must_use]
+    pub fn at(&self, cluster: Option<&str>) -> Self {
+        let same = self.cluster.as_deref() == cluster;
+        Self {
+            path: self.path.clone(),
+            cluster: cluster.map(str::to_owned),
+            query_limit: self.query_limit,
+            change_limit: self.change_limit,
+            accounting_disabled: if same { Arc::clone(&self.accounting_disabled) } else { Arc::default() },
+            limits: if same { Arc::clone(&self.limits) } else { Arc::default() },
+        }
+    }
+
+    /// The Slurm cluster that is asked; `None`: the host's own.
+    pub fn cluster(&self) -> Option<&str> {
+        self.cluster.as_deref()
     }
 
     /// Where `program` is.
@@ -165,6 +190,20 @@ impl Client {
         self.ask(program, arguments)
     }
 
+    /// Runs a person's program with `variables` in its environment, for at most `limit`.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn tell_site(
+        &self,
+        words: &[String],
+        variables: &[(&str, String)],
+        limit: Duration,
+    ) -> Result<Reply, SlurmError> {
+        let (program, arguments) = words.split_first().map_or(("", words), |(program, rest)| (program.as_str(), rest));
+        self.run_with(program, arguments, variables, limit)
+    }
+
     /// Runs a command that changes something.
     ///
     /// # Errors
@@ -174,8 +213,21 @@ impl Client {
     }
 
     fn run<A: AsRef<OsStr>>(&self, program: &str, arguments: &[A], limit: Duration) -> Result<Reply, SlurmError> {
+        self.run_with(program, arguments, &[], limit)
+    }
+
+    fn run_with<A: AsRef<OsStr>>(
+        &self,
+        program: &str,
+        arguments: &[A],
+        variables: &[(&str, String)],
+        limit: Duration,
+    ) -> Result<Reply, SlurmError> {
         let found = self.find(program).ok_or_else(|| SlurmError::NotFound { program: program.to_owned() })?;
         let mut command = Command::new(found);
+        if let Some(cluster) = self.cluster.as_deref().filter(|_| OF_CLUSTERS.contains(&program)) {
+            command.args(["-M", cluster]);
+        }
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // In a group of its own: Ctrl-C at the terminal must not lose a reply, and a time-out ends all of it.
         command.process_group(0);
@@ -184,6 +236,7 @@ impl Client {
         }
         // Times as seconds since 1970, whatever the zone of this host.
         command.env("SLURM_TIME_FORMAT", "%s").env("PATH", &self.path);
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
         if program == "sbatch" {
             // sbatch hands its environment on to the job.
             command.env_remove("SLURM_TIME_FORMAT");
@@ -202,6 +255,13 @@ impl Default for Client {
 fn is_scrubbed(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
     SCRUBBED.iter().any(|prefix| name.starts_with(prefix)) && !KEPT.contains(&name.as_ref())
+}
+
+/// Runs a command that is none of Slurm's, in a group of its own, with the environment of this process. Nothing if it
+/// cannot be started, or was killed at its time limit.
+pub fn run_limited(mut command: Command, limit: Duration) -> Option<Reply> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    wait(command.spawn().ok()?, limit)
 }
 
 /// The child's reply, or nothing if it was killed at its time limit.

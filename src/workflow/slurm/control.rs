@@ -57,6 +57,24 @@ fn excluded(client: &Client, element: Element) -> Result<Option<String>, SlurmEr
     Ok(list.map(str::to_owned))
 }
 
+/// Sends SIGUSR2 to the batch shell of a job, as the warning before its time limit does.
+///
+/// # Errors
+/// Slurm refuses, or there is no answer.
+pub fn warn(client: &Client, element: Element) -> Result<(), SlurmError> {
+    change(client, "scancel", &["--batch", "--signal=USR2", &element.to_string()])
+}
+
+/// Asks Slurm to mail `user` when this job, or this element alone, fails: for a job that is about to.
+///
+/// # Errors
+/// Slurm refuses, or there is no answer.
+pub fn mail_failure(client: &Client, element: Element, user: &str) -> Result<(), SlurmError> {
+    let types = if element.index.is_some() { "FAIL,ARRAY_TASKS" } else { "FAIL" };
+    let words = ["update", &format!("jobid={element}"), &format!("MailUser={user}"), &format!("MailType={types}")];
+    change(client, "scontrol", &words)
+}
+
 /// [`update`] for a job that is on its way back into the queue: repeated until it is there.
 ///
 /// # Errors

@@ -31,6 +31,14 @@ impl JobId {
     }
 }
 
+impl FromStr for JobId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::from_reply(text).ok_or_else(|| format!("{text:?} is no job: write it as 123 or 123;cluster"))
+    }
+}
+
 impl fmt::Display for JobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.cluster {

@@ -9,11 +9,13 @@ pub mod allowance;
 pub mod client;
 pub mod config;
 pub mod control;
+pub mod federation;
 pub mod job;
 pub mod queue;
 pub mod reason;
 pub mod script;
 pub mod submit;
+pub mod wishes;
 
 pub use client::{Client, SlurmError};
 pub use job::{Element, JobId, JobState, Liveness};

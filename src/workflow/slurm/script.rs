@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, context};
 
+use super::wishes::Wishes;
 use crate::record::{Name, Resources};
 use crate::workflow::plan::EdgeKind;
 
@@ -51,6 +52,8 @@ pub struct JobSpec {
     pub seedbed: PathBuf,
     /// The site.
     pub site: Site,
+    /// Whether its end is that of the study: Slurm mails it, where somebody wants mail.
+    pub mails_its_end: bool,
     /// What it waits for, by job name; ids are known only when it is submitted.
     pub waits_for: Vec<NamedEdge>,
 }
@@ -67,12 +70,16 @@ pub enum Slots {
 /// What a site asks of every job.
 #[derive(Debug, Clone)]
 pub struct Site {
-    /// Partition.
+    /// Partition, or several with commas between them.
     pub partition: Option<String>,
     /// Account.
     pub account: Option<String>,
     /// Quality of service.
     pub qos: Option<String>,
+    /// Slurm clusters that may take the chain, where a site has several.
+    pub clusters: Vec<String>,
+    /// What jobs ask for beside resources; the partition stands above.
+    pub wishes: Wishes,
     /// Further sbatch options as they stand on an `#SBATCH` line: `--constraint=a100`.
     pub options: Vec<String>,
     /// Environment modules, loaded in this order.
@@ -83,6 +90,8 @@ pub struct Site {
     pub exports: BTreeMap<String, String>,
     /// How ranks are started.
     pub launcher: Launcher,
+    /// Words between the launcher and a stage's program: `apptainer exec IMAGE`. `seedbed attempt` runs outside.
+    pub container: Vec<String>,
     /// Whether a job whose dependency can never be met is cancelled by Slurm.
     pub kill_on_invalid_dep: bool,
     /// Whether the site lets jobs be requeued.
@@ -95,11 +104,14 @@ impl Default for Site {
             partition: None,
             account: None,
             qos: None,
+            clusters: Vec::new(),
+            wishes: Wishes::default(),
             options: Vec::new(),
             modules: Vec::new(),
             lines: Vec::new(),
             exports: BTreeMap::new(),
             launcher: Launcher::default(),
+            container: Vec::new(),
             kill_on_invalid_dep: true,
             requeue: true,
         }
@@ -245,6 +257,12 @@ pub fn render(job: &JobSpec, template: &str) -> Result<String, ScriptError> {
         partition => directive_option("partition", site.partition.as_deref())?,
         account => directive_option("account", site.account.as_deref())?,
         qos => directive_option("qos", site.qos.as_deref())?,
+        clusters => clusters(site)?,
+        constraint => directive_option("constraint", site.wishes.constraint.as_deref())?,
+        reservation => directive_option("reservation", site.wishes.reservation.as_deref())?,
+        begin => directive_option("begin", site.wishes.begin.as_deref())?,
+        nice => site.wishes.nice,
+        mail => directive_option("mail", site.wishes.mail.as_deref().filter(|_| job.mails_its_end))?,
         site_options => &site.options,
         modules => site.modules.iter().map(|m| module(m)).collect::<Result<Vec<_>, _>>()?,
         site_lines => &site.lines,
@@ -410,6 +428,12 @@ fn directive_option(what: &str, value: Option<&str>) -> Result<Option<String>, S
     value.filter(|v| !v.is_empty()).map(|v| directive_word(what, v)).transpose()
 }
 
+/// Slurm clusters, with commas between them.
+fn clusters(site: &Site) -> Result<Option<String>, ScriptError> {
+    let list = site.clusters.join(",");
+    directive_option("clusters", Some(list.as_str()))
+}
+
 fn module(name: &str) -> Result<String, ScriptError> {
     if name.is_empty() || name.starts_with('-') {
         return refuse("module", name, "is no module's name");
@@ -428,7 +452,11 @@ fn export(name: &str, value: &str) -> Result<String, ScriptError> {
 
 fn launcher(job: &JobSpec) -> Result<String, ScriptError> {
     let words = job.site.launcher.words(job.resources.cpus_per_task);
-    let words = words.iter().map(|w| shell_word("launcher argument", w)).collect::<Result<Vec<_>, _>>()?;
+    let words = words
+        .iter()
+        .chain(&job.site.container)
+        .map(|w| shell_word("launcher argument", w))
+        .collect::<Result<Vec<_>, _>>()?;
     Ok(words.join(" "))
 }
 
@@ -496,6 +524,7 @@ mod tests {
             submission_dir: PathBuf::new(),
             seedbed: PathBuf::new(),
             site: Site::default(),
+            mails_its_end: false,
             waits_for: Vec::new(),
         };
         assert_eq!(grace_s(&job), Some(150));

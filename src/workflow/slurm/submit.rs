@@ -114,22 +114,46 @@ pub fn find_by_name(client: &Client, name: &str) -> Result<Found, SlurmError> {
             message: reply.message(),
         });
     }
-    Ok(parse_names(&reply.stdout, name))
+    Ok(parse_names(&reply.stdout, name, client.cluster()))
 }
 
-fn parse_names(text: &str, name: &str) -> Found {
+/// [`find_by_name`] in every one of these Slurm clusters; none named: in the one that the client asks.
+///
+/// # Errors
+/// As [`find_by_name`].
+pub fn find_in(client: &Client, clusters: &[String], name: &str) -> Result<Found, SlurmError> {
+    if clusters.is_empty() {
+        return find_by_name(client, name);
+    }
+    let mut found = Vec::new();
+    for cluster in clusters {
+        match find_by_name(&client.at(Some(cluster)), name)? {
+            Found::Job(job) => found.push(job),
+            Found::Nothing => {}
+            Found::Several(jobs) => found.extend(jobs),
+        }
+    }
+    Ok(Found::of(found))
+}
+
+impl Found {
+    fn of(mut jobs: Vec<JobId>) -> Self {
+        match jobs.len() {
+            0 => Self::Nothing,
+            1 => Self::Job(jobs.remove(0)),
+            _ => Self::Several(jobs),
+        }
+    }
+}
+
+fn parse_names(text: &str, name: &str, cluster: Option<&str>) -> Found {
     let ids: BTreeSet<u32> = text
         .lines()
         .filter_map(|line| line.split_once('|'))
         .filter(|(_, found)| found.trim() == name)
         .filter_map(|(id, _)| id.trim().parse().ok())
         .collect();
-    let mut jobs: Vec<_> = ids.into_iter().map(|id| JobId { id, cluster: None }).collect();
-    match jobs.len() {
-        0 => Found::Nothing,
-        1 => Found::Job(jobs.remove(0)),
-        _ => Found::Several(jobs),
-    }
+    Found::of(ids.into_iter().map(|id| JobId { id, cluster: cluster.map(str::to_owned) }).collect())
 }
 
 /// What became of an uncertain submission. A request that timed out may still be on its way, so `Nothing` is
@@ -137,11 +161,11 @@ fn parse_names(text: &str, name: &str) -> Found {
 ///
 /// # Errors
 /// squeue gives no answer: the submission stays uncertain.
-pub fn resolve(client: &Client, name: &str, patience: Duration) -> Result<Found, SlurmError> {
+pub fn resolve(client: &Client, clusters: &[String], name: &str, patience: Duration) -> Result<Found, SlurmError> {
     let deadline = Instant::now() + patience;
     let mut pause = Duration::from_millis(250);
     loop {
-        let found = find_by_name(client, name)?;
+        let found = find_in(client, clusters, name)?;
         let left = deadline.saturating_duration_since(Instant::now());
         if found != Found::Nothing || left.is_zero() {
             return Ok(found);
@@ -172,9 +196,9 @@ mod tests {
     #[test]
     fn names_are_compared_whole() {
         let job = |id| JobId { id, cluster: None };
-        assert_eq!(parse_names("7|a.b.1\n7|a.b.1\n8|a.b.12\n", "a.b.1"), Found::Job(job(7)));
-        assert_eq!(parse_names("7|a.b.1\n9|a.b.1\n", "a.b.1"), Found::Several(vec![job(7), job(9)]));
-        assert_eq!(parse_names("", "a.b.1"), Found::Nothing);
+        assert_eq!(parse_names("7|a.b.1\n7|a.b.1\n8|a.b.12\n", "a.b.1", None), Found::Job(job(7)));
+        assert_eq!(parse_names("7|a.b.1\n9|a.b.1\n", "a.b.1", None), Found::Several(vec![job(7), job(9)]));
+        assert_eq!(parse_names("", "a.b.1", None), Found::Nothing);
     }
 
     #[test]

@@ -13,19 +13,20 @@ use super::problem::{Problem, Sink, StudyError, collect};
 use super::section::Section;
 use super::stage::{self, RESOURCE_KEYS, SaidResources, misfit, said_resources};
 use super::tree::{self, Syntax, Table, Tree};
-use super::{On, Run, Stage, Study};
+use super::{On, Run, Stage, Staging, Study, staging, wishes};
 use crate::record::Name;
 use crate::record::decision::GATE_KIND;
 use crate::stages::all_specs;
 use crate::workflow::plan::{Chain, Pack};
 use crate::workflow::slurm::script::{Launcher, Site};
+use crate::workflow::slurm::wishes::Wishes;
 
 /// Keys of `[cluster]`.
 const KEYS: &[&str] = &[
     "name",
-    "partition",
     "account",
     "qos",
+    "clusters",
     "options",
     "modules",
     "lines",
@@ -33,8 +34,10 @@ const KEYS: &[&str] = &[
     "launcher",
     "mpi",
     "srun_args",
+    "container",
     "resources",
     "scratch",
+    "local_dir",
     "requeue",
     "kill_on_invalid_dep",
     "chain",
@@ -60,6 +63,10 @@ pub struct Cluster {
     pub file: PathBuf,
     /// Absolute directory for checkpoints; absent: they lie in the run directories.
     pub scratch: Option<PathBuf>,
+    /// Directory on a node's own disk for what is staged; absent: `$TMPDIR` there.
+    pub local_dir: Option<String>,
+    /// What stages of a kind stage here.
+    pub staging: BTreeMap<String, Staging>,
     /// How the chain is carried.
     pub chain: Chain,
     /// At most so many elements of one array at a time.
@@ -158,21 +165,25 @@ fn read(file: &Path, root: &Table, variable: &dyn Fn(&str) -> Option<String>, si
         top.missing("cluster", "say `[cluster]` and `name = \"...\"` below it", sink);
     }
     let (table, at) = top.table("cluster", sink)?;
-    let own = Section::new(table, at, "[cluster]", KEYS, sink);
+    let own = Section::new(table, at, "[cluster]", &[KEYS, &wishes::KEYS[..], &staging::KEYS[..]].concat(), sink);
     if own.entry("name").is_none() {
         own.missing("name", "say `name = \"...\"`", sink);
     }
     let text = |key: &str, sink: &mut Sink| own.text(key, sink).map(|(text, _)| text.to_owned());
     let kill_on_invalid_dep = own.bool("kill_on_invalid_dep", sink).unwrap_or(true);
+    let wishes = wishes::read(&own, sink);
     let site = Site {
-        partition: text("partition", sink),
+        partition: wishes.partition.clone(),
         account: text("account", sink),
         qos: text("qos", sink),
-        options: options(&own, sink),
+        clusters: clusters(&own, sink),
+        options: options(&own, &wishes, sink),
+        wishes,
         modules: modules(&own, sink),
         lines: lines(&own, sink),
         exports: exports(&own, sink),
         launcher: launcher(&own, sink),
+        container: wishes::program(&own, "container", sink),
         kill_on_invalid_dep,
         requeue: own.bool("requeue", sink).unwrap_or(true),
     };
@@ -201,7 +212,15 @@ fn read(file: &Path, root: &Table, variable: &dyn Fn(&str) -> Option<String>, si
             None
         }
     });
-    let quota_command = quota_command(&own, sink);
+    let quota_command = wishes::program(&own, "quota_command", sink);
+    let local_dir = own.text("local_dir", sink).and_then(|(text, span)| {
+        let fits = text.starts_with('/') && !text.contains('$');
+        if !fits {
+            let help = "write it as the nodes see it; absent, it is `$TMPDIR` there";
+            sink.push(&span, format!("`local_dir` in [cluster]: `{text}` is not an absolute path"), help);
+        }
+        fits.then(|| text.to_owned())
+    });
     let price = price(&own, sink);
     let resources = resources(&own, sink);
     Some(Cluster {
@@ -210,6 +229,8 @@ fn read(file: &Path, root: &Table, variable: &dyn Fn(&str) -> Option<String>, si
         resources,
         file: file.to_path_buf(),
         scratch,
+        local_dir,
+        staging: staging::of_cluster(&own, sink),
         chain,
         throttle,
         pack,
@@ -221,10 +242,43 @@ fn read(file: &Path, root: &Table, variable: &dyn Fn(&str) -> Option<String>, si
     })
 }
 
-fn options(own: &Section<'_>, sink: &mut Sink) -> Vec<String> {
+/// Slurm clusters of a site that has several.
+fn clusters(own: &Section<'_>, sink: &mut Sink) -> Vec<String> {
+    let mut clusters: Vec<String> = Vec::new();
+    for (text, span) in own.texts("clusters", sink) {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+        if text.is_empty() || text.starts_with('-') || text == "all" || !text.bytes().all(plain) {
+            sink.push(&span, format!("`{text}` is no name of a Slurm cluster"), "`sacctmgr show cluster` lists them");
+        } else if clusters.iter().any(|c| c == text) {
+            sink.push(&span, format!("`clusters` in [cluster] names `{text}` twice"), "remove one");
+        } else {
+            clusters.push(text.to_owned());
+        }
+    }
+    clusters
+}
+
+fn options(own: &Section<'_>, wishes: &Wishes, sink: &mut Sink) -> Vec<String> {
+    let said = [
+        ("--partition", wishes.partition.is_some()),
+        ("--constraint", wishes.constraint.is_some()),
+        ("--reservation", wishes.reservation.is_some()),
+        ("--begin", wishes.begin.is_some()),
+        ("--nice", wishes.nice.is_some()),
+    ];
     let mut options = Vec::new();
     for (text, span) in own.texts("options", sink) {
-        if text.starts_with('-') {
+        let option = text.split(['=', ' ']).next().unwrap_or_default();
+        let key = option.trim_start_matches('-');
+        if said.iter().any(|(name, said)| *said && *name == option) {
+            sink.push(&span, format!("`{option}` stands in `options` and as `{key}`"), "keep one of the two");
+        } else if ["--clusters", "--cluster", "-M"].contains(&option) {
+            let help = "say `clusters = [\"...\"]`: every later question must go there, too";
+            sink.push(&span, format!("`{option}` in `options` is not known to the rest of Seedbed"), help);
+        } else if ["--mail-user", "--mail-type"].contains(&option) {
+            let help = "say `mail = \"...\"`: not a mail for each element, but for what matters";
+            sink.push(&span, format!("`{option}` in `options` would send a mail for every job"), help);
+        } else if text.starts_with('-') {
             options.push(text.to_owned());
         } else {
             let help =
@@ -321,15 +375,6 @@ fn launcher(own: &Section<'_>, sink: &mut Sink) -> Launcher {
     launcher
 }
 
-fn quota_command(own: &Section<'_>, sink: &mut Sink) -> Vec<String> {
-    let words: Vec<String> = own.texts("quota_command", sink).into_iter().map(|(text, _)| text.to_owned()).collect();
-    if own.entry("quota_command").is_some() && words.first().is_none_or(String::is_empty) {
-        let help = "write the program and each argument as its own text, or leave it out";
-        sink.push(&own.place("quota_command"), "`quota_command` in [cluster] names no program", help);
-    }
-    words
-}
-
 fn price(own: &Section<'_>, sink: &mut Sink) -> Price {
     let Some((table, at)) = own.table("price", sink) else { return Price::default() };
     let own = Section::new(table, at, "price", &["gpu_hour", "cpu_hour", "currency"], sink);
@@ -399,6 +444,11 @@ impl Study {
                     help,
                 });
             }
+        }
+        for index in 0..self.stages.len() {
+            let (staging, problem) = staging::on_cluster(&self, index, cluster);
+            self.stages[index].staging = staging;
+            problems.extend(problem);
         }
         if problems.is_empty() { Ok(self) } else { Err(StudyError::Problems(problems)) }
     }

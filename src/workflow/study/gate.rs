@@ -9,7 +9,7 @@ use super::problem::{Sink, Span, suggestion};
 use super::section::Section;
 use super::stage::{self, Read};
 use super::tree::{Node, Table, Tree};
-use super::{Axes, On, Run, Stage};
+use super::{Axes, On, Run, Stage, Staging, wishes};
 use crate::record::decision::GATE_KIND;
 use crate::record::{Name, Resources};
 use crate::stages::gate::SPEC;
@@ -33,7 +33,7 @@ pub(super) fn read(number: u32, table: &Table, at: Span, sink: &mut Sink) -> Opt
         Some(name) => format!("gate {name}"),
         None => "a gate without a name".to_owned(),
     };
-    let section = Section::new(table, at, what, KEYS, sink);
+    let section = Section::new(table, at, what, &[KEYS, &wishes::KEYS[..]].concat(), sink);
     let name = stage::name(&section, sink);
     let number = section.integer("number", 0..=9999, sink).map_or(number, |n| n as u32);
     let seeded = per(&section, sink);
@@ -63,6 +63,8 @@ pub(super) fn read(number: u32, table: &Table, at: Span, sink: &mut Sink) -> Opt
             on: On::Compute,
             activity,
             resources,
+            wishes: wishes::read(&section, sink),
+            staging: Staging::default(),
             storage_bytes: None,
             expected_s: None,
             max_running: None,

@@ -15,6 +15,7 @@ use crate::record::decision::GATE_KIND;
 use crate::record::{Name, Resources};
 use crate::stages::{FieldType, Role, Spec};
 use crate::workflow::plan::Pack;
+use crate::workflow::slurm::wishes::Wishes;
 
 mod cluster;
 mod gate;
@@ -28,8 +29,10 @@ mod retry;
 mod section;
 mod siblings;
 mod stage;
+mod staging;
 mod template;
 mod tree;
+mod wishes;
 
 pub use cluster::{Cluster, Price, find_cluster, load_cluster, plain_cluster};
 pub use load::load;
@@ -38,6 +41,7 @@ pub(super) use quantity::bytes as size_bytes;
 pub use reference::kinds_markdown;
 pub use siblings::claimed_elsewhere;
 pub use stage::SaidResources;
+pub use staging::Staging;
 pub use template::new_study;
 
 /// The newest `schema` of study and cluster files that this program reads.
@@ -92,6 +96,10 @@ pub struct Stage {
     pub activity: Option<String>,
     /// Resources of one attempt of one cell.
     pub resources: Resources,
+    /// What its jobs ask of a site beside resources.
+    pub wishes: Wishes,
+    /// What of its data lies on the node's own disk.
+    pub staging: Staging,
     /// At most so many cells of one array at a time.
     pub max_running: Option<u32>,
     /// How many of its cells share an allocation.
@@ -229,6 +237,12 @@ impl Default for Retry {
 }
 
 impl Study {
+    /// Whether the end of `stage` is that of the study: one cell in all, behind others, and nothing behind it.
+    pub fn ends_with(&self, stage: &Stage) -> bool {
+        let needed = self.stages.iter().any(|other| other.needs.contains(&stage.name));
+        stage.axes == Axes { arm: false, seed: false } && !stage.needs.is_empty() && !needed
+    }
+
     /// The stage of that name.
     pub fn stage(&self, name: &str) -> Option<&Stage> {
         self.stages.iter().find(|s| s.name.as_str() == name)

@@ -12,7 +12,7 @@ use super::problem::{Sink, Span, suggestion};
 use super::quantity;
 use super::section::Section;
 use super::tree::{Table, Tree};
-use super::{Arm, Axes, Command, Input, On, Run, Stage};
+use super::{Arm, Axes, Command, Input, On, Run, Stage, staging, wishes};
 use crate::record::decision::GATE_KIND;
 use crate::record::{Name, Resources};
 use crate::stages::{FieldType, Spec};
@@ -84,12 +84,13 @@ pub(super) fn read(index: usize, table: &Table, at: Span, around: &Surroundings<
         Some(name) => format!("stage {name}"),
         None => format!("stage number {index}"),
     };
-    let section = Section::new(table, at, what, KEYS, sink);
+    let section = Section::new(table, at, what, &[KEYS, &wishes::KEYS[..], &staging::KEYS[..]].concat(), sink);
     let name = name(&section, sink);
     let number = section.integer("number", 0..=9999, sink).unwrap_or(index as i64) as u32;
     let axes = axes(&section, sink);
     let run = run(&section, around, sink);
     let resources = resources(&section, sink);
+    let wishes = wishes::read(&section, sink);
     let (params, arms) = params_and_arms(&section, run.as_ref(), axes, around, sink);
     if let (Some(Run::Builtin(spec)), Some(resources)) = (&run, &resources) {
         let every: Vec<&Value> = if arms.is_empty() { vec![&params] } else { arms.iter().map(|a| &a.params).collect() };
@@ -112,6 +113,9 @@ pub(super) fn read(index: usize, table: &Table, at: Span, around: &Surroundings<
     let expected_s = time(&section, "expected", sink);
     let storage_bytes = section.parsed("storage", quantity::bytes, sink);
     let needs = needs(&section, sink);
+    let nodes = resources.as_ref().map_or(1, |r| r.nodes);
+    let needed: Vec<&Name> = needs.iter().map(|(n, _)| n).collect();
+    let staging = staging::of_stage(&section, run.as_ref(), &needed, nodes, sink);
     match &run {
         Some(Run::Builtin(spec)) => named_needs(&section, spec, &needs, around.stages, &params, &arms, sink),
         Some(Run::Command(_)) => variables(&section, &needs, sink),
@@ -127,6 +131,8 @@ pub(super) fn read(index: usize, table: &Table, at: Span, around: &Surroundings<
             on,
             activity,
             resources: resources?,
+            wishes,
+            staging,
             max_running,
             pack,
             expected_s,

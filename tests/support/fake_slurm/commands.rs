@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::Answer;
@@ -13,7 +13,7 @@ use crate::state::{Controller, Element, HUP, KILL, TERM, USR1, USR2, now_ms, sen
 
 const SBATCH: &str = "job-name output error open-mode requeue no-requeue signal nodes ntasks-per-node cpus-per-task \
     gpus-per-node mem time array kill-on-invalid-dep partition account qos dependency parsable test-only comment \
-    constraint exclude hold chdir export nice mail-type begin";
+    constraint exclude hold chdir export nice mail-type mail-user begin reservation clusters";
 
 /// Long options in their `--name=value` form.
 fn options(words: &[String], options: &mut BTreeMap<String, String>) -> Result<Vec<String>, Answer> {
@@ -30,6 +30,19 @@ fn options(words: &[String], options: &mut BTreeMap<String, String>) -> Result<V
         options.insert(name.to_owned(), value.to_owned());
     }
     Ok(rest)
+}
+
+/// Where a cluster's jobs are: each of a site's has its own folder.
+pub fn root_of(main: &Path, cluster: Option<&str>) -> PathBuf {
+    match cluster {
+        Some(name) => main.with_file_name(format!("state.{name}")),
+        None => main.to_owned(),
+    }
+}
+
+/// The cluster of a folder; none for the host's own.
+pub fn cluster_of(root: &Path) -> Option<String> {
+    root.file_name()?.to_str()?.strip_prefix("state.").map(str::to_owned)
 }
 
 fn refused(message: &str) -> Answer {
@@ -63,9 +76,14 @@ fn submit(root: &Path, bin: &Path, arguments: &[String]) -> Result<Answer, Answe
     option.extend(given);
     let get = |key: &str| option.get(key).map_or("", String::as_str);
 
+    // Of several clusters this one takes the first.
+    let named =
+        cluster_of(root).or_else(|| get("clusters").split(',').next().filter(|c| !c.is_empty()).map(str::to_owned));
+    let root = &root_of(&root.with_file_name("state"), named.as_deref());
     let mut c = Controller::open(root);
     let partitions = c.config.get("partitions").cloned().unwrap_or_default();
-    if !get("partition").is_empty() && !partitions.split(',').any(|p| p.is_empty() || p == get("partition")) {
+    let known = |wanted: &str| partitions.split(',').any(|p| p.is_empty() || p == wanted);
+    if !get("partition").is_empty() && !get("partition").split(',').all(known) {
         let message = format!("sbatch: error: invalid partition specified: {}\n", get("partition"));
         return Err(Answer::error(
             message + "sbatch: error: Batch job submission failed: Invalid partition name specified\n",
@@ -108,6 +126,8 @@ fn submit(root: &Path, bin: &Path, arguments: &[String]) -> Result<Answer, Answe
     }
     element.set("mem_mb", get("mem").trim_end_matches('M'));
     element.set("exclude", get("exclude"));
+    element.set("mail_user", get("mail-user"));
+    element.set("mail_type", get("mail-type"));
     element.set("submit_ms", now_ms());
     element.set("workdir", std::env::current_dir().unwrap_or_default().display());
     let preset = if indices.is_empty() { "slurm-%j.out" } else { "slurm-%A_%a.out" };
@@ -134,7 +154,8 @@ fn submit(root: &Path, bin: &Path, arguments: &[String]) -> Result<Answer, Answe
     }
     schedule(&mut c, bin);
     let parsable = option.contains_key("parsable");
-    Ok(Answer::ok(if parsable { format!("{id}\n") } else { format!("Submitted batch job {id}\n") }))
+    let reply = named.map_or(id.to_string(), |name| format!("{id};{name}"));
+    Ok(Answer::ok(if parsable { format!("{reply}\n") } else { format!("Submitted batch job {id}\n") }))
 }
 
 fn environment() -> Vec<u8> {
@@ -316,11 +337,31 @@ pub fn scontrol(root: &Path, bin: &Path, arguments: &[String]) -> Answer {
             let enforce = if c.config.contains_key("max_user") { "associations,limits,qos" } else { "none" };
             Answer::ok(format!(
                 "AccountingStorageEnforce = {enforce}\nAccountingStorageType   = accounting_storage/{storage}\nClusterName             = fake\n\
+                 JobRequeue              = 1\nKillWait                = 30 sec\n\
                  MaxArraySize            = {}\nMaxJobCount             = 10000\nMinJobAge               = {} sec\n\
                  SLURM_VERSION           = 22.05.8\n",
                 c.setting("max_array_size", 1001),
                 c.setting("min_job_age_ms", 300_000) / 1000
             ))
+        }
+        ["show", "federation"] => match c.config.get("federation") {
+            Some(name) => Answer::ok(format!(
+                "Federation: {name}\nSelf:       fake:10.0.0.1:6817 ID:1 FedState:ACTIVE Features:\n"
+            )),
+            None => Answer::default(),
+        },
+        ["-o", "show", "partition"] => {
+            let names = c.config.get("partitions").cloned().unwrap_or_else(|| "debug".to_owned());
+            let line = |(i, name): (usize, &str)| {
+                let down = c.config.get("partition_down").is_some_and(|down| down == name);
+                format!(
+                    "PartitionName={name} AllowAccounts=ALL AllowQos=ALL Default={} MaxTime={} State={} TotalNodes=1\n",
+                    if i == 0 { "YES" } else { "NO" },
+                    c.config.get("max_time").map_or("UNLIMITED", String::as_str),
+                    if down { "DOWN" } else { "UP" }
+                )
+            };
+            Answer::ok(names.split(',').enumerate().map(line).collect::<String>())
         }
         ["requeue", id] => requeue(&mut c, bin, id),
         // Not in a real Slurm: what happens to a job from outside.
@@ -357,6 +398,15 @@ pub fn scontrol(root: &Path, bin: &Path, arguments: &[String]) -> Answer {
                 let requeued =
                     std::fs::read_to_string(root.join(format!("ask.{id}"))).is_ok_and(|ask| ask == "requeue");
                 let e = &mut c.elements[i];
+                for (name, key) in [("MailUser", "mail_user"), ("MailType", "mail_type")] {
+                    if let Some(value) = get(name) {
+                        e.set(key, value);
+                    }
+                }
+                // Whom to mail may be changed at any time.
+                if get("MailType").is_some() {
+                    continue;
+                }
                 if e.state() != "PENDING" && !requeued {
                     return Answer::error(format!("Job is no longer pending execution for job {id}\n"));
                 }
@@ -444,6 +494,10 @@ pub fn scancel(root: &Path, bin: &Path, arguments: &[String]) -> Answer {
 
 /// One task: the program itself; more: under mpirun, kept from asking the fake for its ranks.
 pub fn srun(arguments: &[String]) -> ! {
+    if arguments == ["--mpi=list"] {
+        eprintln!("MPI plugin types are...\n\tnone\n\tpmi2\n\tpmix\nspecific pmix plugin versions available: pmix_v4");
+        std::process::exit(0)
+    }
     let program = arguments.iter().position(|word| !word.starts_with('-')).unwrap_or(arguments.len());
     let words = &arguments[program..];
     let said = arguments[..program].iter().find_map(|word| word.strip_prefix("--ntasks=")).map(str::to_owned);

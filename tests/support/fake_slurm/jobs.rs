@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::commands;
 use crate::state::{self, CONT, Controller, Element, KILL, TERM, USR2, now_ms, send};
 
 /// What a dependency is at the moment.
@@ -42,7 +43,8 @@ pub fn schedule(c: &mut Controller, bin: &Path) {
                     None => {
                         c.elements[i].set("state", "RUNNING");
                         c.elements[i].set("start_ms", now_ms());
-                        start(&mut c.elements[i], bin);
+                        let root = c.root.clone();
+                        start(&mut c.elements[i], &root, bin);
                         "None"
                     }
                 },
@@ -71,8 +73,12 @@ fn room(c: &Controller, element: &Element) -> Option<&'static str> {
     }
 }
 
-fn start(element: &mut Element, bin: &Path) {
-    let runner = Command::new(bin.join("slurmstepd"))
+fn start(element: &mut Element, root: &Path, bin: &Path) {
+    let mut runner = Command::new(bin.join("slurmstepd"));
+    if let Some(name) = commands::cluster_of(root) {
+        runner.env("FAKE_CLUSTER", name);
+    }
+    let runner = runner
         .arg(element.id())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -211,12 +217,26 @@ fn finish(mut c: Controller, bin: &Path, id: &str, state: &str, reason: &str, co
     } else {
         element.end(state, reason);
     }
+    mail(&c, id);
     c.account(&ran, if again && state == "NODE_FAIL" { "NODE_FAIL" } else { state });
     schedule(&mut c, bin);
     drop(c);
     if again {
         std::thread::sleep(Duration::from_millis(delay_ms + 1));
         schedule(&mut Controller::open(&root), bin);
+    }
+}
+
+/// One mail for a job that ended, and one for a whole array unless it asks for one each.
+fn mail(c: &Controller, id: &str) {
+    let Some(e) = c.elements.iter().find(|e| e.id() == id).filter(|e| e.is_ended()) else { return };
+    let types = e.text("mail_type");
+    let siblings = c.elements.iter().filter(|other| other.job() == e.job());
+    let open =
+        e.index().is_some() && !types.contains("ARRAY_TASKS") && siblings.into_iter().any(|other| !other.is_ended());
+    let failed = !matches!(e.state(), "COMPLETED" | "CANCELLED");
+    if !open && (types.contains("END") || failed && types.contains("FAIL")) {
+        state::append(&c.root.join("mails"), &format!("{} {} {}", e.text("mail_user"), e.text("name"), e.state()));
     }
 }
 
@@ -241,7 +261,10 @@ fn environment(root: &Path, bin: &Path, element: &Element) -> Vec<(String, Strin
     set("SLURM_NTASKS", (nodes * tasks).to_string());
     set("SLURM_CPUS_PER_TASK", element.number("cpus_per_task").max(1).to_string());
     set("SLURM_SUBMIT_DIR", element.text("workdir").to_owned());
-    set("SLURM_CLUSTER_NAME", "fake".to_owned());
+    set("SLURM_CLUSTER_NAME", commands::cluster_of(root).unwrap_or_else(|| "fake".to_owned()));
+    if let Some(name) = commands::cluster_of(root) {
+        set("FAKE_CLUSTER", name);
+    }
     if element.number("mem_mb") > 0 {
         set("SLURM_MEM_PER_NODE", element.text("mem_mb").to_owned());
     }

@@ -64,6 +64,7 @@ impl FakeSlurm {
     }
 
     /// Changes a setting: `rules` (old, new), `accounting` (on, off), `max_running`, `max_submit`,
+    /// `federation` (its name), `partition_down` (its name), `max_time`,
     /// `max_user` (of one user, by sacctmgr), `max_array_size`, `min_job_age_ms`, `requeue_delay_ms`, `kill_wait_ms`, `partitions` (a,b),
     /// `hold` (1: nothing starts), `down` (1: the controller does not answer), `ignore_kill_dep` (1: a job whose
     /// dependency can never be met stays in the queue, whatever it says), `warnings` (off: no signal comes before a
@@ -96,6 +97,12 @@ impl FakeSlurm {
         let asks = |call: &[String]| call.iter().any(|word| word == "--test-only");
         let (name, wanted) = command.split_once(' ').map_or((command, false), |(name, _)| (name, true));
         self.calls().iter().filter(|call| call[0] == name && asks(call) == wanted).count()
+    }
+
+    /// Mails that were sent: to whom, name and state of the job.
+    pub fn mails(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.state("mails")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
     }
 
     /// Runs one of the commands as a user would.

@@ -34,16 +34,22 @@ impl Answer {
 fn main() {
     let exe = std::env::current_exe().unwrap();
     let bin = exe.parent().unwrap().to_owned();
-    let root = bin.parent().unwrap().join("state");
+    let main = bin.parent().unwrap().join("state");
     let name = exe.file_name().unwrap().to_string_lossy().into_owned();
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words = arguments.clone();
+    // Another cluster of the site: its own jobs and ids, in a folder of its own.
+    let named = (arguments.first().is_some_and(|word| word == "-M")).then(|| arguments.drain(..2).nth(1).unwrap());
+    let cluster = named.or_else(|| std::env::var("FAKE_CLUSTER").ok());
+    let root = commands::root_of(&main, cluster.as_deref());
     match name.as_str() {
         "slurmstepd" => return jobs::run(&root, &bin, &arguments[0]),
         "srun" => commands::srun(&arguments),
         _ => {}
     }
     std::fs::create_dir_all(&root).unwrap();
-    state::append(&root.join("calls"), &[&[name.clone()], arguments.as_slice()].concat().join("\t"));
+    std::fs::create_dir_all(&main).unwrap();
+    state::append(&main.join("calls"), &[&[name.clone()], words.as_slice()].concat().join("\t"));
     let answer = answer(&root, &bin, &name, &arguments);
     print!("{}", answer.out);
     eprint!("{}", answer.err);
@@ -68,6 +74,7 @@ fn answer(root: &Path, bin: &Path, name: &str, arguments: &[String]) -> Answer {
         };
     }
     let mut answer = match name {
+        _ if arguments == ["--version"] => Answer::ok("slurm-wlm 22.05.8\n"),
         "sbatch" => commands::sbatch(root, bin, arguments),
         "squeue" => commands::squeue(root, arguments),
         "sacct" => commands::sacct(root, arguments),
