@@ -10,6 +10,7 @@ mod doctor;
 mod documents;
 #[cfg(feature = "compute")]
 mod families;
+mod foreign;
 mod formats;
 mod gates;
 #[cfg(feature = "compute")]

@@ -2,6 +2,7 @@
 
 mod chain;
 mod commands;
+mod foreign;
 mod gates;
 mod limits;
 mod monotone;
