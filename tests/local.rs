@@ -317,6 +317,46 @@ fn bytes_that_changed_behind_a_seal_are_found_by_verify_and_by_the_gate() {
 }
 
 #[test]
+fn a_result_that_was_withdrawn_is_made_again_once() {
+    let work = Workspace::new();
+    work.done(&[]);
+    let dir = work.base().join("count/seed-42");
+    std::fs::write(dir.join("invalid.json"), r#"{"who": "ada", "why": "wrong data"}"#).unwrap();
+    assert!(work.states().contains(&"count/seed-42 missing".to_owned()), "{:?}", work.states());
+    work.done(&[]);
+    assert!(work.states().iter().all(|s| s.ends_with(" done")), "{:?}", work.states());
+    assert!(dir.join("attempts/2.invalid.json").exists() && !dir.join("invalid.json").exists(), "kept, and over");
+    assert_eq!(work.starts(), 3, "once more");
+}
+
+#[test]
+fn bytes_that_changed_are_mended_by_verify() {
+    let work = Workspace::new();
+    work.done(&[]);
+    let path = work.base().join("count/seed-42/out.txt");
+    std::fs::write(&path, "43\n").unwrap();
+    work.done(&[]);
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "43\n", "a look at sizes does not see it");
+    work.done(&["--verify"]);
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "42\n");
+    assert_eq!(work.starts(), 3);
+}
+
+#[test]
+fn something_that_a_stage_leaves_behind_does_not_hold_it_up() {
+    let work = Workspace::new();
+    let path = work.path("small.toml");
+    let daemon = "{ sleep 60; } & echo $! >> \"$D/daemons\"; echo started >> \"$D/starts\"";
+    std::fs::write(&path, STUDY.replace("echo started >> \"$D/starts\"", daemon)).unwrap();
+    let began = Instant::now();
+    work.done(&[]);
+    assert!(began.elapsed() < Duration::from_secs(45), "{:?}", began.elapsed());
+    for pid in std::fs::read_to_string(work.path("daemons")).unwrap().lines() {
+        let _ = Command::new("kill").arg(pid).status();
+    }
+}
+
+#[test]
 fn a_program_that_breaks_its_word_is_told_how() {
     let cases = [
         ("echo done", "did not write `out.txt`"),

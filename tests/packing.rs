@@ -159,6 +159,57 @@ fn a_shared_job_is_cancelled_and_replaced_for_all_its_cells() {
 }
 
 #[test]
+fn a_cancelled_pack_is_not_put_back_into_the_queue() {
+    let slurm = slurm();
+    let shell =
+        r#"trap 'exit 75' TERM; touch "$D/begun"; until [ -e "$D/go" ]; do sleep 0.05; done; echo "{}" > metrics.json"#;
+    let lines = "resumable = true\npack = {cells = 3, in_turn = true}\nresources = {time = \"0:05:00\"}";
+    let work = work(&slurm, "launcher = \"none\"", "[1, 2, 3]", lines, shell);
+    let jobs = work.submit();
+    work.wait_for("begun", 30);
+    let output = work.program_output("cancel", &["--yes"]);
+    assert!(output.status.success(), "{}", text(&output));
+    work.wait(&jobs, 60);
+    assert!(slurm.calls().iter().all(|call| call[0] != "scontrol" || call[1] != "requeue"), "{}", work.logs());
+    assert_eq!(slurm.state_of(&jobs[0].to_string()), "CANCELLED");
+    // What was begun goes on, and the rest begins.
+    std::fs::write(work.file("go"), "").unwrap();
+    work.run();
+    assert!((1..=3).all(|seed| work.is_sealed(&format!("child/seed-{seed}"))), "{}", work.logs());
+}
+
+#[test]
+fn what_shares_a_job_with_a_cell_that_goes_anew_goes_anew_with_it() {
+    let slurm = slurm();
+    slurm.set("hold", 1);
+    let stages: [Stage; 3] = [
+        ("a", "resources = {time = \"0:01:00\"}", "echo \"{}\" > metrics.json"),
+        (
+            "b",
+            "needs = [\"a\"]\npack = 3\nresources = {mem = \"64M\", time = \"0:01:00\"}",
+            "echo \"{}\" > metrics.json",
+        ),
+        ("c", "needs = [\"b\"]\nresources = {time = \"0:01:00\"}", "echo \"{}\" > metrics.json"),
+    ];
+    let work = Work::new(slurm.path(), "", "seeds = [1, 2, 3]", &stages);
+    let first = work.submit();
+    assert_eq!(first.len(), 3);
+    // The job of a is gone for one seed: its pack waits for nothing.
+    assert!(slurm.run("scancel", &[&format!("{}_0", first[0])]).status.success());
+    let output = work.run_all(&["--seeds", "1"]);
+    let said = text(&output);
+    assert!(output.status.code() == Some(64) && said.contains("its job also runs b/seed-"), "{said}");
+    assert_eq!(slurm.state_of(&first[1].to_string()), "PENDING", "nothing was cancelled");
+    let again = work.submit();
+    assert_eq!(slurm.state_of(&first[1].to_string()), "CANCELLED");
+    slurm.set("hold", 0);
+    slurm.run("scontrol", &["release", "1"]);
+    work.wait(&again, 60);
+    work.wait(&first, 60);
+    assert!((1..=3).all(|seed| work.is_sealed(&format!("c/seed-{seed}"))), "{}", work.logs());
+}
+
+#[test]
 fn a_cell_that_has_failed_is_shown_so_while_its_neighbours_run() {
     let slurm = slurm();
     let shell = r#"[ "$SEEDBED_SEED" != 2 ] || exit 3; touch "$D/begun"; until [ -e "$D/go" ]; do sleep 0.05; done; echo "{}" > metrics.json"#;

@@ -47,6 +47,9 @@ pub(crate) struct Args {
     /// Try cells again that a gate or kill criterion stopped
     #[arg(long)]
     retry_stopped: bool,
+    /// Digest every sealed output instead of looking at its size, and run again what is damaged
+    #[arg(long)]
+    verify: bool,
     /// Submit although the bill is above the study's budget, for this reason
     #[arg(long, value_name = "REASON")]
     over_budget: Option<String>,
@@ -57,7 +60,8 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<u8> {
     let policy = Policy { retry_stopped: args.retry_stopped, replace: args.replace };
-    let request = args.study.part(&args.part, policy);
+    let mut request = args.study.part(&args.part, policy);
+    request.verify = args.verify;
     if args.dry_run {
         let mut prepared = prepare(&request, Intent::Look)?;
         prepared.note_retries();

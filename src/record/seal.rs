@@ -124,12 +124,19 @@ impl Seal {
         Digest::of_json(&value)
     }
 
-    /// Fills in the digest of itself and writes the seal.
+    /// Fills in the digest of itself and writes the seal. A withdrawal of an older one is kept beside this attempt.
     ///
     /// # Errors
-    /// It cannot be written; an older seal is then still there.
+    /// It cannot be written; an older seal is then still there, unless it was withdrawn.
     pub fn write(mut self, run_dir: &Path) -> Result<Self> {
         self.digest = self.own_digest();
+        let withdrawn = run_dir.join(INVALID_FILE);
+        if withdrawn.exists() {
+            // First the seal: without the withdrawal it would count again.
+            remove(run_dir)?;
+            let to = run_dir.join("attempts").join(format!("{}.invalid.json", self.attempt));
+            std::fs::rename(&withdrawn, &to).map_err(RecordError::io("move aside", &withdrawn))?;
+        }
         files::write_json(&run_dir.join(SEAL_FILE), &self)?;
         Ok(self)
     }
@@ -191,6 +198,19 @@ impl Seal {
     /// The entry of an output.
     pub fn output(&self, path: &str) -> Option<&SealedFile> {
         self.outputs.iter().find(|f| f.path == path)
+    }
+}
+
+/// Removes the seal of a run directory whose outputs are about to be others; none there is no error.
+///
+/// # Errors
+/// It cannot be removed.
+pub fn remove(run_dir: &Path) -> Result<()> {
+    let path = run_dir.join(SEAL_FILE);
+    match std::fs::remove_file(&path) {
+        Ok(()) => files::sync_dir(run_dir),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(RecordError::io("remove", &path)(e)),
     }
 }
 

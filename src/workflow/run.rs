@@ -306,6 +306,14 @@ impl Prepared {
                 lines.join("\n")
             )));
         }
+        if let Some((cell, other)) = self.plan.torn() {
+            return Err(WorkflowError::Usage(format!(
+                "cell {} would be submitted anew, and its job also runs {}, which is not in this call: name it too in --seeds \
+                 and --stages, or leave these away",
+                cell.def.key.local_name(),
+                other.def.key.local_name()
+            )));
+        }
         let orphans = self.plan.orphans();
         if let Some((cell, parent)) = orphans.first() {
             return Err(WorkflowError::Usage(format!(

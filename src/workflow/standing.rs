@@ -274,6 +274,11 @@ fn of_job(job: &CellJob, said: Option<Said>, attempt: Option<&Attempt>) -> Stand
             Liveness::Alive if entry.state == JobState::Pending => {
                 Standing::new(Word::Queued, Liveness::Alive, format!("job {element} PENDING ({})", entry.reason))
             }
+            Liveness::Alive if entry.state.waits() => {
+                let held = "`scontrol release` lets it go on, if it is held";
+                let detail = format!("job {element} {} ({}); {held}", entry.state.word(), entry.reason);
+                Standing::new(Word::Queued, Liveness::Alive, detail)
+            }
             Liveness::Alive if job.packed && attempt.is_none() => {
                 let detail = format!("job {element} runs, and this cell has not begun in it");
                 Standing::new(Word::Queued, Liveness::Alive, detail)

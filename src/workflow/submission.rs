@@ -250,7 +250,12 @@ fn cell_of(study: &Study, place: &Place, plan: &Plan, def: &CellDef, scratch: Op
     let root = Digest::of_bytes(place.root.to_string_lossy().as_bytes());
     let scratch = scratch.map(|s| {
         let own = format!("seedbed-{}", root.short());
-        s.join(own).join(study.name.as_str()).join(study.profile.as_str()).join(def.key.local_dir())
+        // Checkpoints of other parameters are none of this cell's.
+        s.join(own)
+            .join(study.name.as_str())
+            .join(study.profile.as_str())
+            .join(def.key.local_dir())
+            .join(def.fingerprint.short())
     });
     Cell {
         version: CELL_VERSION,

@@ -208,8 +208,8 @@ pub fn live(
         let Some(queue) = queues.get(&home.as_deref()) else { continue };
         for (cell, intended) in &job.cells {
             let element = Element { job: *id, index: intended.slot };
-            // Slurm has forgotten what is not there: it ended.
-            let Some(entry) = queue.get(element) else { continue };
+            // Slurm has forgotten what is not there: it ended. Its number may be another job's by now.
+            let Some(entry) = queue.get(element).filter(|entry| entry.name == job.name) else { continue };
             let is_dead = entry.is_dead() && job.user == user;
             if entry.liveness() == Liveness::Ended && !is_dead {
                 live.ended.insert(element, entry.state.clone());

@@ -81,7 +81,7 @@ impl Standing<'_> {
 
     /// Judges the end of the attempt.
     pub fn judge(&self, code: u8, known: &Known, state: Option<&JobState>, step: Option<u64>) -> (Verdict, String) {
-        let why = why(code, known, self.limit.as_ref(), state, self.link.is_some());
+        let why = why(code, known, self.limit.as_ref(), state, self.link.is_some(), self.job.is_some());
         let situation = Situation {
             why,
             cell: self.cell,
@@ -202,8 +202,8 @@ pub fn state_of(job: Option<&JobRef>) -> Option<JobState> {
     queue.get(element).map(|entry| entry.state.clone())
 }
 
-/// Why an attempt with this exit code ended. `links`: jobs are not requeued here.
-fn why(code: u8, known: &Known, limit: Option<&Limit>, state: Option<&JobState>, links: bool) -> Why {
+/// Why an attempt with this exit code ended. `links`: jobs are not requeued here; `slurm`: it has a job.
+fn why(code: u8, known: &Known, limit: Option<&Limit>, state: Option<&JobState>, links: bool, slurm: bool) -> Why {
     let evidence = &known.evidence;
     match code {
         exit::DONE => return Why::Done,
@@ -228,7 +228,11 @@ fn why(code: u8, known: &Known, limit: Option<&Limit>, state: Option<&JobState>,
             return Why::Preempted;
         }
         match state {
-            None | Some(JobState::Running) => {}
+            Some(JobState::Running) => {}
+            // Slurm does not answer. Of a job that was preempted or cancelled it knows what follows: one of the two it was,
+            // or a person told the process itself to end.
+            None if slurm => return if links { Why::Preempted } else { Why::Cancelled },
+            None => {}
             Some(JobState::Preempted | JobState::Requeued | JobState::Pending | JobState::RequeueHold) => {
                 return Why::Preempted;
             }
@@ -293,7 +297,9 @@ mod tests {
             (137, "", 100, &running, Why::Killed),
             (71, "", 100, &running, Why::Killed),
             (143, "told", 100, &running, Why::Killed),
-            (143, "told", 100, &None, Why::Killed),
+            (143, "told", 100, &None, Why::Cancelled),
+            (75, "told", 100, &None, Why::Cancelled),
+            (143, "told", 3, &None, Why::TimeOut),
             (1, "told", 100, &running, Why::Killed),
             (143, "told", 3, &completing, Why::TimeOut),
             (143, "limit", 100, &completing, Why::TimeOut),
@@ -309,10 +315,10 @@ mod tests {
             (75, "", 100, &completing, Why::Cancelled),
             (75, "oom", 100, &running, Why::Checkpointed),
         ] {
-            let found = why(code, &known(words), Some(&limit(left)), state.as_ref(), false);
+            let found = why(code, &known(words), Some(&limit(left)), state.as_ref(), false, true);
             assert_eq!(found, expected, "{code} {words} {left} {state:?}");
         }
         // Where nothing is requeued a link that was ended from outside is followed by the next.
-        assert_eq!(why(75, &known("told"), Some(&limit(100)), completing.as_ref(), true), Why::Preempted);
+        assert_eq!(why(75, &known("told"), Some(&limit(100)), completing.as_ref(), true, true), Why::Preempted);
     }
 }

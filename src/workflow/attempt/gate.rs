@@ -135,7 +135,7 @@ fn look_at(cell: &Cell, need: &Need) -> Result<Vec<SealedFile>, Refusal> {
     if let Some(problem) = seal.verify(&dir) {
         return Err(Refusal::new(
             exit::STALE_INPUT,
-            format!("needed cell {name}: {problem}: run `run_all` to make it again"),
+            format!("needed cell {name}: {problem}: run `run_all --verify` to make it again"),
         ));
     }
     let files = reads(&seal, &name).into_iter().map(|(path, digest)| {

@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -17,6 +18,9 @@ use crate::record::decision::GATE_KIND;
 use crate::record::{Cell, RecordError, attempt, exit};
 use crate::stages;
 use crate::workflow::error::{Result, WorkflowError};
+
+/// How long output is still taken after the stage has ended.
+const DRAIN: Duration = Duration::from_secs(5);
 
 /// What is launched.
 #[derive(Debug)]
@@ -41,6 +45,8 @@ pub struct Launch<'a> {
     pub echo: bool,
     /// When the allocation ends; absent for a local attempt.
     pub limit: Option<Limit>,
+    /// Whether nothing but this cell runs in the job.
+    pub alone: bool,
 }
 
 /// How the stage ended, and what is known of why.
@@ -109,7 +115,9 @@ pub fn run(launch: &Launch) -> Result<Report> {
         .open(&log_path)
         .map_err(RecordError::io("append to", &log_path))?;
     banner(&log, launch, &words);
-    let kills_before = oom_kills();
+    // Of cells that share a job the kernel's count does not say whose it was; srun does.
+    let kills = || if launch.alone { oom_kills() } else { 0 };
+    let kills_before = kills();
     let mut child = command.spawn().map_err(|source| WorkflowError::Start { program: program.clone(), source })?;
 
     let pid = i32::try_from(child.id()).unwrap_or(-1);
@@ -117,13 +125,13 @@ pub fn run(launch: &Launch) -> Result<Report> {
     let evidence = Mutex::new(Evidence::default());
     let handle = signals.handle();
     let ended = std::thread::scope(|scope| {
-        let pipes: [Option<Box<dyn Read + Send>>; 2] =
+        let pipes: [Option<Box<dyn Pipe>>; 2] =
             [child.stdout.take().map(|p| Box::new(p) as _), child.stderr.take().map(|p| Box::new(p) as _)];
         for pipe in pipes.into_iter().flatten() {
             let log = log.try_clone();
-            let evidence = &evidence;
+            let (evidence, over) = (&evidence, &*over);
             scope.spawn(move || {
-                let found = copy(pipe, log.ok(), launch.echo);
+                let found = copy(pipe, log.ok(), launch.echo, over);
                 evidence.lock().unwrap_or_else(PoisonError::into_inner).add(&found);
             });
         }
@@ -153,7 +161,7 @@ pub fn run(launch: &Launch) -> Result<Report> {
         (None, signal) => Ended::Signal(signal.unwrap_or(0)),
     };
     let mut evidence = evidence.into_inner().unwrap_or_else(PoisonError::into_inner);
-    evidence.out_of_memory |= oom_kills() > kills_before;
+    evidence.out_of_memory |= kills() > kills_before;
     Ok(Report { ended, evidence, told_to_end: told_to_end.load(Ordering::SeqCst) })
 }
 
@@ -264,11 +272,27 @@ fn banner(mut log: &std::fs::File, launch: &Launch, words: &[String]) {
     let _ = writeln!(log, "== attempt {} at {time} on {host}: {}", launch.attempt, words.join(" "));
 }
 
-/// Copies a pipe to the log, and to our stdout if asked, until it closes. Returns what was found in it.
-fn copy(mut pipe: impl Read, mut log: Option<std::fs::File>, echo: bool) -> Evidence {
+/// A pipe that can be waited for.
+trait Pipe: Read + AsRawFd + Send {}
+
+impl<T: Read + AsRawFd + Send> Pipe for T {}
+
+/// Copies a pipe to the log, and to our stdout if asked, until it closes; once the stage is over, for [`DRAIN`] at most:
+/// something that it left behind may hold the pipe for ever. Returns what was found in it.
+fn copy(mut pipe: Box<dyn Pipe>, mut log: Option<std::fs::File>, echo: bool, over: &AtomicBool) -> Evidence {
     let mut scanner = Scanner::default();
     let mut buffer = [0u8; 8192];
+    let mut until: Option<Instant> = None;
     loop {
+        if until.is_none() && over.load(Ordering::SeqCst) {
+            until = Some(Instant::now() + DRAIN);
+        }
+        if until.is_some_and(|until| Instant::now() >= until) {
+            return scanner.finish();
+        }
+        if !readable(pipe.as_raw_fd(), Duration::from_millis(200)) {
+            continue;
+        }
         match pipe.read(&mut buffer) {
             Ok(0) => return scanner.finish(),
             Ok(n) => {
@@ -288,6 +312,13 @@ fn copy(mut pipe: impl Read, mut log: Option<std::fs::File>, echo: bool) -> Evid
             Err(_) => return scanner.finish(),
         }
     }
+}
+
+/// Waits until there is something to read, or the end of the pipe.
+fn readable(fd: i32, patience: Duration) -> bool {
+    let mut asked = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one entry, valid for the call.
+    unsafe { libc::poll(&raw mut asked, 1, i32::try_from(patience.as_millis()).unwrap_or(1000)) > 0 }
 }
 
 /// The first beat is written however soon the program ends: an attempt without one has not begun.

@@ -80,19 +80,20 @@ pub fn run(options: &Options) -> Result<u8> {
     let run_dir = cell.run_dir();
     say(&format!("cell {} of submission {}", cell.key, submission.name));
 
-    supersede_other_fingerprint(&cell, &run_dir)?;
-    if let Some(seal) = own_seal(&run_dir, &cell).filter(|seal| gate::read_the_same(&cell, seal)) {
-        refresh_flag(&submission, &cell)?;
-        return Ok(match seal.outcome {
-            Outcome::Done => {
-                say("is sealed already; nothing to do");
-                exit::DONE
-            }
-            Outcome::Stopped => {
-                say("was stopped by a gate or kill criterion; `run_all --retry-stopped` tries it again");
-                exit::STOPPED
-            }
-        });
+    if let Some(code) = settled(&submission, &cell, &run_dir)? {
+        return Ok(code);
+    }
+    // What may still be writing there ends first: it may seal the cell, and its directory must not move under it.
+    let earlier = attempt::last(&run_dir).unwrap_or(0);
+    if earlier > 0 && wait_for_silence(&submission, &run_dir, earlier, job.as_ref())? {
+        if let Some(code) = settled(&submission, &cell, &run_dir)? {
+            return Ok(code);
+        }
+    }
+    if supersede_other_fingerprint(&cell, &run_dir)?
+        && let Some(code) = settled(&submission, &cell, &run_dir)?
+    {
+        return Ok(code);
     }
     if let Some(why) = programs::changed(&submission.programs)? {
         say(&why);
@@ -190,6 +191,22 @@ pub fn stage_data(what: &str, path: &Path) -> u8 {
     staging::on_node(what, path)
 }
 
+/// The exit code of an attempt that finds the cell sealed and fresh; none if it has to run.
+fn settled(submission: &Submission, cell: &Cell, run_dir: &Path) -> Result<Option<u8>> {
+    let Some(seal) = own_seal(run_dir, cell).filter(|seal| gate::read_the_same(cell, seal)) else { return Ok(None) };
+    refresh_flag(submission, cell)?;
+    Ok(Some(match seal.outcome {
+        Outcome::Done => {
+            say("is sealed already; nothing to do");
+            exit::DONE
+        }
+        Outcome::Stopped => {
+            say("was stopped by a gate or kill criterion; `run_all --retry-stopped` tries it again");
+            exit::STOPPED
+        }
+    }))
+}
+
 /// The cell as this attempt runs it: more memory or time than planned, and activations that are computed again, if the
 /// attempts before it came to that. None of it is part of the fingerprint.
 fn adjusted(mut cell: Cell, adjust: &Adjust) -> Cell {
@@ -207,8 +224,7 @@ fn limit(submission: &Submission, cell: &Cell, start: &AttemptStart, grace_s: Op
     let job = start.job.as_ref()?;
     let grace_s = submission.rules.grace_s.unwrap_or(300).max(grace_s.unwrap_or(0));
     let client = Client::new();
-    // Only a stage that can checkpoint has a use for the very second.
-    let ask = cell.resumable.then_some(&client);
+    let ask = Some(&client);
     Some(Limit::of(job, cell.resources.time_s, grace_s, ask, |name| std::env::var(name).ok()))
 }
 
@@ -243,6 +259,7 @@ fn attempt_once(
         beat: Duration::from_secs(submission.rules.beat_s.max(1)),
         echo: options.executor == Executor::Slurm,
         limit: standing.limit,
+        alone: standing.pack.is_none(),
     });
     let report = match report {
         Ok(report) => report,
@@ -316,22 +333,23 @@ fn launcher(options: &Options, standing: &Standing) -> Vec<String> {
     words
 }
 
-/// The cell's own seal, if it is whole, fresh, and its outputs are there.
+/// The cell's own seal, if it is whole, fresh, and its outputs are what was sealed. Whoever submitted a sealed cell may have
+/// seen that they are not.
 fn own_seal(run_dir: &Path, cell: &Cell) -> Option<Seal> {
     let seal = Seal::read(run_dir).ok().flatten()?;
-    (seal.fingerprint == cell.fingerprint && seal.check(run_dir).is_none()).then_some(seal)
+    (seal.fingerprint == cell.fingerprint && seal.verify(run_dir).is_none()).then_some(seal)
 }
 
 /// Renames a run directory of another fingerprint into `.superseded/`, and moves one of this fingerprint
-/// back from there. Only `seedbed clean` deletes.
-fn supersede_other_fingerprint(cell: &Cell, run_dir: &Path) -> Result<()> {
+/// back from there: true then. Only `seedbed clean` deletes.
+fn supersede_other_fingerprint(cell: &Cell, run_dir: &Path) -> Result<bool> {
     let path = run_dir.join("cell.toml");
     let shelf = |print: &crate::record::Fingerprint| {
         cell.base.join(".superseded").join(cell.key.local_dir()).join(print.short())
     };
     if run_dir.exists() {
         match Cell::read(&path) {
-            Ok(old) if old.fingerprint == cell.fingerprint => return Ok(()),
+            Ok(old) if old.fingerprint == cell.fingerprint => return Ok(false),
             Ok(old) => {
                 let aside = free_name(&shelf(&old.fingerprint));
                 files::make_dirs(aside.parent().unwrap_or(&cell.base))?;
@@ -339,7 +357,9 @@ fn supersede_other_fingerprint(cell: &Cell, run_dir: &Path) -> Result<()> {
                 say(&format!("results of other parameters moved to {}", aside.display()));
             }
             // Claimed but never started, or nothing of ours: it is taken over as it is.
-            Err(e) if e.is_not_found() => return Ok(()),
+            Err(e) if e.is_not_found() => return Ok(false),
+            // A file system that does not answer is no damage.
+            Err(e) if !matches!(e, RecordError::Damaged { .. }) => return Err(e.into()),
             Err(e) => {
                 let aside = free_name(&cell.base.join(".superseded").join(cell.key.local_dir()).join("damaged"));
                 files::make_dirs(aside.parent().unwrap_or(&cell.base))?;
@@ -355,8 +375,9 @@ fn supersede_other_fingerprint(cell: &Cell, run_dir: &Path) -> Result<()> {
         files::make_dirs(run_dir.parent().unwrap_or(&cell.base))?;
         std::fs::rename(&kept, run_dir).map_err(RecordError::io("move back", &kept))?;
         say("earlier results of these parameters moved back");
+        return Ok(true);
     }
-    Ok(())
+    Ok(false)
 }
 
 fn free_name(path: &Path) -> PathBuf {
@@ -394,11 +415,11 @@ fn claim(submission: &Submission, cell: &Cell, run_dir: &Path, job: Option<JobRe
 }
 
 /// Returns once attempt `n` cannot be writing any more: it has said its end, its process is known to be
-/// gone, this is the requeue of its own job, or its heartbeat stood still for a lease.
-fn wait_for_silence(submission: &Submission, run_dir: &Path, n: u32, job: Option<&JobRef>) -> Result<()> {
+/// gone, this is the requeue of its own job, or its heartbeat stood still for a lease. True if it had to be waited for.
+fn wait_for_silence(submission: &Submission, run_dir: &Path, n: u32, job: Option<&JobRef>) -> Result<bool> {
     let earlier = match attempt::read_start(run_dir, n) {
         Ok(earlier) => earlier,
-        Err(e) if e.is_not_found() => return Ok(()),
+        Err(e) if e.is_not_found() => return Ok(false),
         Err(e) => return Err(e.into()),
     };
     let same_job = job.is_some() && job.map(|j| &j.id) == earlier.job.as_ref().map(|j| &j.id);
@@ -410,7 +431,7 @@ fn wait_for_silence(submission: &Submission, run_dir: &Path, n: u32, job: Option
         let here = earlier.host == files::host_name();
         let gone = here && (earlier.boot_id != attempt::boot_id() || !attempt::process_lives(earlier.pid));
         if attempt::read_end(run_dir, n)?.is_some() || gone || same_job || still_since.elapsed() >= lease {
-            return Ok(());
+            return Ok(told);
         }
         if !told {
             say(&format!("attempt {n} may still be running (process {} on {}); waiting", earlier.pid, earlier.host));

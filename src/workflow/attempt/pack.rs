@@ -17,7 +17,7 @@ use crate::record::{Adjust, Cell, JobRef, Next, RecordError, Resources, Verdict,
 use crate::workflow::error::{Result, WorkflowError};
 use crate::workflow::plan::Pack;
 use crate::workflow::retry;
-use crate::workflow::slurm::{Client, Element, control};
+use crate::workflow::slurm::{Client, Element, JobState, control};
 use crate::workflow::submission::{Submission, SubmittedJob};
 
 /// One cell of the pack.
@@ -81,6 +81,12 @@ pub fn run(
         ran
     })?;
     let open: Vec<&Member> = members.iter().filter(|m| m.is_open()).collect();
+    let cancelled = open.iter().any(|m| m.verdict(&submission.name).is_some_and(|(_, v, _)| v.why == Why::Cancelled));
+    if cancelled || (signals.told_to_end() && follow::state_of(this).as_ref().is_some_and(is_ending)) {
+        // Slurm puts a job that was preempted back by itself.
+        say("the job ends: what is left runs when Slurm, or the next `run_all`, starts it again");
+        return Ok(1);
+    }
     if open.is_empty() {
         let worst = members.iter().filter_map(|m| m.code).find(|code| *code != exit::DONE);
         return Ok(worst.unwrap_or(exit::DONE));
@@ -163,20 +169,30 @@ fn pid(child: &Child) -> i32 {
 /// Signals to the job, for every attempt that runs.
 struct Signals {
     running: Mutex<Vec<i32>>,
+    /// That time is nearly over, or that the job is to end.
     heard: Arc<AtomicBool>,
+    /// That the job is to end.
+    told: Arc<AtomicBool>,
 }
 
 impl Signals {
     fn listen() -> Result<Self> {
-        let heard = Arc::new(AtomicBool::new(false));
+        let (heard, told) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         for signal in [SIGUSR2, SIGTERM, SIGINT] {
             signal_hook::flag::register(signal, Arc::clone(&heard)).map_err(no_handler)?;
         }
-        Ok(Self { running: Mutex::new(Vec::new()), heard })
+        for signal in [SIGTERM, SIGINT] {
+            signal_hook::flag::register(signal, Arc::clone(&told)).map_err(no_handler)?;
+        }
+        Ok(Self { running: Mutex::new(Vec::new()), heard, told })
     }
 
     fn heard(&self) -> bool {
         self.heard.load(Ordering::SeqCst)
+    }
+
+    fn told_to_end(&self) -> bool {
+        self.told.load(Ordering::SeqCst)
     }
 
     fn pids(&self) -> std::sync::MutexGuard<'_, Vec<i32>> {
@@ -206,6 +222,11 @@ impl Signals {
         });
         Ok(handle)
     }
+}
+
+/// Whether a job is on its way out, or back into the queue, without us.
+fn is_ending(state: &JobState) -> bool {
+    !matches!(state, JobState::Running)
 }
 
 fn no_handler(source: std::io::Error) -> WorkflowError {

@@ -93,13 +93,8 @@ pub fn stop(
     Ok(seal.write(run_dir).map(drop)?)
 }
 
-/// Moves what a stage wrote into place without sealing it. An older seal does not stand for it, and goes first.
+/// Moves what a stage wrote into place without sealing it.
 pub fn publish_unsealed(run_dir: &Path, out_dir: &Path) -> Result<(), RecordError> {
-    let old = run_dir.join(seal::SEAL_FILE);
-    match std::fs::remove_file(&old) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(RecordError::io("remove", &old)(e)),
-        _ => {}
-    }
     match move_outputs(None, run_dir, out_dir) {
         Ok(_) => Ok(()),
         Err(Refusal::Disk(error)) => Err(error),
@@ -225,18 +220,21 @@ fn move_outputs(attempt: Option<u32>, run_dir: &Path, out_dir: &Path) -> Result<
     if attempt.is_some_and(|n| attempt::is_superseded(run_dir, n)) {
         return Err(Refusal::Superseded);
     }
+    // An older seal does not stand for what comes now: killed in between, the cell has none.
+    seal::remove(run_dir)?;
     for name in &names {
         let (from, to) = (out_dir.join(name), run_dir.join(name));
         if to.is_dir() {
             let aside = run_dir.join(format!(".attempt-old-{name}"));
             std::fs::rename(&to, &aside).map_err(RecordError::io("move aside", &to))?;
             std::fs::rename(&from, &to).map_err(RecordError::io("rename onto", &to))?;
-            std::fs::remove_dir_all(&aside).map_err(RecordError::io("remove", &aside))?;
+            // What cannot be removed now (a file that somebody on NFS still reads) is swept by the next attempt.
+            let _ = std::fs::remove_dir_all(&aside);
         } else {
             std::fs::rename(&from, &to).map_err(RecordError::io("rename onto", &to))?;
         }
     }
     files::sync_dir(run_dir)?;
-    std::fs::remove_dir(out_dir).map_err(RecordError::io("remove", out_dir))?;
+    let _ = std::fs::remove_dir(out_dir);
     Ok(outputs)
 }

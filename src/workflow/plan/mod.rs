@@ -75,6 +75,19 @@ impl Plan {
         self.cells.iter().filter(other).collect()
     }
 
+    /// A cell of this call whose queued job would be replaced, and one that shares the job and is not of this call.
+    pub fn torn(&self) -> Option<(&PlannedCell, &PlannedCell)> {
+        let shared = |cell: &PlannedCell| match &cell.state {
+            CellState::QueuedStale(job) if job.packed => Some(job.id.clone()),
+            _ => None,
+        };
+        self.to_run().find_map(|cell| {
+            let id = shared(cell)?;
+            let other = self.cells.iter().find(|c| !c.selected && shared(c).as_ref() == Some(&id))?;
+            Some((cell, other))
+        })
+    }
+
     /// Cells to run whose needed cells are neither sealed, nor queued, nor run by this call.
     pub fn orphans(&self) -> Vec<(&PlannedCell, &PlannedCell)> {
         let mut found = Vec::new();

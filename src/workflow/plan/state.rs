@@ -231,15 +231,27 @@ pub(super) fn judge(
 /// A queued cell whose parent is to run again waits for a job that cannot satisfy it, or will start too
 /// early: it is submitted anew behind the parent's new job.
 pub(super) fn requeue_behind_parents(cells: &mut [PlannedCell]) {
+    // What shares a job with a cell that goes anew goes anew, and what stands behind it, too.
+    while behind_parents(cells) | beside_replaced(cells) {}
+}
+
+fn behind_parents(cells: &mut [PlannedCell]) -> bool {
+    let mut changed = false;
     for i in 0..cells.len() {
         if let CellState::Queued(job) = &cells[i].state
             && cells[i].def.needs.iter().any(|&p| cells[p].to_run())
         {
             let job = job.clone();
             cells[i].state = CellState::QueuedStale(job);
+            changed = true;
         }
     }
-    // A job that several cells share is replaced for all of them.
+    changed
+}
+
+/// A job that several cells share is replaced for all of them.
+fn beside_replaced(cells: &mut [PlannedCell]) -> bool {
+    let mut changed = false;
     let replaced: BTreeSet<String> = cells
         .iter()
         .filter_map(|cell| match &cell.state {
@@ -254,8 +266,10 @@ pub(super) fn requeue_behind_parents(cells: &mut [PlannedCell]) {
         {
             let job = job.clone();
             cell.state = CellState::QueuedStale(job);
+            changed = true;
         }
     }
+    changed
 }
 
 fn sealed(

@@ -199,6 +199,13 @@ states! {
     PowerUpNode = "POWER_UP_NODE", Alive;
 }
 
+impl JobState {
+    /// Whether it is in the queue again, or held there, after it ran.
+    pub fn waits(&self) -> bool {
+        matches!(self, Self::Requeued | Self::RequeueFed | Self::RequeueHold | Self::ResvDelHold | Self::SpecialExit)
+    }
+}
+
 impl fmt::Display for JobState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.word())

@@ -256,6 +256,8 @@ fn line(e: &Element, format: &str) -> String {
             Some('K') => or(e.text("index").to_owned(), "N/A"),
             Some('i') => e.id(),
             Some('A') => e.text("raw").to_owned(),
+            // A job that was cancelled while it ran has not ended before its processes have.
+            Some('T') if e.state() == "RUNNING" && e.text("ending") == "yes" => "COMPLETING".to_owned(),
             Some('T') => or(e.text("shown").to_owned(), e.state()),
             Some('r') => e.text("reason").to_owned(),
             Some('j') => e.text("name").to_owned(),
@@ -477,6 +479,7 @@ pub fn scancel(root: &Path, bin: &Path, arguments: &[String]) -> Answer {
                 // To the batch shell, as with --batch.
                 ("RUNNING", Some(signal)) => send(c.elements[i].number("pid") as i32, signal),
                 ("RUNNING", None) => {
+                    c.elements[i].set("ending", "yes");
                     std::fs::write(root.join(format!("ask.{}", c.elements[i].id())), "cancel").unwrap()
                 }
                 ("PENDING", None) => {
