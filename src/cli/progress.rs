@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::output;
+use super::{gates, output};
 use crate::record::{CellKey, exit};
 use crate::workflow::local::{Event, TaskEnd};
 use crate::workflow::status::{Progress, progress};
@@ -51,6 +51,10 @@ impl Watch {
                 self.ended += 1;
                 let what = match end {
                     TaskEnd::Done => format!("done in {}", output::duration(took.as_secs_f64())),
+                    TaskEnd::Failed(_) if gates::said(task).is_some() => {
+                        format!("says {}", gates::said(task).map_or("", |said| said.verdict.word()))
+                    }
+                    TaskEnd::Failed(code) if code == i32::from(exit::STOPPED) => "stopped".to_owned(),
                     TaskEnd::Failed(code) => format!("FAILED with exit {code} ({})", exit::meaning(code)),
                     TaskEnd::Skipped => "skipped: a needed cell did not finish".to_owned(),
                     TaskEnd::Interrupted => "interrupted; it goes on when you run this again".to_owned(),

@@ -215,9 +215,9 @@ impl Context<'_> {
         let confirm = format!("`seedbed confirm {} {gate}` writes the answer down", self.study);
         let again = self.run_all("goes on then");
         if halt.by == self.name(index) {
-            self.reason(index, "waits-for-person", format!("it waits for a person: {}", halt.why), &[confirm, again])
+            self.reason(index, "waits-for-person", format!("it waits: {}", halt.why), &[confirm, again])
         } else {
-            let text = format!("{}, which it needs, waits for a person: {}", halt.source(), halt.why);
+            let text = format!("{}, which it needs, waits: {}", halt.source(), halt.why);
             self.reason(index, "gate-waits", text, &[confirm, again])
         }
     }

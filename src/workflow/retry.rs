@@ -62,9 +62,13 @@ pub fn history(run_dir: &Path, last: u32) -> Vec<Past> {
     (1..=last).filter_map(read).collect()
 }
 
-/// What attempts run with now, where that is other than planned.
-pub fn in_force(past: &[Past]) -> Adjust {
-    past.iter().rev().find_map(Past::adjust).cloned().unwrap_or_default()
+/// What attempts of `submission` run with now, where that is other than planned. The nodes that an earlier submission kept
+/// away from are none of it: Slurm knows those of a newer one by its script, and adds to them.
+pub fn in_force(past: &[Past], submission: &str) -> Adjust {
+    let Some((last, adjust)) = past.iter().rev().find_map(|p| Some((p, p.adjust()?.clone()))) else {
+        return Adjust::default();
+    };
+    if last.start.submission == submission { adjust } else { Adjust { exclude: Vec::new(), ..adjust } }
 }
 
 /// `planned` with what is other in force; never less than planned.

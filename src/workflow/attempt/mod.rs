@@ -125,7 +125,7 @@ pub fn run(options: &Options) -> Result<u8> {
     let n = start.attempt;
     say(&format!("attempt {n} on {}", start.host));
     let past = retry::history(&run_dir, n - 1);
-    let adjust = retry::in_force(&past);
+    let adjust = retry::in_force(&past, &submission.name);
     let cell = adjusted(cell, &adjust);
     if !adjust.is_nothing() {
         say(&format!("with {adjust}"));

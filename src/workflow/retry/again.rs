@@ -72,7 +72,7 @@ fn again(cell: &Cell, past: &[Past], policy: &Retry, ends: &Ends) -> Option<Agai
         Some(JobState::Cancelled) => Why::Cancelled,
         _ => Why::Killed,
     };
-    let adjust = in_force(before);
+    let adjust = in_force(before, &last.start.submission);
     let situation = Situation {
         why,
         cell,
@@ -80,7 +80,8 @@ fn again(cell: &Cell, past: &[Past], policy: &Retry, ends: &Ends) -> Option<Agai
         resources: resources(&cell.resources, &adjust),
         grace_s: adjust.grace_s.unwrap_or(0),
         adjust,
-        failed_nodes: vec![last.start.host.clone()],
+        // Nodes are called by their hosts' names without the domain.
+        failed_nodes: last.start.host.split('.').next().map(str::to_owned).into_iter().collect(),
         past: before,
         idle: 0,
         way: Way::RunAll(""),
