@@ -6,7 +6,7 @@ use super::Result;
 use super::output::{self, Format};
 use super::study::{PartArgs, StudyArgs};
 use crate::record::exit;
-use crate::workflow::bill::{Bill, Hours};
+use crate::workflow::bill::{Bill, Hours, resumable};
 use crate::workflow::budget::{Quantity, Row};
 use crate::workflow::ledger::Ledger;
 use crate::workflow::plan::{CellState, Policy};
@@ -38,6 +38,7 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
             output::text(&table(&prepared))?;
             output::text(&left(&prepared))?;
             output::text(&bill(&prepared))?;
+            output::text(&begin_anew(&prepared.bill()))?;
             output::text(&against_budget(&prepared))?;
         }
         Format::Json => output::json(&to_json(&prepared))?,
@@ -153,6 +154,20 @@ pub(crate) fn bill_text(prepared: &Prepared, bill: &Bill) -> String {
     text
 }
 
+/// What cannot go on from a checkpoint, and what of that has run before.
+pub(crate) fn begin_anew(bill: &Bill) -> String {
+    let names: Vec<String> = bill.rigid.iter().map(ToString::to_string).collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    let mut text =
+        format!("without checkpoints: {} (cut short, a cell begins anew, and only by run_all)\n", names.join(", "));
+    if !bill.anew.is_empty() {
+        text.push_str(&format!("from the beginning: {} (it ran before, and left no result)\n", list(&bill.anew)));
+    }
+    text
+}
+
 /// The bill against the study's budget; nothing where it has none.
 pub(crate) fn against_budget(prepared: &Prepared) -> String {
     if prepared.study.budget.is_none() {
@@ -229,6 +244,7 @@ fn to_json(prepared: &Prepared) -> serde_json::Value {
                 "key": cell.def.key, "cell": cell.def.key.local_name(), "fingerprint": cell.def.fingerprint,
                 "state": cell.state.word(), "reason": cell.state.reason(), "changes": changes, "by": by,
                 "selected": cell.selected,
+                "resumable": resumable(&prepared.study.stages[cell.def.stage]),
             })
         })
         .collect();
@@ -237,7 +253,7 @@ fn to_json(prepared: &Prepared) -> serde_json::Value {
         "cells": cells,
         "left": {
             "cells": bill.cells, "gpu_hours": bill.expected.gpu_hours, "cpu_hours": bill.expected.cpu_hours,
-            "storage_bytes": bill.storage_bytes, "cost": cost(bill.expected),
+            "storage_bytes": bill.storage_bytes, "cost": cost(bill.expected), "begin_anew": bill.anew,
             "worst": {
                 "gpu_hours": bill.worst.gpu_hours, "cpu_hours": bill.worst.cpu_hours, "cost": cost(bill.worst),
             },

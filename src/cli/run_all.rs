@@ -151,6 +151,7 @@ fn prechecks(args: &Args, prepared: &Prepared) -> Result<Option<Event>> {
     ledger.notes.iter().for_each(|n| output::note(n));
     let bill = prepared.bill_beside(&ledger);
     output::note(plan::bill_text(prepared, &bill).trim_end());
+    plan::begin_anew(&bill).lines().for_each(output::note);
     let mut permission = None;
     if let Some(budget) = budget {
         let rows = prepared.rows(&bill, &ledger);
@@ -195,6 +196,7 @@ fn dry_run(args: &Args, prepared: &Prepared, policy: Policy) -> Result<u8> {
     prepared.check_request(policy)?;
     output::text(&plan::table(prepared))?;
     output::text(&plan::bill(prepared))?;
+    output::text(&plan::begin_anew(&prepared.bill()))?;
     output::text(&plan::against_budget(prepared))?;
     for (name, text) in prepared.preview()? {
         output::text(&format!("\n# ---- {name}\n{text}"))?;

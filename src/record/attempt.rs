@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{CellKey, Fingerprint, RecordError, Result, Verdict, files};
+use super::{CellKey, Digest, Fingerprint, RecordError, Result, Verdict, files};
 
 /// Format version of the attempt's files.
 pub const ATTEMPT_VERSION: u32 = 1;
@@ -50,6 +50,10 @@ pub struct AttemptStart {
     pub user: String,
     /// When it began.
     pub started_at: DateTime<Utc>,
+    /// Digest of what it read of needed cells: what is left of attempts that read otherwise is no part of this one.
+    /// Absent in records of programs before it was written down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inputs: Option<Digest>,
 }
 
 /// How an attempt ended.
@@ -244,6 +248,7 @@ mod tests {
                 boot_id: String::new(),
                 user: "u".into(),
                 started_at: DateTime::UNIX_EPOCH,
+                inputs: None,
             }
         };
         let wins: Vec<bool> = std::thread::scope(|scope| {

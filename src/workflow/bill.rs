@@ -152,6 +152,10 @@ pub struct Bill {
     pub storage_bytes: u64,
     /// By stage, one cell of it, with the number of its cells to run.
     pub stages: BTreeMap<Name, BilledStage>,
+    /// Stages to run that keep no checkpoint: a cell of them that is cut short begins anew. In the order of the plan.
+    pub rigid: Vec<Name>,
+    /// Cells of those that ran before and left no result, as far as it is known, by local name.
+    pub anew: Vec<String>,
 }
 
 impl Bill {
@@ -178,6 +182,15 @@ impl Bill {
                 bill.queued += expected;
                 bill.queued_worst += worst;
                 continue;
+            }
+            if !resumable(stage) && !stage.is_gate() {
+                if bill.rigid.last() != Some(&stage.name) {
+                    bill.rigid.push(stage.name.clone());
+                }
+                // Nothing of it is sealed, and it has run: whatever it did is lost.
+                if matches!(cell.state, CellState::Missing) && (cell.again.is_some() || done > 0.0) {
+                    bill.anew.push(cell.def.key.local_name());
+                }
             }
             bill.cells += 1;
             bill.expected += expected;

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::answers::Said;
+use super::bill;
 use super::history::CellFate;
 use super::lock::Lock;
 use super::logs;
@@ -32,6 +33,8 @@ pub struct Explanation {
     pub cell: String,
     /// Where it stands.
     pub state: Word,
+    /// Whether its stage goes on from a checkpoint when it is cut short; else it begins anew.
+    pub resumable: bool,
     /// Why, the nearest first.
     pub reasons: Vec<Reason>,
 }
@@ -62,7 +65,8 @@ pub fn explain(look: &Look, index: usize, study: &str) -> Explanation {
     if reasons.is_empty() {
         reasons.push(context.never_submitted(index));
     }
-    Explanation { cell: context.name(index), state: look.cells[index].standing.word, reasons }
+    let state = look.cells[index].standing.word;
+    Explanation { cell: context.name(index), state, resumable: context.resumable(index), reasons }
 }
 
 struct Context<'a> {
@@ -77,6 +81,10 @@ impl Context<'_> {
 
     fn cell(&self, index: usize) -> &CellLook {
         &self.look.cells[index]
+    }
+
+    fn resumable(&self, index: usize) -> bool {
+        bill::resumable(&self.look.prepared.study.stages[self.look.prepared.plan.cells[index].def.stage])
     }
 
     fn run_dir(&self, index: usize) -> std::path::PathBuf {
@@ -266,7 +274,10 @@ impl Context<'_> {
                     Some(total) => format!(", step {} of {total}", p.line.step),
                     None => format!(", step {}", p.line.step),
                 });
-                Some(self.reason(index, "running", format!("it runs: {detail}{}", far.unwrap_or_default()), &[]))
+                let far = far.unwrap_or_default();
+                let rigid = "; its stage keeps no checkpoint: cut short, it begins anew, and only by the next run_all";
+                let rigid = if self.resumable(index) { "" } else { rigid };
+                Some(self.reason(index, "running", format!("it runs: {detail}{far}{rigid}"), &[]))
             }
             Word::Queued => Some(self.queued(index, self.entry(index))),
             Word::Blocked => {
@@ -349,7 +360,12 @@ impl Context<'_> {
     /// A job or attempt that ended without a seal.
     fn ended(&self, index: usize) -> Reason {
         let cell = self.cell(index);
-        let again = self.run_all("runs it again");
+        let cut_short = !matches!(cell.standing.cause, Some(Cause::Exit | Cause::Refused));
+        let again = self.run_all(if cut_short && !self.resumable(index) {
+            "runs it again, from the beginning: its stage keeps no checkpoint"
+        } else {
+            "runs it again"
+        });
         let logs = self.logs(index);
         let corpus = "what setup needs of the corpus is in docs/troubleshooting.md, \"The corpus\"";
         let of_kind = (self.kind(index) == "setup").then_some(corpus);

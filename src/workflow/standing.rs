@@ -484,6 +484,7 @@ mod tests {
             boot_id: String::new(),
             user: "ada".into(),
             started_at: DateTime::UNIX_EPOCH + TimeDelta::seconds(60),
+            inputs: None,
         };
         let end = code.map(|code| AttemptEnd {
             version: ATTEMPT_VERSION,

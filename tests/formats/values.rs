@@ -105,6 +105,7 @@ pub fn attempt_start() -> AttemptStart {
         boot_id: "6d6f6e6f-746f-6e65-9a6e-6f6e65676174".into(),
         user: "ada".into(),
         started_at: at(20),
+        inputs: None,
     }
 }
 

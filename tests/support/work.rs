@@ -75,6 +75,25 @@ impl Work {
         text(&output)
     }
 
+    /// Makes what Slurm said last too old to be believed.
+    pub fn let_answers_age(&self) {
+        for entry in std::fs::read_dir(self.base().join(".seedbed")).unwrap() {
+            let path = entry.unwrap().path();
+            if path.file_name().unwrap().to_str().unwrap().starts_with("answers-") {
+                let mut answers: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+                answers["asked_at"] = Value::from("2020-01-01T00:00:00Z");
+                std::fs::write(&path, answers.to_string()).unwrap();
+            }
+        }
+    }
+
+    /// What `seedbed explain` says of a stage.
+    pub fn explain(&self, stage: &str) -> String {
+        let output = self.program(env!("CARGO_BIN_EXE_seedbed"), &["explain"]).arg(stage).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        text(&output)
+    }
+
     /// `run_all`, which must succeed; the ids of the jobs that it submitted.
     pub fn submit(&self) -> Vec<u32> {
         let output = self.run_all(&[]);

@@ -2,13 +2,14 @@
 //!
 //! Network file systems show files late, so what is missing or old is looked for again for a while.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::publish;
 use crate::record::decision::GATE_KIND;
 use crate::record::seal::SealedFile;
 use crate::record::{Cell, Digest, Need, Outcome, Seal, exit};
-use crate::workflow::plan::reads;
+use crate::workflow::plan::{changed_reads, reads};
 
 /// Why the cell must not run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,16 +55,38 @@ fn lacks_inputs(cell: &Cell) -> bool {
     cell.needs.iter().any(unsealed)
 }
 
-/// Whether a sealed gate read what its inputs hold now. Another stage's seal stands for its fingerprint.
-pub fn read_the_same(cell: &Cell, seal: &Seal) -> bool {
-    if cell.kind != GATE_KIND {
-        return true;
+/// Why a cell that is sealed under its fingerprint must run all the same, as a plan judges it: a needed cell is not what was
+/// read of it. `None`: the seal stands.
+pub fn stale(cell: &Cell, seal: &Seal) -> Option<String> {
+    if cell.kind == GATE_KIND {
+        let results = |files: &[SealedFile]| -> Vec<(String, Digest)> {
+            let run = |f: &&SealedFile| f.path.ends_with("/run.h5");
+            files.iter().filter(run).map(|f| (f.path.clone(), f.digest.clone())).collect()
+        };
+        let same = look(cell).is_ok_and(|now| results(&now) == results(&seal.read));
+        return (!same).then(|| "what it judges has changed".to_owned());
     }
-    let results = |files: &[SealedFile]| -> Vec<(String, Digest)> {
-        let run = |f: &&SealedFile| f.path.ends_with("/run.h5");
-        files.iter().filter(run).map(|f| (f.path.clone(), f.digest.clone())).collect()
-    };
-    look(cell).is_ok_and(|now| results(&now) == results(&seal.read))
+    // A stop stands until somebody asks for another try.
+    if seal.outcome == Outcome::Stopped {
+        return None;
+    }
+    cell.needs.iter().filter(|need| need.kind != GATE_KIND).find_map(|need| {
+        let (dir, name) = (cell.need_dir(need), need.key.local_name());
+        list_anew(&dir);
+        let now = match Seal::read(&dir) {
+            Ok(Some(now)) if now.fingerprint == need.fingerprint && now.outcome == Outcome::Done => now,
+            _ => return Some(format!("needed cell {name} is not sealed as planned")),
+        };
+        if let Some(problem) = now.check(&dir) {
+            return Some(format!("needed cell {name}: {problem}"));
+        }
+        changed_reads(seal, &now, &name).first().map(|change| format!("{} has changed since", change.key))
+    })
+}
+
+/// Listing a directory anew makes a network file system look again.
+fn list_anew(dir: &Path) {
+    let _ = std::fs::read_dir(dir).map(Iterator::count);
 }
 
 fn look(cell: &Cell) -> Result<Vec<SealedFile>, Refusal> {
@@ -107,8 +130,7 @@ fn look(cell: &Cell) -> Result<Vec<SealedFile>, Refusal> {
 
 fn look_at(cell: &Cell, need: &Need) -> Result<Vec<SealedFile>, Refusal> {
     let dir = cell.need_dir(need);
-    // Listing the directory anew makes a network file system look again.
-    let _ = std::fs::read_dir(&dir).map(Iterator::count);
+    list_anew(&dir);
     let name = need.key.local_name();
     let seal = match Seal::read(&dir) {
         Ok(Some(seal)) => seal,

@@ -7,6 +7,7 @@
 mod evidence;
 mod follow;
 mod gate;
+mod inputs;
 mod launch;
 mod limit;
 pub(super) mod modules;
@@ -29,8 +30,8 @@ use super::slurm::{Client, Element};
 use super::submission::Submission;
 use crate::record::attempt::{self, ATTEMPT_VERSION};
 use crate::record::{
-    Adjust, AttemptEnd, AttemptStart, Cell, JobRef, Next, Outcome, RecordError, Seal, Verdict, Why, exit, files, flag,
-    progress,
+    Adjust, AttemptEnd, AttemptStart, Cell, Digest, JobRef, Next, Outcome, RecordError, Seal, Verdict, Why, exit,
+    files, flag, progress,
 };
 use follow::{Known, Standing};
 use limit::Limit;
@@ -95,6 +96,11 @@ pub fn run(options: &Options) -> Result<u8> {
     {
         return Ok(code);
     }
+    let sealed = Seal::read(&run_dir).ok().flatten().filter(|seal| seal.fingerprint == cell.fingerprint);
+    let stale = sealed.and_then(|seal| gate::stale(&cell, &seal));
+    if let Some(why) = &stale {
+        say(&format!("is sealed, and stale: {why}; it runs again"));
+    }
     if let Some(why) = programs::changed(&submission.programs)? {
         say(&why);
         return Ok(exit::STALE_INPUT);
@@ -121,10 +127,14 @@ pub fn run(options: &Options) -> Result<u8> {
         return Ok(exit::STOPPED);
     }
 
-    let start = claim(&submission, &cell, &run_dir, job)?;
+    let read_now = inputs::digest(&read);
+    let start = claim(&submission, &cell, &run_dir, job, &read_now)?;
     let n = start.attempt;
     say(&format!("attempt {n} on {}", start.host));
     let past = retry::history(&run_dir, n - 1);
+    if inputs::differ(&past, &read_now, stale.is_some()) && inputs::set_aside(&cell, &run_dir, n)? {
+        say("earlier attempts read other inputs: what they left is set aside, and it begins anew");
+    }
     let adjust = retry::in_force(&past, &submission.name);
     let cell = adjusted(cell, &adjust);
     if !adjust.is_nothing() {
@@ -193,7 +203,7 @@ pub fn stage_data(what: &str, path: &Path) -> u8 {
 
 /// The exit code of an attempt that finds the cell sealed and fresh; none if it has to run.
 fn settled(submission: &Submission, cell: &Cell, run_dir: &Path) -> Result<Option<u8>> {
-    let Some(seal) = own_seal(run_dir, cell).filter(|seal| gate::read_the_same(cell, seal)) else { return Ok(None) };
+    let Some(seal) = own_seal(run_dir, cell).filter(|seal| gate::stale(cell, seal).is_none()) else { return Ok(None) };
     refresh_flag(submission, cell)?;
     Ok(Some(match seal.outcome {
         Outcome::Done => {
@@ -386,7 +396,13 @@ fn free_name(path: &Path) -> PathBuf {
 }
 
 /// Claims the next attempt. Waits while an earlier one may still be writing.
-fn claim(submission: &Submission, cell: &Cell, run_dir: &Path, job: Option<JobRef>) -> Result<AttemptStart> {
+fn claim(
+    submission: &Submission,
+    cell: &Cell,
+    run_dir: &Path,
+    job: Option<JobRef>,
+    inputs: &Digest,
+) -> Result<AttemptStart> {
     loop {
         let last = attempt::last(run_dir)?;
         if last > 0 {
@@ -407,6 +423,7 @@ fn claim(submission: &Submission, cell: &Cell, run_dir: &Path, job: Option<JobRe
             boot_id: attempt::boot_id(),
             user: attempt::user_name(),
             started_at: Utc::now(),
+            inputs: Some(inputs.clone()),
         };
         if attempt::claim(run_dir, &start)? {
             return Ok(start);

@@ -36,6 +36,7 @@ fn attempt(n: u32, start: i64, end: Option<(i32, f64)>) -> Attempted {
             boot_id: String::new(),
             user: "ada".into(),
             started_at: at(start),
+            inputs: None,
         },
         end: end.map(|(exit_code, wall_s)| AttemptEnd {
             version: ATTEMPT_VERSION,

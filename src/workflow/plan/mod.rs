@@ -14,7 +14,7 @@ pub use cells::{CellDef, Expansion, PlanError, expand};
 pub use gates::{Halt, is_gate};
 pub use jobs::{Chain, Edge, EdgeKind, JobShape, Link, PlannedJob, Target, jobs, links};
 pub use pack::Pack;
-pub use state::{Again, CellState, LiveJob, PlannedCell, SealView, code, reads};
+pub use state::{Again, CellState, LiveJob, PlannedCell, SealView, changed_reads, code, reads};
 
 use std::collections::{BTreeMap, BTreeSet};
 

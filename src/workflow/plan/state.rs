@@ -316,17 +316,20 @@ fn sealed(
             continue;
         }
         if let Some(SealView::Sealed { seal: now, .. }) = seals.get(&parent) {
-            changed.extend(reads(now, &parent).into_iter().filter_map(|(path, digest)| {
-                let old = seal.read.iter().find(|f| f.path == path)?;
-                (old.digest != digest).then(|| Change {
-                    key: path,
-                    old: Some(old.digest.as_str().into()),
-                    new: Some(digest.as_str().into()),
-                })
-            }));
+            changed.extend(changed_reads(seal, now, &parent));
         }
     }
     if changed.is_empty() { CellState::Done { code: other_code(seal) } } else { CellState::Stale(changed) }
+}
+
+/// What a sealed cell read of a needed cell that this one, sealed again since, holds otherwise.
+pub fn changed_reads(seal: &Seal, now: &Seal, parent: &str) -> Vec<Change> {
+    let changed = |(path, digest): (String, crate::record::Digest)| {
+        let old = seal.read.iter().find(|f| f.path == path)?;
+        let (old, new) = (Some(old.digest.as_str().into()), Some(digest.as_str().into()));
+        (old != new).then_some(Change { key: path, old, new })
+    };
+    reads(now, parent).into_iter().filter_map(changed).collect()
 }
 
 /// The code that sealed, if it was not this program's.

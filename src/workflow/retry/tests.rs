@@ -60,6 +60,7 @@ fn past(cell: &Cell, ends: &[(&str, Option<Why>)]) -> Vec<Past> {
             boot_id: String::new(),
             user: String::new(),
             started_at: DateTime::UNIX_EPOCH,
+            inputs: None,
         },
         end: why.map(|why| AttemptEnd {
             version: 1,
