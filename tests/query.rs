@@ -61,6 +61,7 @@ fn write_run(base: &Path, stage: &str, seed: u32, metrics: Value) -> PathBuf {
         outcome: Outcome::Done,
         origin: Origin::Run,
         evidence: None,
+        warnings: Vec::new(),
         content: Some(record.content_digest()),
         outputs: digest_outputs(&dir, &["run.h5".into()]).unwrap(),
         read: vec![],

@@ -94,6 +94,7 @@ fn one_rank() {
         wire: Default::default(),
         trace: Default::default(),
         stop_after_skips: 3,
+        criteria: Default::default(),
         threads_per_rank: 1,
         strict: Strict::Refuse,
         overlap: Overlap::Early,

@@ -8,15 +8,15 @@ use crate::workflow::local::Task;
 use crate::workflow::plan::{CellState, PlannedCell, is_gate};
 use crate::workflow::run::Prepared;
 
-/// A gate's own cell that stopped or waits, and not one behind it.
+/// A cell that stopped or waits by its own word, and not one behind it.
 fn halts_itself(cell: &PlannedCell) -> bool {
     match &cell.state {
-        CellState::Stopped(halt) | CellState::Waiting(halt) => halt.gate && halt.by == cell.def.key.local_name(),
+        CellState::Stopped(halt) | CellState::Waiting(halt) => halt.by == cell.def.key.local_name(),
         _ => false,
     }
 }
 
-/// One paragraph for each gate that said stop or waits for a person.
+/// One paragraph for each gate or kill criterion that said stop, and for each gate that waits for a person.
 pub(crate) fn halted(prepared: &Prepared, again: &StudyArgs) -> Vec<String> {
     let mut told = Vec::new();
     for cell in prepared.plan.cells.iter().filter(|c| halts_itself(c)) {
@@ -28,6 +28,13 @@ pub(crate) fn halted(prepared: &Prepared, again: &StudyArgs) -> Vec<String> {
         });
         let mut text = format!("{} {}", cell.state.label(), cell.state.reason());
         text.push_str(&format!("\n  behind it: {}", output::plural(behind.count(), "cell")));
+        if !is_gate(&cell.def) {
+            let run_all = format!("run_all {}", again.again());
+            text.push_str(&format!("\n  then:      change the study, then `{run_all}`"));
+            text.push_str(&format!("; or `{run_all} --retry-stopped` to try it as it is"));
+            told.push(text);
+            continue;
+        }
         let record = prepared.place.run_dir(&cell.def.key).join(crate::record::decision::DECISION_FILE);
         text.push_str(&format!("\n  record:    {}", record.display()));
         if matches!(cell.state, CellState::Waiting(_)) {

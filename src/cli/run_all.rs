@@ -293,6 +293,12 @@ fn failures(args: &Args, ran: &LocalRun) -> u8 {
                     exit::meaning(*failed)
                 ));
                 explain(task);
+                if *failed == i32::from(exit::STOPPED) {
+                    output::note(&format!(
+                        "  then: change the study, then `run_all {0}`; or `run_all {0} --retry-stopped` to try it as it is",
+                        args.study.again()
+                    ));
+                }
             }
         }
     }

@@ -8,6 +8,25 @@ use crate::record::{RecordError, exit};
 /// Result of everything in this wing.
 pub type Result<T> = std::result::Result<T, ComputeError>;
 
+/// Why a kill criterion said stop: the evidence that the cell is sealed with.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Stop {
+    /// Its name, for programs.
+    pub criterion: &'static str,
+    /// Steps done.
+    pub step: u64,
+    /// In words, with what to do.
+    pub why: String,
+    /// The numbers that it was judged by.
+    pub values: serde_json::Value,
+}
+
+impl std::fmt::Display for Stop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
 /// An error of a computing room.
 #[derive(Debug, thiserror::Error)]
 pub enum ComputeError {
@@ -45,9 +64,9 @@ pub enum ComputeError {
     /// A newer attempt owns the cell.
     #[error("a newer attempt owns this cell; this one writes nothing more")]
     Superseded,
-    /// A kill criterion said stop.
+    /// A kill criterion said stop, on all ranks.
     #[error("{0}")]
-    Stopped(String),
+    Stopped(Box<Stop>),
     /// A result that must not be used: a number that is not finite, a check that failed.
     #[error("{0}")]
     Failed(String),

@@ -16,7 +16,7 @@ pub mod train;
 
 mod error;
 
-pub use error::{ComputeError, Result};
+pub use error::{ComputeError, Result, Stop};
 
 /// Version of the libtorch that this program was built against.
 pub const LIBTORCH_VERSION: &str = match option_env!("SEEDBED_LIBTORCH_VERSION") {

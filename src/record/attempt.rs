@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{CellKey, Digest, Fingerprint, RecordError, Result, Verdict, files};
 
+/// What a stage that says stop leaves beside its outputs: why, as any JSON, with the words under `why`.
+pub const EVIDENCE_FILE: &str = "evidence.json";
+
 /// Format version of the attempt's files.
 pub const ATTEMPT_VERSION: u32 = 1;
 

@@ -71,6 +71,9 @@ pub struct Seal {
     /// Why it stopped; absent when done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evidence: Option<Value>,
+    /// What the result warns of, in words: it counts all the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// Content digest of `run.h5`: equal for equal results, whatever host or time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<Digest>,
@@ -283,6 +286,7 @@ pub(crate) mod tests {
             outcome: Outcome::Done,
             origin: Origin::Run,
             evidence: None,
+            warnings: Vec::new(),
             content: None,
             outputs: digest_outputs(run_dir, outputs).unwrap(),
             read: Vec::new(),

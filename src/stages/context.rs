@@ -228,6 +228,15 @@ impl Context {
         Arc::new(move || attempt::is_superseded(&run_dir, n))
     }
 
+    /// Leaves why a kill criterion said stop, for the seal. One rank does it.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    #[cfg(feature = "compute")]
+    pub fn leave_evidence(&self, stop: &crate::compute::Stop) -> Result<(), StageError> {
+        Ok(files::write_json(&self.out_dir.join(attempt::EVIDENCE_FILE), stop)?)
+    }
+
     /// Seconds since the process began.
     pub fn elapsed_s(&self) -> f64 {
         self.started.elapsed().as_secs_f64()
@@ -342,7 +351,13 @@ fn run_stage(spec: &Spec, run: Run, args: &Args) -> Result<(), StageError> {
         )));
     }
     listen(spec, &context.stop)?;
-    if let Some(record) = run(&context)? {
+    let result = run(&context);
+    // Of several ranks the stage knows which one speaks.
+    #[cfg(feature = "compute")]
+    if let (false, Err(StageError::Compute(crate::compute::ComputeError::Stopped(stop)))) = (spec.parallel, &result) {
+        context.leave_evidence(stop)?;
+    }
+    if let Some(record) = result? {
         write_record(spec, &context, &record)?;
     }
     Ok(())

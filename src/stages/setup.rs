@@ -279,6 +279,7 @@ mod task {
             keep_every_steps: 0,
             patience: std::time::Duration::from_secs(600),
             stop_after_skips: 10,
+            criteria: Default::default(),
             threads_per_rank: 1,
             strict: Strict::GoOn,
             overlap: Overlap::Late,

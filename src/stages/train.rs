@@ -80,6 +80,44 @@ pub static SPEC: Spec = Spec {
             Semantic,
             "steps in a row without a finite gradient that end the run",
         ),
+        count(
+            "stop_no_signal_step",
+            20,
+            1 << 40,
+            Absent,
+            Semantic,
+            "by this step the training loss must have fallen, or the run is stopped; absent: not asked",
+        ),
+        Field {
+            name: "stop_no_signal_nats",
+            ty: FieldType::Number { min: 1e-9, max: 1e3 },
+            preset: Absent,
+            role: Semantic,
+            help: "nats a token by which it must have fallen; absent: 0.08",
+        },
+        count(
+            "stop_worse_validations",
+            1,
+            1 << 20,
+            Absent,
+            Semantic,
+            "validations in a row, each worse than the one before, that stop the run; absent: not asked",
+        ),
+        count(
+            "flag_collapse_step",
+            20,
+            1 << 40,
+            Absent,
+            Semantic,
+            "up to this step a training loss that falls too far is flagged, as labels may leak; absent: not asked",
+        ),
+        Field {
+            name: "flag_collapse_ratio",
+            ty: FieldType::Number { min: 1e-9, max: 1.0 },
+            preset: Absent,
+            role: Semantic,
+            help: "part of the first training loss below which that is; absent: 0.5",
+        },
         count("threads_per_rank", 1, 256, Is("1"), Semantic, "threads of libtorch's kernels in each rank"),
         Field {
             name: "history_file",
@@ -195,6 +233,17 @@ fn check(params: &Value) -> Vec<String> {
             problems.push(format!("`warmup_steps` = {warmup} is above `max_steps` = {all}"));
         }
     }
+    if let (Some(by), Some(all)) = (integer("stop_no_signal_step"), integer("max_steps")) {
+        if by > all {
+            problems
+                .push(format!("`stop_no_signal_step` = {by} is above `max_steps` = {all}: it would never be asked"));
+        }
+    }
+    for (with, of) in [("stop_no_signal_nats", "stop_no_signal_step"), ("flag_collapse_ratio", "flag_collapse_step")] {
+        if params.get(with).is_some() && params.get(of).is_none() {
+            problems.push(format!("`{with}` means nothing without `{of}`: say both, or leave it out"));
+        }
+    }
     if let (Some(min), Some(max)) =
         (params.get("min_lr").and_then(Value::as_f64), params.get("lr").and_then(Value::as_f64))
     {
@@ -225,6 +274,7 @@ mod task {
     use super::super::{Context, StageError};
     use tch::{Device, Tensor};
 
+    use crate::compute::ComputeError;
     use crate::compute::checkpoint::Checkpoint;
     use crate::compute::comm::{Comm, Wire};
     use crate::compute::data::{
@@ -233,6 +283,7 @@ mod task {
     use crate::compute::gpu;
     use crate::compute::kernels::gemm::Backend;
     use crate::compute::model::{Model, Variant};
+    use crate::compute::train::criteria::{COLLAPSE_RATIO, Collapse, Criteria, NoSignal, SIGNAL_NATS};
     use crate::compute::train::trace::Trace;
     use crate::compute::train::{
         AdamW, Choice, Decay, EngineName, Exact, Finished, Outcome, Overlap, Plan, Precision, Schedule, Settings,
@@ -268,6 +319,11 @@ mod task {
         val_interval_steps: Option<u64>,
         val_samples: Option<u64>,
         stop_after_skips: u64,
+        stop_no_signal_step: Option<u64>,
+        stop_no_signal_nats: Option<f64>,
+        stop_worse_validations: Option<u64>,
+        flag_collapse_step: Option<u64>,
+        flag_collapse_ratio: Option<f64>,
         threads_per_rank: u32,
         history_file: String,
         checkpoint_interval_steps: u64,
@@ -320,6 +376,12 @@ mod task {
         match &result {
             // All ranks end alike: they leave in order. After another error the launcher ends the others.
             Ok(_) | Err(StageError::Resume(_)) => comm.close()?,
+            Err(StageError::Compute(ComputeError::Stopped(stop))) => {
+                if comm.is_first() {
+                    context.leave_evidence(stop)?;
+                }
+                comm.close()?;
+            }
             Err(_) => {}
         }
         result
@@ -434,6 +496,7 @@ mod task {
         steps_per_epoch: u64,
     ) -> Result<Settings, StageError> {
         let usage = StageError::Usage;
+        let steps = params.max_steps.unwrap_or(params.epochs * steps_per_epoch);
         Ok(Settings {
             seed: context.seed(),
             plan: Plan::new(params.global_batch, params.grain_samples, params.lanes).map_err(usage)?,
@@ -442,7 +505,7 @@ mod task {
                 lr: params.lr,
                 min_lr: params.min_lr,
                 warmup: params.warmup_steps.map_or(Warmup::Ratio(params.warmup_ratio), Warmup::Steps),
-                steps: params.max_steps.unwrap_or(params.epochs * steps_per_epoch),
+                steps,
             },
             adamw: AdamW {
                 beta1: params.beta1,
@@ -462,6 +525,7 @@ mod task {
             // Longer than the wait for a message: a rank that is gone is told by its silence there.
             patience: Duration::from_secs(2 * params.collective_timeout_s.max(60)),
             stop_after_skips: params.stop_after_skips,
+            criteria: criteria(params, steps)?,
             threads_per_rank: params.threads_per_rank,
             overlap: if params.overlap { Overlap::Early } else { Overlap::Late },
             exact: if params.exact { Exact::Required } else { Exact::Waived },
@@ -471,6 +535,22 @@ mod task {
             strict: if params.strict { Strict::Refuse } else { Strict::GoOn },
             fingerprint: context.cell.fingerprint.clone(),
             attempt: context.attempt,
+        })
+    }
+
+    /// What stops or flags a run of so many steps.
+    fn criteria(params: &Params, steps: u64) -> Result<Criteria, StageError> {
+        if let Some(by) = params.stop_no_signal_step.filter(|by| *by > steps) {
+            return Err(StageError::Usage(format!(
+                "`stop_no_signal_step` = {by} is behind the last step, {steps}: lower it"
+            )));
+        }
+        let nats = params.stop_no_signal_nats.unwrap_or(SIGNAL_NATS);
+        let ratio = params.flag_collapse_ratio.unwrap_or(COLLAPSE_RATIO);
+        Ok(Criteria {
+            no_signal: params.stop_no_signal_step.map(|by_step| NoSignal { by_step, nats }),
+            worse_validations: params.stop_worse_validations,
+            collapse: params.flag_collapse_step.map(|until_step| Collapse { until_step, ratio }),
         })
     }
 
@@ -567,6 +647,18 @@ mod task {
                 "lr_constrained_multiplier": params.lr_constrained_multiplier,
             },
         });
+        if settings.criteria.collapse.is_some() {
+            let collapsed = state.watch.collapsed;
+            record.metrics["collapse"] = json!({
+                "flagged": collapsed.is_some(),
+                "step": collapsed.map(|c| c.step),
+                "loss": collapsed.map(|c| c.loss),
+                "first_loss": state.watch.first,
+            });
+            if let Some(collapsed) = collapsed {
+                record.metrics["warnings"] = json!([collapsed.words()]);
+            }
+        }
         if let Some(variant) = models.last.variant() {
             record.metrics["constraint_info"] = constraint_info(models.last, variant, state.constrained_range)?;
         }
@@ -615,6 +707,9 @@ mod tests {
             (json!({"lr": 1e-4, "min_lr": 1e-3}), "min_lr"),
             (json!({"history_file": "../x.json"}), "history_file"),
             (json!({"warmup_steps": 101, "max_steps": 100}), "warmup_steps"),
+            (json!({"stop_no_signal_step": 101, "max_steps": 100}), "never be asked"),
+            (json!({"stop_no_signal_nats": 0.1}), "stop_no_signal_step"),
+            (json!({"flag_collapse_ratio": 0.1}), "flag_collapse_step"),
             (json!({"engine": "native", "device": "cuda"}), "device"),
             (json!({"engine": "native", "precision": "bf16"}), "precision"),
         ] {

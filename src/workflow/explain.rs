@@ -148,7 +148,7 @@ impl Context<'_> {
         self.look.prepared.study.stages[self.look.prepared.plan.cells[index].def.stage].kind()
     }
 
-    /// What its results warn of, each warning once: `warnings` of every `final_results.json`.
+    /// What its results warn of, each warning once: by its seal, and by `warnings` of every `final_results.json`.
     fn warnings(&self, index: usize) -> Vec<Reason> {
         let dir = self.run_dir(index);
         let Some(SealView::Sealed { seal, .. }) = self.look.prepared.seals.get(&self.name(index)) else {
@@ -157,6 +157,9 @@ impl Context<'_> {
         let files = seal.outputs.iter().map(|output| Path::new(&output.path));
         let results = files.filter(|file| file.file_name().is_some_and(|name| name == "final_results.json"));
         let mut said: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for warning in &seal.warnings {
+            said.entry(logs::plain(warning)).or_default().push("run.h5".to_owned());
+        }
         for file in results {
             let found: Value = files::read_json(&dir.join(file)).unwrap_or_default();
             let of = file.display().to_string();
@@ -165,12 +168,16 @@ impl Context<'_> {
             }
         }
         let reason = |(warning, of): (&String, &Vec<String>)| {
-            let (cause, part) = if warning.contains("weak attack") {
-                ("weak-attack", "Weak attacks")
+            let (cause, page, part) = if warning.contains("weak attack") {
+                ("weak-attack", "troubleshooting", "Weak attacks")
+            } else if warning.contains("suspiciously fast collapse") {
+                ("suspicious-collapse", "training", "Kill criteria")
+            } else if of.iter().all(|file| file == "run.h5") {
+                ("warning", "formats/seal", "`warnings`")
             } else {
-                ("off-pattern", "Results off the pattern")
+                ("off-pattern", "troubleshooting", "Results off the pattern")
             };
-            let advice = format!("docs/troubleshooting.md, \"{part}\", has what to look at, in order");
+            let advice = format!("docs/{page}.md, \"{part}\", has what to look at, in order");
             self.reason(index, cause, format!("its results warn ({}): {warning}", of.join(", ")), &[advice])
         };
         said.iter().map(reason).collect()

@@ -283,7 +283,15 @@ impl Look {
         }
         let newest = jobs.last();
         let evidence = Evidence { job: newest, said: newest.and_then(|job| self.said(job)), attempt: attempt.as_ref() };
-        let standing = standing::judge(&cell.state, &cell.def.fingerprint, evidence);
+        let mut standing = standing::judge(&cell.state, &cell.def.fingerprint, evidence);
+        let warnings = match self.prepared.seals.get(&name) {
+            Some(SealView::Sealed { seal, .. }) if cell.state.is_done() => seal.warnings.as_slice(),
+            _ => &[],
+        };
+        for warning in warnings {
+            let before = if standing.detail.is_empty() { "" } else { "; " };
+            standing.detail.push_str(&format!("{before}warns: {warning}"));
+        }
         let runs = matches!(standing.word, Word::Running | Word::ProbablyRunning);
         let progress = if runs { progress(&run_dir) } else { None };
         CellLook { standing, jobs, attempt, progress }

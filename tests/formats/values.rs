@@ -197,6 +197,7 @@ pub fn seal() -> Seal {
         outcome: Outcome::Done,
         origin: Origin::Run,
         evidence: Some(json!({"criterion": "none"})),
+        warnings: Vec::new(),
         content: Some(run().content_digest()),
         outputs: vec![file("best_model/model.safetensors", 693_248), file("run.h5", 11_264)],
         read: vec![file("setup/run.h5", 9_216)],

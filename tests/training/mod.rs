@@ -4,6 +4,7 @@
 //! whatever happened on the way.
 
 mod checkpoints;
+mod criteria;
 mod data;
 mod elastic;
 mod faults;

@@ -252,6 +252,7 @@ fn run_one(comm: &Comm, dir: &Path, run: &Run) -> End {
         keep_every_steps: 0,
         patience: Duration::from_secs(60),
         stop_after_skips: run.stop_after_skips,
+        criteria: Default::default(),
         threads_per_rank: 1,
         overlap: if run.overlap { Overlap::Early } else { Overlap::Late },
         exact: Exact::Waived,

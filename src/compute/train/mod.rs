@@ -4,11 +4,12 @@
 //! the backward pass has it whole ([`exchange`]), and is added in tree order ([`lanes`]); the norm is added in
 //! index order ([`norm`]); every owner updates its shard ([`shards`], [`adamw`]: ZeRO-1), and new weights travel
 //! while the next forward pass runs. What is skipped, clipped, validated, saved or stopped follows from numbers
-//! that all ranks have, so they decide alike.
+//! that all ranks have, so they decide alike; when a run is not worth its hours, [`criteria`] says so.
 //!
 //! The promises and the tests that keep them: `docs/numerics.md`.
 
 pub mod adamw;
+pub mod criteria;
 pub mod exchange;
 pub mod health;
 pub mod lanes;
@@ -28,10 +29,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tch::{Device, Kind as Type, Tensor};
 
 pub use adamw::{AdamW, Decay};
+pub use criteria::Criteria;
 pub use lanes::Plan;
 pub use resume::read_weights;
 pub use schedule::{Schedule, Shape, Warmup};
@@ -42,7 +44,7 @@ use super::checkpoint::{Retention, Saver, Superseded, saver};
 use super::comm::{Comm, Wire};
 use super::data::{Feed, TrainingGrains, ValidationGrains};
 use super::model::{Accumulate, CHUNK, GrainAt, GrainSum, Hooks};
-use super::{ComputeError, Result, numerics};
+use super::{ComputeError, Result, Stop, numerics};
 use crate::record::Digest;
 use exchange::Exchange;
 use lanes::LaneTree;
@@ -79,6 +81,8 @@ pub struct Settings {
     pub patience: Duration,
     /// Skipped steps in a row after which the run stops.
     pub stop_after_skips: u64,
+    /// What else it is stopped or flagged for.
+    pub criteria: Criteria,
     /// Threads of libtorch's kernels.
     pub threads_per_rank: u32,
     /// Whether a resume under another numerics record is refused.
@@ -179,16 +183,21 @@ pub fn train(comm: &Comm, trainee: Trainee, settings: &Settings, around: &Surrou
         let lr = settings.schedule.at(trainer.state.updates);
         let sums = trainer.backward()?;
         let totals = trainer.gather(&sums)?;
-        let usable = totals.usable();
-        if usable {
+        let window = if totals.usable() {
             trainer.update(lr, &totals)?;
+            trainer.state.watch.update(totals.sum.nll, totals.sum.tokens)
         } else {
             trainer.state.skip();
-        }
+            None
+        };
         trainer.end_step();
         trainer.state.seconds += began.elapsed().as_secs_f64();
         report.step(&trainer.state, &totals, lr, began.elapsed())?;
+        if settings.criteria.look(&mut trainer.state.watch, trainer.state.step, window) {
+            report.flag(&trainer.state);
+        }
         trainer.stop_after_skips()?;
+        settings.criteria.check_step(&trainer.state)?;
 
         let last = trainer.state.step == settings.schedule.steps;
         if last || trainer.state.step % settings.val_interval_steps == 0 {
@@ -198,6 +207,7 @@ pub fn train(comm: &Comm, trainee: Trainee, settings: &Settings, around: &Surrou
             if trainer.is_best(&validation) {
                 trainer.save_best(&validation, &mut report)?;
             }
+            settings.criteria.check_validations(&trainer.state)?;
         }
         if totals.stop && !last {
             trainer.save(&mut report)?;
@@ -421,10 +431,15 @@ impl<'a> Trainer<'a> {
         if self.state.skipped_in_row < self.settings.stop_after_skips.max(1) {
             return Ok(());
         }
-        Err(ComputeError::Stopped(format!(
-            "{} steps in a row, the last one {}, gave no finite gradient: lower `lr`, or look at the data",
-            self.state.skipped_in_row, self.state.step
-        )))
+        Err(ComputeError::Stopped(Box::new(Stop {
+            criterion: "no-finite-gradient",
+            step: self.state.step,
+            why: format!(
+                "{} steps in a row, the last one {}, gave no finite gradient: lower `lr`, or look at the data",
+                self.state.skipped_in_row, self.state.step
+            ),
+            values: json!({"skipped_in_row": self.state.skipped_in_row, "skipped": self.state.skipped}),
+        })))
     }
 
     /// Perplexity of the validation split, and the check of constrained weights.
@@ -457,10 +472,16 @@ impl<'a> Trainer<'a> {
         let validation =
             Validation { step: self.state.step, train_loss: self.state.window_loss(), loss, perplexity: loss.exp() };
         if !validation.perplexity.is_finite() {
-            return Err(ComputeError::Stopped(format!(
-                "the validation loss at step {} is {loss}: lower `lr`, or look at the data",
-                self.state.step
-            )));
+            return Err(ComputeError::Stopped(Box::new(Stop {
+                criterion: "validation-not-finite",
+                step: self.state.step,
+                why: format!(
+                    "the validation loss at step {} is {loss}, its perplexity {}: lower `lr`, or look at the data",
+                    self.state.step, validation.perplexity
+                ),
+                // JSON has no number for it.
+                values: json!({"validation_loss": loss.to_string()}),
+            })));
         }
         self.state.window_nll = 0.0;
         self.state.window_tokens = 0;

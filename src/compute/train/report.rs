@@ -89,6 +89,13 @@ impl Reporter {
         Ok(())
     }
 
+    /// After a step whose loss fell suspiciously fast.
+    pub fn flag(&self, state: &State) {
+        if let (true, Some(collapsed)) = (self.writer.is_some(), &state.watch.collapsed) {
+            eprintln!("step {}/{}  {}", state.step, self.total, collapsed.words());
+        }
+    }
+
     /// Makes the series durable: a checkpoint must not outlive the lines before it.
     pub fn sync(&mut self) -> Result<()> {
         if let Some(writer) = &mut self.writer {

@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::criteria::Watch;
+
 /// Counters after a number of steps.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -31,6 +33,9 @@ pub struct State {
     pub constrained_range: Option<[f64; 2]>,
     /// Training time over all attempts, seconds.
     pub seconds: f64,
+    /// What kill criteria remember.
+    #[serde(default)]
+    pub watch: Watch,
 }
 
 /// One validation.

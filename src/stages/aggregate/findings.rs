@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::Params;
-use super::inputs::Group;
+use super::inputs::{Group, Input};
 use crate::record::CellKey;
 
 /// Version of `final_results.json`.
@@ -68,6 +68,7 @@ pub(super) fn of_seed(group: &Group<'_>, seed: Option<u32>, params: &Params, key
         .find(|name| !name.is_null())
         .unwrap_or(&null);
     let findings = key_findings(evaluation, hotflip, params);
+    let warnings = [warnings(evaluation, uat, hotflip, &findings, params), of_cells(group, seed)].concat();
     let mut sources: Vec<Value> = group
         .cells(seed)
         .filter_map(|i| {
@@ -91,7 +92,7 @@ pub(super) fn of_seed(group: &Group<'_>, seed: Option<u32>, params: &Params, key
         "evaluation_summary": evaluation_summary(evaluation),
         "attack_summary": {"uat": attack(uat), "hotflip": attack(hotflip)},
         "criteria": criteria(&findings, &params.limits),
-        "warnings": warnings(evaluation, uat, hotflip, &findings, params),
+        "warnings": warnings,
         "key_findings": findings,
         "sources": sources,
     })
@@ -211,6 +212,18 @@ fn criteria(findings: &Value, limits: &CriteriaLimits) -> Value {
             limits.min_reduction_percent
         ),
     ])
+}
+
+/// What the cells of a seed warn of themselves.
+fn of_cells(group: &Group<'_>, seed: Option<u32>) -> Vec<String> {
+    let warns = |input: &Input| -> Vec<String> {
+        let texts = input.tree().and_then(|tree| tree.get("warnings")).and_then(Value::as_array);
+        let texts = texts.into_iter().flatten().filter_map(Value::as_str);
+        texts.map(|text| format!("{}: {text}", input.key.local_name())).collect()
+    };
+    let mut found: Vec<String> = group.cells(seed).flat_map(warns).collect();
+    found.sort();
+    found
 }
 
 /// What deserves a second look. None of it is an error.

@@ -70,6 +70,7 @@ fn sealed(base: &Path, kind: &str, key: &CellKey, metrics: Value) -> Need {
         outcome: Outcome::Done,
         origin: Origin::Run,
         evidence: None,
+        warnings: Vec::new(),
         content: Some(record.content_digest()),
         outputs: digest_outputs(&dir, &["run.h5".into()]).unwrap(),
         read: vec![],
@@ -261,6 +262,23 @@ fn two_seeds_worked_out_by_hand() {
 }
 
 /// Every file that an aggregation wrote, by name. run.h5 has no times either.
+#[test]
+fn what_a_stage_warns_of_is_in_the_results_and_on_the_page_of_its_seed() {
+    let dir = tempfile::tempdir().unwrap();
+    let needs = study(dir.path(), &TWO);
+    let flagged = json!({"best_val_perplexity": 10.0, "warnings": ["suspiciously fast collapse: look at it"]});
+    sealed(dir.path(), "train", &key("train_baseline", None, Some(42)), flagged);
+    let (result, out) = aggregate(dir.path(), needs, params(json!({})));
+    result.unwrap();
+    let words = "train_baseline/seed-42: suspiciously fast collapse: look at it";
+    for (seed, warns) in [(42, true), (1337, false)] {
+        let found = read_json(&out.join(format!("seed-{seed}/final_results.json")));
+        assert_eq!(found["warnings"].to_string().contains(words), warns, "{}", found["warnings"]);
+        let page = std::fs::read_to_string(out.join(format!("seed-{seed}/experiment_summary.txt"))).unwrap();
+        assert_eq!(page.contains(words), warns, "{page}");
+    }
+}
+
 fn written(out: &Path) -> BTreeMap<String, Vec<u8>> {
     let files = crate::record::digest::files_below(out).unwrap();
     files.into_iter().map(|f| (f.to_string_lossy().into_owned(), std::fs::read(out.join(&f)).unwrap())).collect()

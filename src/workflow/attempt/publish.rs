@@ -16,9 +16,6 @@ use crate::workflow::plan::code;
 /// What a foreign program reports its numbers in.
 pub const METRICS_FILE: &str = "metrics.json";
 
-/// What a kill criterion leaves as evidence.
-const EVIDENCE_FILE: &str = "evidence.json";
-
 /// Names that belong to the run directory itself.
 const RESERVED: [&str; 8] =
     ["attempts", "cell.toml", "checkpoints", "invalid.json", "log.txt", "progress.jsonl", "seal.json", "flags"];
@@ -60,9 +57,10 @@ pub fn publish(
     if cell.kind == GATE_KIND && !Decision::read(out_dir)?.is_some_and(passes) {
         return Err(Refusal::Outputs(format!("the gate ended with 0 but its {DECISION_FILE} says no pass")));
     }
-    let content = verify(cell, out_dir)?;
+    let run = verify(cell, out_dir)?;
+    let (content, warnings) = (Some(run.content_digest()), warnings(&run));
     let outputs = move_outputs(Some(start.attempt), run_dir, out_dir)?;
-    let seal = Seal { content, ..unsigned(cell, start, run_dir, outputs, read) };
+    let seal = Seal { content, warnings, ..unsigned(cell, start, run_dir, outputs, read) };
     if attempt::is_superseded(run_dir, start.attempt) {
         return Err(Refusal::Superseded);
     }
@@ -85,7 +83,7 @@ pub fn stop(
         let evidence = json!({"verdict": decision.verdict, "why": decision.reason, "evidence": decision.evidence});
         (evidence, move_outputs(Some(start.attempt), run_dir, out_dir)?, read)
     } else {
-        let left = files::read_json(&out_dir.join(EVIDENCE_FILE)).unwrap_or_else(|_| json!(cause));
+        let left = files::read_json(&out_dir.join(attempt::EVIDENCE_FILE)).unwrap_or_else(|_| json!(cause));
         (left, Vec::new(), Vec::new())
     };
     let seal =
@@ -135,6 +133,7 @@ fn unsigned(
         outcome: Outcome::Done,
         origin: Origin::Run,
         evidence: None,
+        warnings: Vec::new(),
         content: None,
         outputs,
         read,
@@ -172,8 +171,14 @@ fn record_metrics(cell: &Cell, out_dir: &Path) -> Result<(), Refusal> {
     }
 }
 
-/// Checks declared outputs and `run.h5`; returns the content digest.
-fn verify(cell: &Cell, out_dir: &Path) -> Result<Option<Digest>, Refusal> {
+/// The texts under `warnings` of a result, so that nobody has to open it to hear of them; cut where one goes on and on.
+fn warnings(run: &RunRecord) -> Vec<String> {
+    let texts = run.metrics["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    texts.take(20).map(|text| text.chars().take(500).collect()).collect()
+}
+
+/// Checks declared outputs and `run.h5`; returns what that holds.
+fn verify(cell: &Cell, out_dir: &Path) -> Result<RunRecord, Refusal> {
     let missing: Vec<&String> = cell.outputs.iter().filter(|o| !out_dir.join(o).exists()).collect();
     if !missing.is_empty() {
         let names: Vec<String> = missing.iter().map(|m| format!("`{m}`")).collect();
@@ -189,7 +194,7 @@ fn verify(cell: &Cell, out_dir: &Path) -> Result<Option<Digest>, Refusal> {
     if run.key != cell.key || run.fingerprint != cell.fingerprint {
         return Err(Refusal::Outputs(format!("run.h5 is that of {} and not of {}", run.key, cell.key)));
     }
-    Ok(Some(run.content_digest()))
+    Ok(run)
 }
 
 /// Moves every entry of `out_dir` into the run directory. Returns every file with its digest.

@@ -113,6 +113,7 @@ fn seal_of(def: &CellDef, read: Vec<crate::record::seal::SealedFile>) -> Seal {
         outcome: Outcome::Done,
         origin: Origin::Run,
         evidence: None,
+        warnings: Vec::new(),
         content: Some(Digest::of_bytes(def.key.local_name().as_bytes())),
         outputs: vec![],
         read,
