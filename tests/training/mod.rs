@@ -3,10 +3,12 @@
 //! The promise under test: the same cell ends with the same parameters and the same series, bit for bit,
 //! whatever happened on the way.
 
+mod chain;
 mod checkpoints;
 mod criteria;
 mod data;
 mod elastic;
+mod ended;
 mod faults;
 mod memory;
 mod seen;
@@ -399,6 +401,12 @@ fn rank_below(ancestor: u32) -> i32 {
 /// A process of `program` below `ancestor`.
 #[cfg(feature = "mpi")]
 fn below(ancestor: u32, program: &Path) -> i32 {
+    all_below(ancestor, program)[0]
+}
+
+/// All processes of `program` below `ancestor`.
+#[cfg(feature = "mpi")]
+fn all_below(ancestor: u32, program: &Path) -> Vec<i32> {
     let mut parents = BTreeMap::new();
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
@@ -420,7 +428,7 @@ fn below(ancestor: u32, program: &Path) -> i32 {
         }
         false
     };
-    found.into_iter().find(|&pid| is_below(pid)).unwrap() as i32
+    found.into_iter().filter(|&pid| is_below(pid)).map(|pid| pid as i32).collect()
 }
 
 #[cfg(feature = "mpi")]

@@ -9,7 +9,7 @@ use std::process::Command;
 use crate::Answer;
 use crate::directives;
 use crate::jobs::schedule;
-use crate::state::{Controller, Element, HUP, KILL, TERM, USR1, USR2, now_ms, send};
+use crate::state::{Controller, Element, HUP, KILL, TERM, USR1, USR2, config, now_ms, send};
 
 const SBATCH: &str = "job-name output error open-mode requeue no-requeue signal nodes ntasks-per-node cpus-per-task \
     gpus-per-node mem time array kill-on-invalid-dep partition account qos dependency parsable test-only comment \
@@ -496,7 +496,7 @@ pub fn scancel(root: &Path, bin: &Path, arguments: &[String]) -> Answer {
 }
 
 /// One task: the program itself; more: under mpirun, kept from asking the fake for its ranks.
-pub fn srun(arguments: &[String]) -> ! {
+pub fn srun(root: &Path, arguments: &[String]) -> ! {
     if arguments == ["--mpi=list"] {
         eprintln!("MPI plugin types are...\n\tnone\n\tpmi2\n\tpmix\nspecific pmix plugin versions available: pmix_v4");
         std::process::exit(0)
@@ -516,7 +516,48 @@ pub fn srun(arguments: &[String]) -> ! {
         command.env("OMPI_MCA_mpi_yield_when_idle", "1");
         command
     };
-    let error = command.exec();
+    let error = if config(root).get("enforce_memory").is_some_and(|v| v == "on") {
+        within_memory(&mut command)
+    } else {
+        command.exec()
+    };
     eprintln!("srun: error: {error}");
     std::process::exit(1)
+}
+
+/// Runs one task and kills it once it has held more than the job's memory, as the kernel does for Slurm; says what it held at
+/// most.
+fn within_memory(command: &mut Command) -> std::io::Error {
+    let limit_mb = std::env::var("SLURM_MEM_PER_NODE").ok().and_then(|text| text.parse::<u64>().ok());
+    let limit_kb = limit_mb.map_or(u64::MAX, |mb| mb * 1024);
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => return error,
+    };
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak_kb = 0;
+    let (killed, code) = loop {
+        // The kernel's own mark: what lasted shorter than a look is in it, too.
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let mark = text.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+        peak_kb = peak_kb.max(mark.unwrap_or(0));
+        if peak_kb > limit_kb {
+            let _ = child.kill();
+            let _ = child.wait();
+            break (true, 1);
+        }
+        match child.try_wait() {
+            Ok(Some(status)) => break (false, status.code().unwrap_or(1)),
+            Ok(None) => std::thread::sleep(std::time::Duration::from_millis(2)),
+            Err(error) => return error,
+        }
+    };
+    println!("fake: peak {peak_kb} kB");
+    if killed {
+        eprintln!(
+            "slurmstepd: error: Detected 1 oom_kill event in StepId=1.0. Some of the step tasks have been OOM Killed."
+        );
+        eprintln!("srun: error: f1: task 0: Out Of Memory");
+    }
+    std::process::exit(code)
 }

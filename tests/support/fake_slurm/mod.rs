@@ -68,7 +68,7 @@ impl FakeSlurm {
     /// `max_user` (of one user, by sacctmgr), `max_array_size`, `min_job_age_ms`, `requeue_delay_ms`, `kill_wait_ms`, `partitions` (a,b),
     /// `hold` (1: nothing starts), `down` (1: the controller does not answer), `ignore_kill_dep` (1: a job whose
     /// dependency can never be met stays in the queue, whatever it says), `warnings` (off: no signal comes before a
-    /// time limit).
+    /// time limit), `enforce_memory` (on: a single task that holds more than its job's memory is killed).
     pub fn set(&self, key: &str, value: impl ToString) {
         let path = self.state("config");
         let text = std::fs::read_to_string(&path).unwrap_or_default();

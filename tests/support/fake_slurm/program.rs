@@ -44,7 +44,7 @@ fn main() {
     let root = commands::root_of(&main, cluster.as_deref());
     match name.as_str() {
         "slurmstepd" => return jobs::run(&root, &bin, &arguments[0]),
-        "srun" => commands::srun(&arguments),
+        "srun" => commands::srun(&root, &arguments),
         _ => {}
     }
     std::fs::create_dir_all(&root).unwrap();
