@@ -130,6 +130,16 @@ fn the_journal_of_version_2_is_read_and_written_to_the_same_bytes() {
 }
 
 #[test]
+fn the_journal_of_version_3_is_read_and_written_to_the_same_bytes() {
+    let own = repository().join("tests/fixtures/formats/v3/own");
+    let written: String = values::journal_v3().iter().map(|e| serde_json::to_string(e).unwrap() + "\n").collect();
+    assert_eq!(fs::read_to_string(own.join("journal.jsonl")).unwrap(), written);
+    let entries = Journal::open(&own, "sandbox").read().unwrap();
+    assert_eq!(entries, values::journal_v3());
+    assert!(entries.iter().all(|e| e.version == 3));
+}
+
+#[test]
 fn golden_files_are_read_to_the_expected_values() {
     let dir = golden();
     let run = dir.join("run");

@@ -67,6 +67,7 @@ fn every_field_has_a_line_in_its_page() {
     check("journal.md", "own/journal.jsonl", &["cells"]);
     check("slots.md", "own/slots.json", &[]);
     check("journal.md", "../v2/own/journal.jsonl", &["stages"]);
+    check("journal.md", "../v3/own/journal.jsonl", &[]);
     check("submission.md", "submission/plan.json", &["jobs.cells"]);
     check("budget.md", "submission/budget.json", &["expected_s"]);
     let flag = fs::read_to_string(golden().join("flags/stage_3_train_monotonic_complete.flag")).unwrap();

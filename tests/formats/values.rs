@@ -434,6 +434,11 @@ pub fn journal_v2() -> Vec<Entry> {
     ])
 }
 
+/// What version 3 of the journal brought: the reply of a site with several Slurm clusters.
+pub fn journal_v3() -> Vec<Entry> {
+    entries(vec![Event::Submitted { job: format!("monotone.train_baseline.{SUBMISSION}"), id: "1187;alps".into() }])
+}
+
 fn entries(events: Vec<Event>) -> Vec<Entry> {
     let entry = |(i, event): (usize, Event)| Entry {
         version: event.version(),
