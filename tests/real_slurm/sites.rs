@@ -84,3 +84,29 @@ fn slurm_mails_the_first_failure_and_the_end() {
     assert_eq!((of("count"), of("end"), lines.len()), (1, 1, 2), "{mails}\n{}", work.logs());
     assert!(lines.iter().all(|line| line.contains("Failed")), "{mails}");
 }
+
+/// Data is copied once to each of two real nodes, read there by the ranks of both, and taken away.
+#[test]
+fn data_is_staged_to_both_nodes_of_a_job() {
+    let Some(slurm) = sandbox() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let read = r#"path=$(sed -n 's/^path = "\(.*\)"$/\1/p' "$SEEDBED_CELL" | head -n 1); echo "$path $(cat "$path")" > "$D/seen_$SLURM_NODEID"; [ "$SLURM_NODEID" != 0 ] || echo '{}' > metrics.json"#;
+    let lines =
+        "inputs = ['data.txt']\nstage_in = ['data.txt']\nresources = {nodes = 2, mem = '64M', time = '0:05:00'}";
+    let cluster = "partition = 'debug'\nlocal_dir = '/tmp'";
+    let work = Work::new(slurm.path(dir.path()), cluster, "seeds = [1]", &[("read", lines, read)]);
+    std::fs::write(work.file("configs/data.txt"), "forty-two\n").unwrap();
+    work.run();
+    assert!(work.is_sealed("read/seed-1"), "{}", work.logs());
+    for node in ["0", "1"] {
+        let seen = work.lines(&format!("seen_{node}"));
+        let (path, text) = seen[0].split_once(' ').unwrap();
+        assert!(path.starts_with("/tmp/seedbed-") && path.ends_with("/data.txt") && text == "forty-two", "{seen:?}");
+        let left = slurm.on("n1", 20).args(["test", "-e", path]).status().unwrap();
+        assert!(!left.success(), "{path} stays");
+    }
+    let logs = work.logs();
+    let hosts: std::collections::BTreeSet<&str> =
+        logs.lines().filter(|l| l.contains("stage_in data.txt: ")).filter_map(|l| l.split(" on ").nth(1)).collect();
+    assert_eq!(hosts.len(), 2, "once on each of two nodes: {logs}");
+}
