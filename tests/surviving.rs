@@ -1,6 +1,8 @@
 //! What a cell survives on a fake Slurm: time limits, preemption, lost nodes, kills, too little memory; by itself where it
 //! can, by the next `run_all` where it cannot, and never without end.
 
+use std::time::{Duration, Instant};
+
 use serde_json::json;
 
 use crate::support::chain::text;
@@ -263,6 +265,55 @@ fn node_after_node_that_takes_the_attempt_with_it_ends_somewhere() {
     work.wait(&jobs, 60);
     assert_eq!(work.story(CELL), ["silent", "silent", "killed nothing"], "{}", work.logs());
     assert_eq!(work.lines("starts").len(), 2, "the third was not started");
+}
+
+#[test]
+fn a_warning_that_comes_too_early_ends_neither_the_shell_nor_the_attempt_nor_the_stage() {
+    let slurm = slurm();
+    // As from a Slurm that finds the limit within the grace: from the script's first line on.
+    let cluster = "lines = ['[ -e \"$D/warned\" ] || { touch \"$D/warned\"; (i=0; while [ $i -lt 60 ]; do kill -USR2 $$; sleep 0.01; i=$((i + 1)); done) & }']";
+    let shell = r#"trap 'echo told >> "$D/told"' USR2; for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do sleep 0.1; done; echo work >> "$D/order"; echo "{}" > metrics.json"#;
+    let work = work(&slurm, cluster, "", RESUMABLE, shell);
+    work.run();
+    assert_eq!(work.story(CELL), ["done nothing"], "{}", work.logs());
+    assert!(!work.lines("told").is_empty(), "the stage is told, a little later");
+    assert_eq!(work.lines("order"), ["work", "child"]);
+}
+
+#[test]
+fn a_step_that_was_cut_short_is_tried_again_though_srun_ends_with_0() {
+    let slurm = slurm();
+    // As seen on a Slurm 22.05. The second words are those of a rank that was killed because another could not be started.
+    let shell = r#"case $SEEDBED_ATTEMPT in 1) echo "srun: error: task 3 launch failed: Unspecified error" >&2;; 2) echo "srun: launch/slurm: launch_p_step_launch: StepId=22.0 aborted before step completely launched." >&2; exit 137;; 3) echo "srun: error: Node failure on n2" >&2;; *) echo made > out.txt; echo work >> "$D/order"; echo "{}" > metrics.json;; esac"#;
+    let lines = format!("outputs = [\"out.txt\"]\n{RESUMABLE}");
+    let work = work(&slurm, "", "", &lines, shell);
+    work.run();
+    let story = work.story(CELL);
+    assert_eq!(story[3..], ["done nothing"], "{story:?}\n{}", work.logs());
+    assert!(story[..3].iter().all(|end| end == "node-failure requeue"), "{story:?}\n{}", work.logs());
+    assert!(work.end(CELL, 1)["cause"].as_str().unwrap().starts_with("cut short, although srun ended with 0"));
+    assert_eq!(work.lines("order"), ["work", "child"]);
+}
+
+#[test]
+fn a_requeue_waits_for_a_controller_that_is_started_again() {
+    let slurm = slurm();
+    let shell = r#"if [ "$SEEDBED_ATTEMPT" = 1 ]; then touch "$D/started"; while [ ! -e "$D/die" ]; do sleep 0.05; done; kill -9 $$; fi; echo work >> "$D/order"; echo "{}" > metrics.json"#;
+    let work = work(&slurm, "", "", RESUMABLE, shell);
+    let jobs = work.submit();
+    work.wait_for("started", 30);
+    slurm.set("down", 1);
+    std::fs::write(work.file("die"), "").unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while calls(&slurm, "scontrol").iter().filter(|call| call.starts_with("requeue")).count() < 2 {
+        assert!(Instant::now() < deadline, "{:?}\n{}", slurm.calls(), work.logs());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(work.story(CELL), ["killed requeue"]);
+    slurm.set("down", 0);
+    work.wait(&jobs, 60);
+    assert_eq!(work.story(CELL), ["killed requeue", "done nothing"], "{}", work.logs());
+    assert_eq!(work.lines("order"), ["work", "child"], "the child waited");
 }
 
 #[test]

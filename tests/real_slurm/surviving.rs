@@ -109,7 +109,11 @@ fn a_zombie_that_outlives_slurmd_publishes_nothing() {
     let kill = format!("kill -KILL \"$(cat '{}')\"", pid_file.display());
     assert_ok(&slurm.on(&host, 20).args(["sh", "-c", &kill]).output().unwrap(), &["kill", "slurmd"]);
     work.wait(&jobs, 180);
-    let second = |file: &str| work.lines(file)[0].parse::<i64>().unwrap();
+    let logs = || format!("{:?}\n{}\n{}", work.story(CELL), work.logs(), slurm.head(&["scontrol", "show", "node"]));
+    let second = |file: &str| {
+        let lines = work.lines(file);
+        lines.first().unwrap_or_else(|| panic!("no {file}: {}", logs())).parse::<i64>().unwrap()
+    };
     assert!((second("alive_1") - second("alive_2")).abs() <= 1, "both attempts were alive in one second");
     assert_eq!(work.story(CELL), ["silent", "done nothing"], "{}", work.logs());
     assert_eq!(work.metrics(CELL)["from"], 2);

@@ -119,12 +119,14 @@ impl Work {
         let client = Client::with_path(&self.path);
         let deadline = Instant::now() + Duration::from_secs(limit_s);
         loop {
-            let found = queue::query(&client, jobs).unwrap();
-            let alive: Vec<_> = found.entries().filter(|e| e.liveness() != Liveness::Ended).collect();
-            if alive.is_empty() {
-                return;
+            // On a machine that is too busy a controller may not answer at once.
+            let found = queue::query(&client, jobs);
+            let is_alive = |e: &&queue::Entry| e.liveness() != Liveness::Ended;
+            match &found {
+                Ok(found) if found.entries().filter(is_alive).count() == 0 => return,
+                _ => {}
             }
-            assert!(Instant::now() < deadline, "still alive: {alive:#?}\n{}", self.logs());
+            assert!(Instant::now() < deadline, "still alive: {found:#?}\n{}", self.logs());
             std::thread::sleep(Duration::from_millis(100));
         }
     }

@@ -19,6 +19,8 @@ pub struct Evidence {
     pub failed_nodes: BTreeSet<String>,
     /// Slurm ended it because of a node, named or not.
     pub node_failure: bool,
+    /// Not all ranks could be started. srun of Slurm 22.05 may end with 0 all the same.
+    pub launch_failed: bool,
 }
 
 impl Evidence {
@@ -28,6 +30,7 @@ impl Evidence {
         self.time_limit |= other.time_limit;
         self.preempted |= other.preempted;
         self.node_failure |= other.node_failure;
+        self.launch_failed |= other.launch_failed;
         self.failed_nodes.extend(other.failed_nodes.iter().cloned());
     }
 
@@ -42,6 +45,9 @@ impl Evidence {
         self.time_limit |= said.contains("DUE TO TIME LIMIT");
         self.preempted |= said.contains("DUE TO PREEMPTION");
         self.node_failure |= said.contains("DUE TO NODE FAILURE");
+        // `task 3 launch failed: Unspecified error`; `launch/slurm: launch_p_step_launch: StepId=3.0 aborted ...`.
+        self.launch_failed |= (said.starts_with("task") && said.contains(" launch failed: "))
+            || said.ends_with("aborted before step completely launched.");
         // `Node failure on n2`; `task launch for StepId=3.0 failed on node n2: ...`.
         let node = said.strip_prefix("Node failure on ").or_else(|| {
             said.starts_with("task launch for ").then(|| said.split_once(" failed on node ").map(|(_, rest)| rest))?
@@ -157,6 +163,12 @@ mod tests {
         let text = "slurmstepd: error: *** STEP 3.0 ON n1 CANCELLED AT 2026-11-21T08:15:00 DUE TO TIME LIMIT ***\n";
         assert_eq!(found(text), Evidence { time_limit: true, ..nothing.clone() });
         assert!(found(&text.replace("TIME LIMIT", "PREEMPTION")).preempted);
+        for text in [
+            "srun: error: task 3 launch failed: Unspecified error\n",
+            "srun: launch/slurm: launch_p_step_launch: StepId=22.0 aborted before step completely launched.\n",
+        ] {
+            assert_eq!(found(text), Evidence { launch_failed: true, ..nothing.clone() }, "{text}");
+        }
         let failed = found(&text.replace("TIME LIMIT", "NODE FAILURE"));
         assert!(failed.node_failure && failed.failed_nodes.is_empty());
         let text = "srun: error: Node failure on n2\nsrun: error: task launch for StepId=3.0 failed on node gpu-7.x: Communication connection failure\n";

@@ -15,6 +15,9 @@ use crate::workflow::slurm::{Client, Element, JobState, control, queue};
 use crate::workflow::study::Retry;
 use crate::workflow::submission::Submission;
 
+/// How long a requeue waits for a controller that does not answer. The job's own limit may end it sooner.
+const CONTROLLER_BACK: Duration = Duration::from_secs(900);
+
 /// An attempt, and what it runs with.
 #[derive(Debug)]
 pub struct Standing<'a> {
@@ -49,6 +52,16 @@ pub struct Known {
     pub evidence: Evidence,
     /// Whether this process was told to end.
     pub told_to_end: bool,
+}
+
+impl Known {
+    /// Whether something else than the stage itself may have ended it.
+    pub fn was_cut_short(&self) -> bool {
+        let found = &self.evidence;
+        self.told_to_end
+            || [found.launch_failed, found.node_failure, found.preempted, found.time_limit, found.out_of_memory]
+                .contains(&true)
+    }
 }
 
 impl Standing<'_> {
@@ -170,7 +183,7 @@ impl Standing<'_> {
         // From here on Slurm's signals to this job must not end us, nor the commands that we start: without this the
         // change of a requeued job took effect in half of the cases only.
         ignore_signals();
-        if let Err(error) = control::requeue(&client, element) {
+        if let Err(error) = control::requeue_soon(&client, element, CONTROLLER_BACK) {
             say(&error.to_string());
             let verdict = Verdict { next: Next::RunAll, ..verdict.clone() };
             record(&verdict, &format!("it could not be requeued ({error}): `run_all` submits it"))?;
@@ -217,7 +230,7 @@ fn why(code: u8, known: &Known, limit: Option<&Limit>, state: Option<&JobState>,
         | exit::STOPPED => return Why::Failed,
         exit::RESUME => {}
         _ if evidence.out_of_memory => return Why::OutOfMemory,
-        _ if evidence.node_failure => return Why::NodeFailure,
+        _ if evidence.node_failure || evidence.launch_failed => return Why::NodeFailure,
         _ => {}
     }
     if known.told_to_end || evidence.time_limit || state.is_some_and(|s| *s != JobState::Running) {
@@ -283,6 +296,7 @@ mod tests {
                 time_limit: words.contains("limit"),
                 preempted: words.contains("preempted"),
                 node_failure: words.contains("node"),
+                launch_failed: words.contains("launch"),
                 ..Evidence::default()
             },
         };
@@ -294,6 +308,7 @@ mod tests {
             (1, "oom", 100, &running, Why::OutOfMemory),
             (137, "oom told", 100, &running, Why::OutOfMemory),
             (1, "node", 100, &running, Why::NodeFailure),
+            (137, "launch", 100, &running, Why::NodeFailure),
             (137, "", 100, &running, Why::Killed),
             (71, "", 100, &running, Why::Killed),
             (143, "told", 100, &running, Why::Killed),

@@ -22,6 +22,9 @@ use crate::workflow::error::{Result, WorkflowError};
 /// How long output is still taken after the stage has ended.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// No warning reaches a stage sooner: a program that has not begun to listen would die of it.
+const LISTENS_AFTER: Duration = Duration::from_secs(1);
+
 /// What is launched.
 #[derive(Debug)]
 pub struct Launch<'a> {
@@ -120,6 +123,7 @@ pub fn run(launch: &Launch) -> Result<Report> {
     let kills_before = kills();
     let mut child = command.spawn().map_err(|source| WorkflowError::Start { program: program.clone(), source })?;
 
+    let started = Instant::now();
     let pid = i32::try_from(child.id()).unwrap_or(-1);
     let over = Arc::new(AtomicBool::new(false));
     let evidence = Mutex::new(Evidence::default());
@@ -137,6 +141,9 @@ pub fn run(launch: &Launch) -> Result<Report> {
         }
         scope.spawn(|| {
             for signal in signals.forever() {
+                if signal == SIGUSR2 {
+                    std::thread::sleep(LISTENS_AFTER.saturating_sub(started.elapsed()));
+                }
                 // SIGCONT comes with a preemption's SIGTERM and means nothing by itself.
                 if signal != SIGCONT && !over.load(Ordering::SeqCst) {
                     // SAFETY: the child has not been waited for, so the process id is still its own.
@@ -167,8 +174,7 @@ pub fn run(launch: &Launch) -> Result<Report> {
 
 /// Tells the stage that its time is nearly over, unless Slurm has: its warning cannot be moved on a queued job.
 fn warn_before_the_end(limit: Limit, pid: i32, warned: &AtomicBool, over: &AtomicBool) {
-    // Not before the program can have begun to listen.
-    let at = Instant::now() + limit.warn_in().max(Duration::from_secs(1));
+    let at = Instant::now() + limit.warn_in().max(LISTENS_AFTER);
     while !over.load(Ordering::SeqCst) && !warned.load(Ordering::SeqCst) {
         if Instant::now() >= at {
             // SAFETY: the child has not been waited for, so the process id is still its own.

@@ -68,6 +68,9 @@ pub enum Executor {
 /// The submission cannot be read or the run directory not be written. What the stage did wrong is an exit
 /// code, not an error.
 pub fn run(options: &Options) -> Result<u8> {
+    // Slurm's warning may come before the stage is there to take it: the end of the allocation is known without it.
+    // SAFETY: SIG_IGN is a valid disposition.
+    unsafe { libc::signal(libc::SIGUSR2, libc::SIG_IGN) };
     if doctor::is_probe(&options.submission) {
         return doctor::probe(&options.submission, &options.job, &options.launcher);
     }
@@ -301,6 +304,10 @@ fn attempt_once(
             Ok(seal) => {
                 refresh_flag(submission, cell)?;
                 return Ok((exit::DONE, format!("sealed {} ({} files)", cell.key, seal.outputs.len())));
+            }
+            // srun of Slurm 22.05 ends with 0 when a node has failed or it could not start all ranks.
+            Err(publish::Refusal::Outputs(why)) if known.was_cut_short() => {
+                return Ok((1, format!("cut short, although srun ended with 0: {why}")));
             }
             Err(publish::Refusal::Outputs(why)) => return Ok((exit::BAD_OUTPUT, why)),
             Err(publish::Refusal::Superseded) => {

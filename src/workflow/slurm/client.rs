@@ -72,6 +72,24 @@ pub enum SlurmError {
     },
 }
 
+impl SlurmError {
+    /// Whether the controller gave no answer, as while it is started again: what it was asked may be asked once more.
+    pub fn is_no_answer(&self) -> bool {
+        let silent = [
+            "Unable to contact slurm controller",
+            "Socket timed out",
+            "Connection refused",
+            "missing socket",
+            "Zero Bytes",
+        ];
+        match self {
+            Self::Timeout { .. } => true,
+            Self::Failed { message, .. } => silent.iter().any(|words| message.contains(words)),
+            _ => false,
+        }
+    }
+}
+
 /// What a command printed, and how it ended.
 #[derive(Debug, Clone)]
 pub struct Reply {

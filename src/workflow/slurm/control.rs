@@ -14,6 +14,24 @@ pub fn requeue(client: &Client, element: Element) -> Result<(), SlurmError> {
     change(client, "scontrol", &["requeue", &element.to_string()])
 }
 
+/// [`requeue`], repeated while nobody answers: a controller that is started again comes back, and what only it can do is
+/// worth waiting for. A job that waits already is as it should be: Slurm put it back, or a call without an answer did.
+///
+/// # Errors
+/// As for [`requeue`]; no answer after `patience`.
+pub fn requeue_soon(client: &Client, element: Element, patience: Duration) -> Result<(), SlurmError> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match requeue(client, element) {
+            Err(error) if error.is_no_answer() && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_secs(1));
+            }
+            Err(SlurmError::Failed { message, .. }) if message.contains("Job is pending execution") => return Ok(()),
+            done => return done,
+        }
+    }
+}
+
 /// What a job that waits is to ask for from now on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Change {
