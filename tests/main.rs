@@ -5,6 +5,7 @@ mod architecture;
 mod asking;
 mod benches;
 mod chain;
+mod chaos;
 #[cfg(feature = "compute")]
 mod data_stages;
 mod doctor;

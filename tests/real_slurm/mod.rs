@@ -1,6 +1,7 @@
 //! Tests on a real Slurm (`scripts/slurm-sandbox`). `scripts/test` counts those of this module when it skips them.
 
 mod chain;
+mod chaos;
 mod commands;
 mod foreign;
 mod gates;

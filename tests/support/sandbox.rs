@@ -14,7 +14,9 @@ use seedbed::workflow::slurm::Client;
 pub struct Sandbox {
     script: PathBuf,
     /// Its directory, if it is one test's own: it is taken down at the end.
-    own: Option<tempfile::TempDir>,
+    own: Option<PathBuf>,
+    /// Holds that directory.
+    _parent: Option<tempfile::TempDir>,
 }
 
 /// The sandbox, or `None` after a line that says that this test was skipped.
@@ -30,7 +32,7 @@ pub fn sandbox() -> Option<Sandbox> {
         "SEEDBED_TEST_SLURM is set but the sandbox is not up: {}",
         String::from_utf8_lossy(&status.stderr)
     );
-    Some(Sandbox { script, own: None })
+    Some(Sandbox { script, own: None, _parent: None })
 }
 
 /// A sandbox of one test's own, for what would disturb others; `lines` are added to its slurm.conf. `None` as for
@@ -57,22 +59,36 @@ fn own(words: &[&str], lines: &str) -> Option<Sandbox> {
     let dir = tempfile::Builder::new().prefix("seedbed-own").tempdir().unwrap();
     // Its daemons run as other users, too.
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    let own = Sandbox { script: super::repository().join("scripts/slurm-sandbox"), own: Some(dir) };
-    let output = own.call("up").args(words).env("SEEDBED_SANDBOX_LINES", lines).output().unwrap();
-    assert_ok(&output, &["slurm-sandbox", "up"]);
+    let mut own = Sandbox::start(&dir.path().join("sandbox"), words, lines);
+    own._parent = Some(dir);
     Some(own)
 }
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Sandbox {
+    /// Starts one in `dir` with these words of `up`, and with `lines` added to its slurm.conf; it is taken down when it is
+    /// dropped.
+    pub fn start(dir: &Path, words: &[&str], lines: &str) -> Self {
+        let script = super::repository().join("scripts/slurm-sandbox");
+        let own = Self { script, own: Some(dir.to_owned()), _parent: None };
+        let output = own.call("up").args(words).env("SEEDBED_SANDBOX_LINES", lines).output().unwrap();
+        assert_ok(&output, &["slurm-sandbox", "up"]);
+        own
+    }
+
+    /// Takes it down, if it is one test's own.
+    pub fn stop(&self) {
         if self.own.is_some() {
             // What is left is named by the next `up`; a test that fails already says why.
             let _ = self.call("down").output();
         }
     }
-}
 
-impl Sandbox {
     /// A call of the script.
     pub fn call(&self, word: &str) -> Command {
         let mut command = Command::new(&self.script);
@@ -85,7 +101,7 @@ impl Sandbox {
 
     /// Where its files are, if it is one test's own.
     pub fn dir(&self) -> Option<PathBuf> {
-        self.own.as_ref().map(|dir| dir.path().join("sandbox"))
+        self.own.clone()
     }
 
     /// A command on a node (`head`, `n1` to `n4`), to be completed with its words; killed after `limit_s` seconds.
