@@ -26,6 +26,7 @@ mod query;
 #[cfg(feature = "mpi")]
 mod ranks;
 mod real_slurm;
+mod scale;
 mod scripts;
 #[cfg(feature = "compute")]
 mod seam;

@@ -56,7 +56,7 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
     let mut now = look(&request)?;
     let client = Client::new();
     let mut open = Vec::new();
-    if now.jobs.values().flatten().any(|job| job.is_lost()) {
+    if now.jobs.values().flat_map(|jobs| jobs.iter()).any(|job| job.is_lost()) {
         open = cancel::settle(&client, &now)?;
         now = look(&request)?;
     }

@@ -1,5 +1,7 @@
 //! `seedbed plan`: every cell with its state, and the bill of what is left.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 
 use super::Result;
@@ -50,34 +52,52 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
 pub(crate) fn table(prepared: &Prepared) -> String {
     let mut rows = vec![vec!["STAGE".to_owned(), "CELLS".to_owned(), "STATE".to_owned(), "WHY".to_owned()]];
     for (i, stage) in prepared.study.stages.iter().enumerate() {
-        let cells: Vec<_> = prepared.plan.cells.iter().filter(|c| c.def.stage == i).collect();
-        let mut groups: Vec<(String, String, Vec<String>)> = Vec::new();
+        let cells = prepared.plan.cells.iter().filter(|c| c.def.stage == i);
+        let mut groups: Vec<Group> = Vec::new();
+        let mut places: BTreeMap<(String, String), usize> = BTreeMap::new();
         for cell in cells {
-            let (word, reason) = (cell.state.label(), cell.state.reason());
+            let (word, why, reason) = (cell.state.label(), in_common(&cell.state), cell.state.reason());
             let local = cell.def.key.local_name();
-            let short = local.strip_prefix(&format!("{}/", stage.name)).unwrap_or("-").to_owned();
-            match groups.iter_mut().find(|(w, r, _)| *w == word && similar(r, &reason)) {
-                Some((_, _, names)) => names.push(short),
-                None => groups.push((word, reason, vec![short])),
+            let short = local.strip_prefix(stage.name.as_str()).and_then(|rest| rest.strip_prefix('/'));
+            let short = short.unwrap_or("-").to_owned();
+            match places.get(&(word.clone(), why.clone())) {
+                Some(&at) => groups[at].names.push(short),
+                None => {
+                    places.insert((word.clone(), why.clone()), groups.len());
+                    groups.push(Group { word, why, reason, names: vec![short] });
+                }
             }
         }
-        for (k, (word, reason, names)) in groups.into_iter().enumerate() {
+        for (k, group) in groups.into_iter().enumerate() {
             let head = if k == 0 { format!("{} {}", stage.number, stage.name) } else { String::new() };
-            rows.push(vec![head, list(&names), word, reason]);
+            let array = group.names.len() > 1 && group.why.starts_with("job ");
+            rows.push(vec![head, list(&group.names), group.word, if array { group.why } else { group.reason }]);
         }
     }
     output::columns(&rows, output::width())
 }
 
-/// Reasons that say the same of different seeds.
-fn similar(a: &str, b: &str) -> bool {
-    let plain = |text: &str| {
-        text.split(|c: char| !c.is_ascii_alphabetic())
-            .filter(|w| !w.is_empty() && w.len() > 2)
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-    };
-    a == b || (a.starts_with("needs.") && b.starts_with("needs.") && plain(a).first() == plain(b).first())
+/// Cells of one row.
+struct Group {
+    word: String,
+    /// [`in_common`].
+    why: String,
+    /// The reason of the first.
+    reason: String,
+    names: Vec<String>,
+}
+
+/// What the reasons of different seeds have in common where they say the same: of an array the job and not the element,
+/// of what is stale by its parents that it is so.
+fn in_common(state: &CellState) -> String {
+    match state {
+        CellState::Queued(job) => format!("job {} {}", job.id, job.state),
+        CellState::QueuedStale(job) => format!("job {} {} with other parameters", job.id, job.state),
+        other => {
+            let reason = other.reason();
+            if reason.starts_with("needs.") { "needs.".to_owned() } else { reason }
+        }
+    }
 }
 
 fn list(names: &[String]) -> String {

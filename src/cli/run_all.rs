@@ -69,12 +69,13 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
     }
     let study = run::load_study(&request)?;
     let place = Place::new(request.root.as_deref(), &request.study, &study.name, &study.profile)?;
-    // A first look tells how long the lock will be held.
-    let hold = if prepare(&request, Intent::Look)?.on_slurm() { Hold::Short } else { Hold::Long };
+    let site = run::site(&request)?;
+    // A local run holds the lock to its end.
+    let hold = if matches!(site, Site::Slurm(_)) { Hold::Short } else { Hold::Long };
     let if_held = if args.break_lock { IfHeld::Break } else { IfHeld::Respect };
     let _lock = Lock::take(&place.own(), hold, if_held)?;
 
-    let mut prepared = prepare(&request, Intent::Act)?;
+    let mut prepared = run::prepare_at(&request, site)?;
     prepared.notes.iter().for_each(|n| output::note(n));
     prepared.check_request(policy)?;
     prepared.refresh_flags()?;

@@ -145,14 +145,21 @@ impl Cell {
     /// It is not there, is damaged, newer, its fingerprint is not that of its source, or it says something
     /// otherwise than the source does.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = files::read_text(path)?;
+        Self::parse(&files::read_text(path)?, path)
+    }
+
+    /// Reads the text of a `cell.toml` that stands in the file `path`.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self> {
         #[derive(Deserialize)]
         struct Versioned {
             version: u32,
         }
-        let versioned: Versioned = toml::from_str(&text).map_err(|e| RecordError::damaged(path, e.to_string()))?;
+        let versioned: Versioned = toml::from_str(text).map_err(|e| RecordError::damaged(path, e.to_string()))?;
         check_version(path, versioned.version, CELL_VERSION)?;
-        let cell: Self = toml::from_str(&text).map_err(|e| RecordError::damaged(path, e.to_string()))?;
+        let cell: Self = toml::from_str(text).map_err(|e| RecordError::damaged(path, e.to_string()))?;
         if cell.source.fingerprint() != cell.fingerprint {
             return Err(RecordError::damaged(
                 path,

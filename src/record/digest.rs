@@ -72,7 +72,9 @@ impl Digest {
 
     /// Digest from the 32 bytes of a hash that was computed elsewhere, by whatever function the format says.
     pub fn of_hash(hash: &[u8; 32]) -> Self {
-        Self(hash.iter().map(|b| format!("{b:02x}")).collect())
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let digits = hash.iter().flat_map(|b| [b >> 4, b & 15]);
+        Self(digits.map(|d| char::from(DIGITS[usize::from(d)])).collect())
     }
 
     /// All 64 digits.
@@ -138,16 +140,16 @@ pub fn canonical_json(value: &Value) -> String {
 fn write_canonical(value: &Value, out: &mut String) {
     match value {
         Value::Object(map) => {
-            let mut keys: Vec<&String> = map.keys().collect();
-            keys.sort();
+            let mut entries: Vec<(&String, &Value)> = map.iter().collect();
+            entries.sort_unstable_by_key(|(key, _)| *key);
             out.push('{');
-            for (i, key) in keys.into_iter().enumerate() {
+            for (i, (key, value)) in entries.into_iter().enumerate() {
                 if i > 0 {
                     out.push(',');
                 }
-                out.push_str(&Value::from(key.as_str()).to_string());
+                write_text(key, out);
                 out.push(':');
-                write_canonical(&map[key], out);
+                write_canonical(value, out);
             }
             out.push('}');
         }
@@ -161,7 +163,20 @@ fn write_canonical(value: &Value, out: &mut String) {
             }
             out.push(']');
         }
+        Value::String(text) => write_text(text, out),
         scalar => out.push_str(&scalar.to_string()),
+    }
+}
+
+/// A text as JSON writes it.
+pub(super) fn write_text(text: &str, out: &mut String) {
+    let plain = |b: u8| b >= 0x20 && b != b'"' && b != b'\\' && b != 0x7f;
+    if text.bytes().all(plain) {
+        out.push('"');
+        out.push_str(text);
+        out.push('"');
+    } else {
+        out.push_str(&Value::from(text).to_string());
     }
 }
 

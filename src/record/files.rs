@@ -8,8 +8,8 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::error::check_version;
@@ -66,6 +66,78 @@ fn replace(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result<()>) ->
         let _ = std::fs::remove_file(&temp);
     }
     result
+}
+
+/// Writes files of these names into `dir`, each whole or not at all and durable, as [`write_atomic`] does; when it returns
+/// all of them are there. `content` gives the bytes of the one at that place.
+///
+/// One after the other they would take as long as the disk needs to make something durable, as many times as there are
+/// files: here several threads write, the disk is at work before it is waited for, and the directory is synced once.
+///
+/// # Errors
+/// As [`write_atomic`], or what `content` returns; some of the files may be there then.
+pub fn write_many<E: From<RecordError> + Send>(
+    dir: &Path,
+    names: &[String],
+    content: impl Fn(usize) -> std::result::Result<Vec<u8>, E> + Sync,
+) -> std::result::Result<(), E> {
+    make_dirs(dir)?;
+    let all: Vec<usize> = (0..names.len()).collect();
+    let share = all.len().div_ceil(WRITERS).max(1);
+    let write = |share: &[usize]| share.chunks(MOST_OPEN).try_for_each(|few| write_few(dir, names, few, &content));
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = all.chunks(share).map(|share| scope.spawn(move || write(share))).collect();
+        let joined = writers.into_iter().map(|w| w.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        joined.collect::<Vec<_>>().into_iter().collect::<std::result::Result<(), E>>()
+    })?;
+    Ok(sync_dir(dir)?)
+}
+
+/// More writers than this gain nothing.
+const WRITERS: usize = 8;
+
+/// Files that one writer has open at a time.
+const MOST_OPEN: usize = 64;
+
+fn write_few<E: From<RecordError>>(
+    dir: &Path,
+    names: &[String],
+    few: &[usize],
+    content: &impl Fn(usize) -> std::result::Result<Vec<u8>, E>,
+) -> std::result::Result<(), E> {
+    let mut open: Vec<(PathBuf, PathBuf, File)> = Vec::new();
+    let mut write = || {
+        for &i in few {
+            let path = dir.join(&names[i]);
+            let bytes = content(i)?;
+            let temp = temp_beside(&path);
+            let mut file = File::create(&temp).map_err(RecordError::io("write", &temp))?;
+            let written = file.write_all(&bytes).map_err(RecordError::io("write", &path));
+            start_writing(&file);
+            open.push((path, temp, file));
+            written?;
+        }
+        for (path, _, file) in &open {
+            file.sync_all().map_err(RecordError::io("write", path))?;
+        }
+        for (path, temp, _) in &open {
+            std::fs::rename(temp, path).map_err(RecordError::io("rename onto", path))?;
+        }
+        Ok(())
+    };
+    let result = write();
+    if result.is_err() {
+        // As in write_atomic_with; those that were renamed are not there any more.
+        open.iter().for_each(|(_, temp, _)| drop(std::fs::remove_file(temp)));
+    }
+    result
+}
+
+/// Lets the disk begin with what was written to `file`. It is a hint: [`File::sync_all`] is what makes it durable.
+fn start_writing(file: &File) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the descriptor is open for the duration of the call, which takes no memory.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
 /// Writes `value` as indented JSON with a final newline, atomically.
@@ -125,13 +197,25 @@ pub fn create_exclusive(path: &Path, bytes: &[u8]) -> Result<bool> {
 /// # Errors
 /// The file cannot be written.
 pub fn append_line(path: &Path, line: &str) -> Result<()> {
-    debug_assert!(!line.contains('\n'), "a journal line is one line");
+    append_lines(path, &[line])
+}
+
+/// Appends lines in one write and makes them durable. None of them holds a newline.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn append_lines(path: &Path, lines: &[impl AsRef<str>]) -> Result<()> {
     make_dirs(&parent_of(path))?;
     let torn = last_byte(path)?.is_some_and(|b| b != b'\n');
     let mut file =
         OpenOptions::new().create(true).append(true).open(path).map_err(RecordError::io("append to", path))?;
     // A torn last line of a killed writer is ended first, so that it cannot swallow this one.
-    let text = if torn { format!("\n{line}\n") } else { format!("{line}\n") };
+    let mut text = String::from(if torn { "\n" } else { "" });
+    for line in lines.iter().map(AsRef::as_ref) {
+        debug_assert!(!line.contains('\n'), "a journal line is one line");
+        text.push_str(line);
+        text.push('\n');
+    }
     file.write_all(text.as_bytes()).map_err(RecordError::io("append to", path))?;
     file.sync_data().map_err(RecordError::io("append to", path))
 }
@@ -213,9 +297,45 @@ fn version_of(value: &Value) -> u32 {
 /// # Errors
 /// As [`read_json`]; [`RecordError::Newer`] if its version is above `known`.
 pub fn read_versioned_json<T: DeserializeOwned>(path: &Path, known: u32) -> Result<T> {
-    let value: Value = read_json(path)?;
+    let bytes = read_bytes(path).map_err(RecordError::io("read", path))?;
+    // Whatever is unusual is looked at anew below, in the order that is promised, and with its reason.
+    if let Ok(Versioned { version }) = serde_json::from_slice(&bytes)
+        && version <= known
+        && let Ok(value) = serde_json::from_slice(&bytes)
+    {
+        return Ok(value);
+    }
+    let value: Value = serde_json::from_slice(&bytes).map_err(|e| RecordError::damaged(path, e.to_string()))?;
     check_version(path, version_of(&value), known)?;
     from_value(path, None, value)
+}
+
+/// What is read of a file first.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
+/// All bytes of a file: one open and as many reads as it takes. `std::fs::read` asks for the size as well, which on a
+/// network file system is a question more for each of many small files.
+fn read_bytes(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let mut bytes = vec![0; 8192];
+    let mut filled = 0;
+    loop {
+        match file.read(&mut bytes[filled..]) {
+            Ok(0) => {
+                bytes.truncate(filled);
+                return Ok(bytes);
+            }
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+        if filled == bytes.len() {
+            bytes.resize(2 * filled, 0);
+        }
+    }
 }
 
 /// Reads a JSON file.
@@ -223,7 +343,7 @@ pub fn read_versioned_json<T: DeserializeOwned>(path: &Path, known: u32) -> Resu
 /// # Errors
 /// It cannot be read, or is not a `T`.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let bytes = std::fs::read(path).map_err(RecordError::io("read", path))?;
+    let bytes = read_bytes(path).map_err(RecordError::io("read", path))?;
     serde_json::from_slice(&bytes).map_err(|e| RecordError::damaged(path, e.to_string()))
 }
 
@@ -274,6 +394,28 @@ mod tests {
         assert!(!create_exclusive(&path, b"second").unwrap());
         assert_eq!(std::fs::read(&path).unwrap(), b"first");
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn many_files_are_written_whole_or_their_error_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let cells = dir.path().join("cells");
+        let names: Vec<String> = (0..300).map(|i| format!("{i}.toml")).collect();
+        let text = |i: usize| format!("number = {i}\n").into_bytes();
+        write_many(&cells, &names, |i| Ok::<_, RecordError>(text(i))).unwrap();
+        for (i, name) in names.iter().enumerate() {
+            assert_eq!(std::fs::read(cells.join(name)).unwrap(), text(i));
+        }
+        assert_eq!(std::fs::read_dir(&cells).unwrap().count(), 300, "no temporary file is left");
+        let other = dir.path().join("other");
+        let failing = |i| if i == 217 { Err(RecordError::Value("no cell 217".into())) } else { Ok(text(i)) };
+        assert_eq!(write_many(&other, &names, failing).unwrap_err().to_string(), "no cell 217");
+        let left = std::fs::read_dir(&other).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        assert!(left.into_iter().all(|name| names.contains(&name)), "a temporary file is left");
+        // A directory stands where a file should.
+        std::fs::create_dir_all(dir.path().join("third/7.toml/x")).unwrap();
+        let error = write_many(&dir.path().join("third"), &names, |i| Ok::<_, RecordError>(text(i))).unwrap_err();
+        assert!(error.to_string().contains("third/7.toml"), "{error}");
     }
 
     #[test]

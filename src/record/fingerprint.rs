@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Digest;
+use super::digest::{canonical_json, write_text};
 
 /// Digest of a [`FingerprintSource`].
 pub type Fingerprint = Digest;
@@ -59,9 +60,11 @@ impl std::fmt::Display for Change {
 }
 
 impl FingerprintSource {
-    /// The fingerprint.
+    /// The fingerprint: the digest of [`Self::to_json`].
     pub fn fingerprint(&self) -> Fingerprint {
-        Digest::of_json(&self.to_json())
+        let Self { version, kind, kind_version, params, seed, needs, inputs } = self;
+        let params = &canonical_json(params);
+        Parts { version: *version, kind, kind_version: *kind_version, params, seed: *seed, needs, inputs }.fingerprint()
     }
 
     /// The source as JSON.
@@ -69,6 +72,60 @@ impl FingerprintSource {
         // Strings, numbers and maps with string keys always serialize.
         serde_json::to_value(self).unwrap_or(Value::Null)
     }
+}
+
+/// A [`FingerprintSource`] whose parameters are canonical text: many cells have the same ones.
+#[derive(Debug, Clone, Copy)]
+pub struct Parts<'a> {
+    /// As in the source.
+    pub version: u32,
+    /// As in the source.
+    pub kind: &'a str,
+    /// As in the source.
+    pub kind_version: u32,
+    /// [`canonical_json`] of the parameters.
+    pub params: &'a str,
+    /// As in the source.
+    pub seed: Option<u32>,
+    /// As in the source.
+    pub needs: &'a BTreeMap<String, Fingerprint>,
+    /// As in the source.
+    pub inputs: &'a BTreeMap<String, Digest>,
+}
+
+impl Parts<'_> {
+    /// The same as [`FingerprintSource::fingerprint`].
+    pub fn fingerprint(&self) -> Fingerprint {
+        let mut text = String::with_capacity(256 + self.params.len() + 128 * (self.needs.len() + self.inputs.len()));
+        // Keys in the order of canonical JSON.
+        text.push_str("{\"inputs\":");
+        write_digests(self.inputs, &mut text);
+        text.push_str(",\"kind\":");
+        write_text(self.kind, &mut text);
+        text.push_str(&format!(",\"kind_version\":{},\"needs\":", self.kind_version));
+        write_digests(self.needs, &mut text);
+        text.push_str(",\"params\":");
+        text.push_str(self.params);
+        text.push_str(&match self.seed {
+            Some(seed) => format!(",\"seed\":{seed}"),
+            None => ",\"seed\":null".to_owned(),
+        });
+        text.push_str(&format!(",\"version\":{}}}", self.version));
+        Digest::of_bytes(text.as_bytes())
+    }
+}
+
+fn write_digests(digests: &BTreeMap<String, Digest>, text: &mut String) {
+    text.push('{');
+    for (i, (name, digest)) in digests.iter().enumerate() {
+        if i > 0 {
+            text.push(',');
+        }
+        write_text(name, text);
+        text.push(':');
+        write_text(digest.as_str(), text);
+    }
+    text.push('}');
 }
 
 /// The leaves in which two sources differ, sorted by key.
@@ -107,6 +164,27 @@ fn diff(path: &str, old: Option<&Value>, new: Option<&Value>, found: &mut Vec<Ch
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn the_fingerprint_is_the_digest_of_the_json() {
+        let digest = |text: &str| Digest::of_bytes(text.as_bytes());
+        let mut source = FingerprintSource {
+            version: FINGERPRINT_VERSION,
+            kind: "a \"kind\"\n".into(),
+            kind_version: 7,
+            params: json!({"z": [1, 2.0, 1e300, -0.5, null, true], "a": {"ü\u{7f}\u{1}": "\\ / ü \u{2028}"}}),
+            seed: None,
+            needs: BTreeMap::new(),
+            inputs: BTreeMap::new(),
+        };
+        assert_eq!(source.fingerprint(), Digest::of_json(&source.to_json()));
+        source.seed = Some(u32::MAX);
+        source.needs = ["b/x/seed-1", "a", "b\u{1}"].map(|name| (name.to_owned(), digest(name))).into();
+        source.inputs = ["corpus", "a b", "é"].map(|name| (name.to_owned(), digest(name))).into();
+        assert_eq!(source.fingerprint(), Digest::of_json(&source.to_json()));
+        // And of the JSON as serde_json prints it, whose keys are sorted.
+        assert_eq!(source.fingerprint(), digest(&source.to_json().to_string()));
+    }
 
     #[test]
     fn a_change_names_the_key() {

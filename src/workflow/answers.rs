@@ -47,7 +47,8 @@ pub struct Asked {
     pub time: DateTime<Utc>,
     /// The Slurm cluster that has it, where the site has several.
     pub home: Option<String>,
-    /// Its elements whose end nobody has written down: sacct is asked about those that squeue has forgotten.
+    /// Its elements that matter: sacct is asked about those that squeue has forgotten and whose end nobody has written
+    /// down.
     pub open: Vec<Element>,
 }
 
@@ -196,8 +197,14 @@ pub fn forget(own: &Path) {
 }
 
 /// What Slurm says about `asked`: the answer that is there if it is fresh, else a new one. `cluster` is the cluster file
-/// that the person named.
-pub fn ask(client: &Client, own: &Path, asked: &[Asked], cluster: Option<&str>) -> Answers {
+/// that the person named; `told` says whether an element's end is written down.
+pub fn ask(
+    client: &Client,
+    own: &Path,
+    asked: &[Asked],
+    cluster: Option<&str>,
+    told: &dyn Fn(Element) -> bool,
+) -> Answers {
     let fresh = || read(own).filter(|known| known.is_fresh() && known.covers(asked));
     if let Some(known) = fresh() {
         return known;
@@ -209,14 +216,20 @@ pub fn ask(client: &Client, own: &Path, asked: &[Asked], cluster: Option<&str>) 
     {
         return known;
     }
-    let answers = question(client, read(own).unwrap_or_else(Answers::empty), asked, cluster);
+    let answers = question(client, read(own).unwrap_or_else(Answers::empty), asked, cluster, told);
     if turn.is_ok() {
         let _ = files::write_json(&path(own), &answers);
     }
     answers
 }
 
-fn question(client: &Client, known: Answers, asked: &[Asked], cluster: Option<&str>) -> Answers {
+fn question(
+    client: &Client,
+    known: Answers,
+    asked: &[Asked],
+    cluster: Option<&str>,
+    told: &dyn Fn(Element) -> bool,
+) -> Answers {
     let host = files::host_name();
     let mut answers = Answers {
         host: host.clone(),
@@ -230,7 +243,7 @@ fn question(client: &Client, known: Answers, asked: &[Asked], cluster: Option<&s
             answers.queue = queue;
             answers.answered_at = Some(Utc::now());
             learn_clusters(client, &mut answers, &host, asked, cluster);
-            ask_accounting(client, &mut answers, asked);
+            ask_accounting(client, &mut answers, asked, told);
         }
         // What was known stays.
         Err(error) => answers.problem = Some(error.to_string()),
@@ -292,7 +305,7 @@ fn learn_clusters(client: &Client, answers: &mut Answers, host: &str, asked: &[A
     }
 }
 
-fn ask_accounting(client: &Client, answers: &mut Answers, asked: &[Asked]) {
+fn ask_accounting(client: &Client, answers: &mut Answers, asked: &[Asked], has_said: &dyn Fn(Element) -> bool) {
     let now = Utc::now();
     let listed: BTreeSet<Element> = answers.queue.iter().map(|e| e.element).collect();
     // What lives again has a new end to come.
@@ -304,7 +317,7 @@ fn ask_accounting(client: &Client, answers: &mut Answers, asked: &[Asked]) {
     let unknown: BTreeSet<Element> = here
         .iter()
         .flat_map(|job| &job.open)
-        .filter(|element| !listed.contains(*element) && !told.contains(*element))
+        .filter(|element| !listed.contains(*element) && !told.contains(*element) && !has_said(**element))
         .copied()
         .collect();
     let left_alone = answers.not_in_accounts.as_ref().is_some_and(|(time, elements)| {

@@ -91,7 +91,7 @@ pub fn targets(look: &Look, part: &Part) -> Targets {
         if !index.map_or(part.is_all(), |i| hit[*i]) {
             continue;
         }
-        for job in jobs {
+        for job in jobs.iter() {
             let Some(element) = job.element().filter(|_| job.fate == CellFate::Submitted) else { continue };
             let (state, dead) = match look.said(job) {
                 Some(Said::Listed(entry)) if entry.is_dead() => (entry.state.word(), true),
@@ -254,7 +254,7 @@ fn wait(client: &Client, targets: &[Target]) -> Result<Cancelled> {
 /// # Errors
 /// Slurm does not answer.
 pub fn settle(client: &Client, look: &Look) -> Result<Vec<String>> {
-    let lost = look.jobs.values().flatten().filter(|job| job.is_lost());
+    let lost = look.jobs.values().flat_map(|jobs| jobs.iter()).filter(|job| job.is_lost());
     let lost: BTreeMap<&str, &CellJob> = lost.map(|job| (job.name.as_str(), job)).collect();
     let mut open = Vec::new();
     for (name, job) in lost {

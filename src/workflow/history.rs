@@ -77,7 +77,8 @@ pub fn of_cells(entries: &[Entry]) -> BTreeMap<String, Vec<CellJob>> {
         let (name, id, fate): (_, Option<JobId>, _) = match &entry.event {
             Event::Intent { submission, job, cells: intended, .. } => {
                 for (cell, at) in intended {
-                    let jobs = cells.entry(cell.clone()).or_default();
+                    // Nearly every cell has one.
+                    let jobs = cells.entry(cell.clone()).or_insert_with(|| Vec::with_capacity(1));
                     places.entry(job).or_default().push((cell.clone(), jobs.len()));
                     jobs.push(CellJob {
                         name: job.clone(),

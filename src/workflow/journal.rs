@@ -210,15 +210,28 @@ impl Journal {
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, event: Event) -> Result<()> {
-        let entry = Entry {
-            version: event.version(),
-            time: Utc::now(),
-            user: attempt::user_name(),
-            cluster: self.cluster.clone(),
-            event,
+        self.write_all(vec![event])
+    }
+
+    /// Appends events in one write; durable when it returns. A writer that is killed leaves the first of them, if any.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_all(&self, events: Vec<Event>) -> Result<()> {
+        let line = |event: Event| {
+            let entry = Entry {
+                version: event.version(),
+                time: Utc::now(),
+                user: attempt::user_name(),
+                cluster: self.cluster.clone(),
+                event,
+            };
+            serde_json::to_string(&entry).map_err(|e| RecordError::Value(e.to_string()).into())
         };
-        let line = serde_json::to_string(&entry).map_err(|e| RecordError::Value(e.to_string()))?;
-        files::append_line(&self.path, &line)?;
+        let lines: Vec<String> = events.into_iter().map(line).collect::<Result<_>>()?;
+        if !lines.is_empty() {
+            files::append_lines(&self.path, &lines)?;
+        }
         Ok(())
     }
 

@@ -4,25 +4,27 @@
 //! [`prepare`] only looks; [`submit`] and [`run_local`] act. Running them again at any moment is safe: what is
 //! sealed does not run again, and what is queued is not submitted twice.
 
+mod chain;
 mod reply;
 
+pub use chain::{SubmittedJob, submit};
 pub use reply::clear_dead;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::error::{Result, WorkflowError};
-use super::journal::{self, Entry, Event, IntendedCell, Journal, JournalJob};
+use super::journal::{self, Entry, Event, Journal, JournalJob};
 use super::local::{self, Task, TaskEnd};
 use super::place::Place;
 use super::plan::{self, CellState, Chain, Expansion, JobShape, LiveJob, Plan, PlannedJob, Policy, SealView, Target};
 use super::slurm::config::{Limits, Presence};
 use super::slurm::script::{self, JobSpec, NamedEdge, Slots};
-use super::slurm::submit;
-use super::slurm::{Client, Element, SlurmError};
+use super::slurm::{Client, SlurmError};
 use super::study::{self, Cluster, Run, Study};
 use super::submission::{Rules, Submission, expected_stages};
-use super::{programs, retry, survey};
+use super::survey::{self, OnDisk};
+use super::{programs, retry};
 use crate::record::{Name, Outcome, RecordError, files, flag};
 use crate::stages;
 
@@ -84,6 +86,8 @@ pub struct Prepared {
     pub plan: Plan,
     /// Seals that were found, by local name.
     pub seals: BTreeMap<String, SealView>,
+    /// Cells that have a run directory, by local name.
+    pub begun: BTreeSet<String>,
     /// Jobs of unsealed cells that have ended, as far as Slurm remembers them.
     pub ended: retry::Ends,
     /// Jobs of ours that wait for what can never happen.
@@ -109,15 +113,36 @@ pub fn prepare(request: &Request, intent: Intent) -> Result<Prepared> {
     let ground = Ground::load(request)?;
     let mut notes = Vec::new();
     let site = choose_site(request, intent, &ground.cluster, &mut notes)?;
+    gather(request, ground, site, intent, notes)
+}
+
+/// Where the cells of a request run that is about to act.
+///
+/// # Errors
+/// Slurm does not answer.
+pub fn site(request: &Request) -> Result<Site> {
+    choose_site(request, Intent::Act, &load_cluster(request)?, &mut Vec::new())
+}
+
+/// As [`prepare`], to act at a site that is known already.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn prepare_at(request: &Request, site: Site) -> Result<Prepared> {
+    gather(request, Ground::load(request)?, site, Intent::Act, Vec::new())
+}
+
+fn gather(request: &Request, ground: Ground, site: Site, intent: Intent, mut notes: Vec<String>) -> Result<Prepared> {
     let cluster_name = cluster_name(request, &ground.cluster, &site);
     let journal = Journal::open(&ground.place.own(), &cluster_name);
     let mut entries = journal.read()?;
-    if let (Site::Slurm(client), Intent::Act) = (&site, intent) {
-        survey::settle_uncertain(client, &ground.cluster.site.clusters, &journal, &entries, &cluster_name)?;
+    if let (Site::Slurm(client), Intent::Act) = (&site, intent)
+        && survey::settle_uncertain(client, &ground.cluster.site.clusters, &journal, &entries, &cluster_name)?
+    {
         entries = journal.read()?;
     }
     let (mut ended, mut dead) = (retry::Ends::new(), Vec::new());
-    let mut live = |site: &Site, entries: &[Entry], seals: &Seals| match find_live(site, &cluster_name, entries, seals)
+    let mut live = |site: &Site, entries: &[Entry], found: &OnDisk| match find_live(site, &cluster_name, entries, found)
     {
         Err(error) if intent == Intent::Look => {
             notes.push(error.to_string());
@@ -136,9 +161,6 @@ pub fn prepare(request: &Request, intent: Intent) -> Result<Prepared> {
     }
     Ok(prepared)
 }
-
-/// Seals that were found, by local name.
-pub type Seals = BTreeMap<String, SealView>;
 
 /// Which cells have a job that is queued or running, by local name.
 pub type LiveJobs = BTreeMap<String, LiveJob>;
@@ -171,7 +193,7 @@ pub(super) fn join(
     site: Site,
     journal: Journal,
     entries: Vec<Entry>,
-    live: &mut dyn FnMut(&Site, &[Entry], &Seals) -> Result<LiveJobs>,
+    live: &mut dyn FnMut(&Site, &[Entry], &OnDisk) -> Result<LiveJobs>,
 ) -> Result<Prepared> {
     let Ground { study, place, cluster } = ground;
     let asked = journal::asked(&entries);
@@ -184,12 +206,28 @@ pub(super) fn join(
     let digests = survey::input_digests(&study, &place.own())?;
     let expansion = plan::expand(&study, &expected, &digests)?;
     let depth = if request.verify { survey::Depth::Digests } else { survey::Depth::Sizes };
-    let seals = survey::seals(&place, &expansion, depth);
-    let live = live(&site, &entries, &seals)?;
+    let found = OnDisk::read(&place, &expansion, depth);
+    let live = live(&site, &entries, &found)?;
+    let OnDisk { seals, begun } = found;
     let mut plan = Plan::new(&study, &expansion, &seals, &live, request.policy);
     plan.select(request.seeds.as_deref(), stages.as_deref());
     let (ended, dead, notes) = (retry::Ends::new(), Vec::new(), Vec::new());
-    Ok(Prepared { study, place, cluster, site, journal, entries, seeds, expansion, plan, seals, ended, dead, notes })
+    Ok(Prepared {
+        study,
+        place,
+        cluster,
+        site,
+        journal,
+        entries,
+        seeds,
+        expansion,
+        plan,
+        seals,
+        begun,
+        ended,
+        dead,
+        notes,
+    })
 }
 
 /// Loads the study of a request.
@@ -239,8 +277,8 @@ fn cluster_name(request: &Request, cluster: &Cluster, site: &Site) -> String {
     }
 }
 
-fn find_live(site: &Site, cluster: &str, entries: &[Entry], seals: &Seals) -> Result<survey::Live> {
-    let sealed = |cell: &str, job: &JournalJob| match (seals.get(cell), job.cells.get(cell)) {
+fn find_live(site: &Site, cluster: &str, entries: &[Entry], found: &OnDisk) -> Result<survey::Live> {
+    let sealed = |cell: &str, job: &JournalJob| match (found.seals.get(cell), job.cells.get(cell)) {
         (Some(SealView::Sealed { seal, problem: None }), Some(intended)) => seal.fingerprint == intended.fingerprint,
         _ => false,
     };
@@ -271,7 +309,7 @@ fn union(first: &[u32], more: impl Iterator<Item = u32>) -> Vec<u32> {
     all
 }
 
-fn slurm(error: SlurmError) -> WorkflowError {
+pub(super) fn slurm(error: SlurmError) -> WorkflowError {
     WorkflowError::Slurm(error.to_string())
 }
 
@@ -287,7 +325,7 @@ impl Prepared {
         if let Site::Slurm(client) = &self.site {
             let ended = std::mem::take(&mut self.ended);
             let client = self.home().map_or_else(|| client.at(client.cluster()), |home| client.at(Some(&home)));
-            retry::note(&mut self.plan, &self.place, &self.study.retry, ended, Some(&client));
+            retry::note(&mut self.plan, &self.place, &self.begun, &self.study.retry, ended, Some(&client));
         }
     }
 
@@ -369,7 +407,7 @@ impl Prepared {
     }
 
     /// Takes away the seals of stopped cells that this call tries again: an attempt that finds one ends at once.
-    fn set_stopped_aside(&self) -> Result<()> {
+    pub(super) fn set_stopped_aside(&self) -> Result<()> {
         for cell in self.plan.to_run().filter(|c| !plan::is_gate(&c.def)) {
             if let Some(SealView::Sealed { seal, .. }) = self.seals.get(&cell.def.key.local_name())
                 && seal.outcome == Outcome::Stopped
@@ -403,13 +441,11 @@ impl Prepared {
         }
         let dir = submission.dir(&self.place);
         files::make_dirs(&dir)?;
-        let mut scripts = Vec::new();
-        for (job, entry) in jobs.iter().zip(&submission.jobs) {
-            let text = self.script(job, entry.name.clone(), &submission, &dir)?;
-            let path = dir.join(format!("{}.sbatch", entry.name));
-            files::write_atomic(&path, text.as_bytes())?;
-            scripts.push((path, text));
-        }
+        let names: Vec<String> = submission.jobs.iter().map(|job| format!("{}.sbatch", job.name)).collect();
+        let script = |i: usize| self.script(&jobs[i], submission.jobs[i].name.clone(), &submission, &dir);
+        let texts: Vec<String> = (0..jobs.len()).map(script).collect::<Result<_>>()?;
+        files::write_many(&dir, &names, |i| Ok::<_, WorkflowError>(texts[i].clone().into_bytes()))?;
+        let scripts = names.iter().map(|name| dir.join(name)).zip(texts).collect();
         if let Some(file) = self.budget_file() {
             file.write(&dir)?;
         }
@@ -521,88 +557,6 @@ pub struct Written {
     pub dir: PathBuf,
     /// Its scripts, one for each job.
     pub scripts: Vec<(PathBuf, String)>,
-}
-
-/// A job that Slurm has taken.
-#[derive(Debug, Clone)]
-pub struct SubmittedJob {
-    /// Its unique name.
-    pub name: String,
-    /// Its id.
-    pub id: u32,
-    /// Number of its cells.
-    pub cells: usize,
-    /// What it waits for, as sbatch was told.
-    pub dependency: String,
-}
-
-/// Submits the chain. `told` hears of each job as it is taken.
-///
-/// # Errors
-/// Slurm refuses a job, or nobody knows whether it took one; what was submitted before stays queued and is
-/// known to the journal.
-pub fn submit(prepared: &Prepared, told: &mut dyn FnMut(&SubmittedJob)) -> Result<Vec<SubmittedJob>> {
-    let Site::Slurm(client) = &prepared.site else {
-        return Err(WorkflowError::Slurm("there is no Slurm to submit to: run with --local".to_owned()));
-    };
-    let journal = &prepared.journal;
-    journal.write(Event::Asked { seeds: prepared.seeds.clone() })?;
-    prepared.set_stopped_aside()?;
-    let jobs = prepared.jobs()?;
-    if jobs.is_empty() {
-        return Ok(Vec::new());
-    }
-    let written = prepared.write_submission(&jobs)?;
-    journal.write(Event::Billed { submission: written.submission.name.clone(), stages: prepared.bill().stages })?;
-    files::make_dirs(&prepared.place.logs())?;
-    let mut taken: Vec<SubmittedJob> = Vec::new();
-    // No dependency leads from one Slurm cluster to another: the whole chain goes where its first job went.
-    let homes = journal::homes(&prepared.entries);
-    let mut home = client.cluster().map(str::to_owned).or_else(|| prepared.home());
-    for (i, job) in jobs.iter().enumerate() {
-        reply::replace(client, &homes, journal, job)?;
-        let name = written.submission.jobs[i].name.clone();
-        let edges = edges(job, &taken)?;
-        journal.write(Event::Intent {
-            submission: written.submission.name.clone(),
-            job: name.clone(),
-            stage: job.stage.clone(),
-            cells: intended(prepared, job),
-        })?;
-        let reply = submit::submit(&client.at(home.as_deref()), &written.scripts[i].0, &edges).map_err(slurm)?;
-        let clusters = home.as_ref().map_or(prepared.cluster.site.clusters.as_slice(), std::slice::from_ref);
-        let id = reply::settle(client, clusters, journal, &name, reply)?;
-        home = home.or_else(|| id.cluster.clone());
-        journal.write(Event::Submitted { job: name.clone(), id: id.to_string() })?;
-        let dependency = submit::dependency(&edges).unwrap_or_default();
-        let submitted = SubmittedJob { name, id: id.id, cells: job.cells.len(), dependency };
-        told(&submitted);
-        taken.push(submitted);
-    }
-    Ok(taken)
-}
-
-fn edges(job: &PlannedJob, taken: &[SubmittedJob]) -> Result<Vec<submit::Edge>> {
-    let edge = |edge: &plan::Edge| {
-        let parent = match &edge.target {
-            Target::Planned(i) => Element { job: taken[*i].id, index: None },
-            Target::Element(i, index) => Element { job: taken[*i].id, index: Some(*index) },
-            Target::Live(id) => {
-                id.parse().map_err(|_| WorkflowError::Slurm(format!("the journal has a job id {id:?} that is none")))?
-            }
-        };
-        Ok(submit::Edge { kind: edge.kind, parent })
-    };
-    job.edges.iter().map(edge).collect()
-}
-
-fn intended(prepared: &Prepared, job: &PlannedJob) -> BTreeMap<String, IntendedCell> {
-    let cells = job.cells.iter().filter_map(|(slot, key)| {
-        let cell = prepared.plan.cell(key)?;
-        let (fingerprint, again) = (cell.def.fingerprint.clone(), cell.again.clone());
-        Some((key.local_name(), IntendedCell { slot: *slot, pack: job.pack, fingerprint, again }))
-    });
-    cells.collect()
 }
 
 /// How a local run ended.

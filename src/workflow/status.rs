@@ -1,8 +1,10 @@
 //! A look at a whole chain: every cell with where it stands, its job, its newest attempt and its progress. Seals first,
 //! then one answer of Slurm ([`super::answers`]), then what attempts wrote. Changes nothing.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
@@ -12,12 +14,13 @@ use super::history::{self, CellFate, CellJob};
 use super::journal::{Entry, Journal};
 use super::place::Place;
 use super::plan::{LiveJob, PlannedCell, SealView};
-use super::run::{self, Ground, LOCAL, LiveJobs, Prepared, Request, Seals, Site};
+use super::run::{self, Ground, LOCAL, LiveJobs, Prepared, Request, Site};
 use super::slurm::{Client, Element, JobState, Liveness};
 use super::standing::{self, Attempt, Evidence, Pulse, Standing, Word};
 use super::submission::Submission;
+use super::survey::OnDisk;
 use crate::record::progress::{self, Line};
-use crate::record::{attempt, exit, files};
+use crate::record::{AttemptEnd, AttemptStart, attempt, exit, files};
 
 /// Between two heartbeats where the submission does not say, seconds.
 const BEAT_S: f64 = 30.0;
@@ -34,7 +37,7 @@ pub struct Look {
     /// Where a cell stands in the plan, by local name.
     pub index: BTreeMap<String, usize>,
     /// Every job that was ever intended, by cell, oldest first; also of cells that the study has no more.
-    pub jobs: BTreeMap<String, Vec<CellJob>>,
+    pub jobs: BTreeMap<String, Arc<Vec<CellJob>>>,
 }
 
 /// One cell as it stands.
@@ -43,7 +46,7 @@ pub struct CellLook {
     /// Where it stands.
     pub standing: Standing,
     /// Every job that was ever intended for it, oldest first; the one that counts is last.
-    pub jobs: Vec<CellJob>,
+    pub jobs: Arc<Vec<CellJob>>,
     /// Its newest attempt, where that matters.
     pub attempt: Option<Attempt>,
     /// How far it has come, while it may run.
@@ -156,12 +159,15 @@ pub fn look(request: &Request) -> Result<Look> {
     let place = ground.place.clone();
     let journal = Journal::open(&own, LOCAL);
     let entries = journal.read()?;
-    let jobs = history::of_cells(&entries);
+    let jobs: BTreeMap<_, _> =
+        history::of_cells(&entries).into_iter().map(|(cell, jobs)| (cell, Arc::new(jobs))).collect();
     let cluster = request.cluster.is_some().then(|| ground.cluster.name.to_string());
     let mut answers = None;
-    let mut live = |_: &Site, _: &[Entry], seals: &Seals| {
-        answers = ask(request, &place, &jobs, seals, cluster.as_deref());
-        Ok(live_jobs(answers.as_ref(), &jobs, seals))
+    let mut ends = Ends::new();
+    let mut live = |_: &Site, _: &[Entry], found: &OnDisk| {
+        let open = open_jobs(&jobs, found);
+        (answers, ends) = ask(request, &place, &open, found, cluster.as_deref());
+        Ok(live_jobs(answers.as_ref(), &open))
     };
     let site = Site::Local("a look asks Slurm in its own way".to_owned());
     let mut prepared = run::join(request, ground, site, journal, entries, &mut live)?;
@@ -169,7 +175,8 @@ pub fn look(request: &Request) -> Result<Look> {
     let cells = prepared.plan.cells.iter().enumerate();
     let index = cells.map(|(i, cell)| (cell.def.key.local_name(), i)).collect();
     let mut look = Look { prepared, answers, cells: Vec::new(), index, jobs };
-    look.cells = (0..look.prepared.plan.cells.len()).map(|i| look.cell(i)).collect();
+    let mut beats = BTreeMap::new();
+    look.cells = (0..look.prepared.plan.cells.len()).map(|i| look.cell(i, &mut ends, &mut beats)).collect();
     Ok(look)
 }
 
@@ -181,75 +188,107 @@ fn notes(answers: &Answers) -> Vec<String> {
     slurm.into_iter().chain(accounts).collect()
 }
 
-/// The jobs of cells that are not sealed with the fingerprint that the job was submitted with.
-fn open_jobs<'a>(jobs: &'a BTreeMap<String, Vec<CellJob>>, seals: &Seals) -> Vec<(&'a String, &'a CellJob)> {
-    let sealed = |cell: &str, job: &CellJob| match seals.get(cell) {
+/// A job of a cell that is not sealed with the fingerprint that the job was submitted with.
+struct Open<'a> {
+    cell: &'a String,
+    job: &'a CellJob,
+    element: Element,
+    /// Whether it is the newest of its cell.
+    newest: bool,
+}
+
+fn open_jobs<'a>(jobs: &'a BTreeMap<String, Arc<Vec<CellJob>>>, found: &OnDisk) -> Vec<Open<'a>> {
+    let sealed = |cell: &str, job: &CellJob| match found.seals.get(cell) {
         Some(SealView::Sealed { seal, problem: None }) => seal.fingerprint == job.fingerprint,
         _ => false,
     };
-    let all = jobs.iter().flat_map(|(cell, jobs)| jobs.iter().map(move |job| (cell, job)));
-    all.filter(|(cell, job)| job.fate == CellFate::Submitted && job.id.is_some() && !sealed(cell, job)).collect()
+    let of_cell = |(cell, jobs): (&'a String, &'a Arc<Vec<CellJob>>)| {
+        jobs.iter().enumerate().map(move |(i, job)| (cell, job, i + 1 == jobs.len()))
+    };
+    let submitted = jobs.iter().flat_map(of_cell).filter(|(cell, job, _)| {
+        // The journal first: it is at hand.
+        job.fate == CellFate::Submitted && !sealed(cell, job)
+    });
+    submitted.filter_map(|(cell, job, newest)| Some(Open { cell, job, element: job.element()?, newest })).collect()
 }
+
+/// Attempts that have said their last word, by cell.
+type Ends = BTreeMap<String, (AttemptStart, AttemptEnd)>;
 
 fn ask(
     request: &Request,
     place: &Place,
-    jobs: &BTreeMap<String, Vec<CellJob>>,
-    seals: &Seals,
+    open: &[Open],
+    found: &OnDisk,
     cluster: Option<&str>,
-) -> Option<Answers> {
+) -> (Option<Answers>, Ends) {
     let mut asked: BTreeMap<u32, Asked> = BTreeMap::new();
-    for (cell, job) in open_jobs(jobs, seals) {
-        let (Some(id), Some(element)) = (job.id, job.element()) else { continue };
-        let asked = asked.entry(id).or_insert_with(|| Asked {
-            id,
+    for Open { job, element, newest, .. } in open {
+        let asked = asked.entry(element.job).or_insert_with(|| Asked {
+            id: element.job,
             name: job.name.clone(),
             cluster: job.cluster.clone(),
             time: job.time,
             home: job.home.clone(),
             open: Vec::new(),
         });
-        // Of the jobs of a cell the newest counts; and of that the attempt's own word comes before the accounts.
-        let newest = jobs[cell].last().is_some_and(|last| last == job);
-        if newest && !has_said_its_end(&place.base.join(cell), element) {
-            asked.open.push(element);
+        // Of the jobs of a cell the newest counts.
+        if *newest {
+            asked.open.push(*element);
         }
     }
     if asked.is_empty() {
-        return None;
+        return (None, Ends::new());
     }
     let asked: Vec<Asked> = asked.into_values().collect();
     let client = Client::new();
     let own = place.own();
-    Some(if request.local {
+    let ends = RefCell::new(Ends::new());
+    let answers = if request.local {
         Answers::unasked(&own, "Slurm was not asked (--local)")
     } else if client.find("squeue").is_none() {
         let jobs = asked.len();
         let why = format!("{jobs} jobs were submitted to Slurm, and `squeue` is not on PATH: look from where it works");
         Answers::unasked(&own, &why)
     } else {
-        answers::ask(&client, &own, &asked, cluster)
-    })
+        let mut cells: BTreeMap<Element, Vec<&String>> = BTreeMap::new();
+        for open in open.iter().filter(|open| open.newest) {
+            cells.entry(open.element).or_default().push(open.cell);
+        }
+        // The attempts' own words come before the accounts; a cell that never began has said nothing.
+        let told = |element| {
+            let said_its_end = |cell: &&String| {
+                let last = || last_word(&place.base.join(cell), element);
+                let last = found.begun.contains(*cell).then(last).flatten();
+                let said = last.is_some();
+                ends.borrow_mut().extend(last.map(|last| ((*cell).clone(), last)));
+                said
+            };
+            cells.get(&element).is_some_and(|cells| cells.iter().all(said_its_end))
+        };
+        answers::ask(&client, &own, &asked, cluster, &told)
+    };
+    (Some(answers), ends.into_inner())
 }
 
-/// Whether the newest attempt is of this job and has written down an end that is one: not a checkpoint.
-fn has_said_its_end(run_dir: &Path, element: Element) -> bool {
-    let Ok(n @ 1..) = attempt::last(run_dir) else { return false };
-    let of_job = attempt::read_start(run_dir, n).is_ok_and(|s| s.job.is_some_and(|j| j.id == element.to_string()));
-    let end = attempt::read_end(run_dir, n).ok().flatten();
-    of_job && end.is_some_and(|end| end.exit_code != i32::from(exit::RESUME))
+/// The newest attempt, if it is of this job and has written down an end that is one: not a checkpoint.
+fn last_word(run_dir: &Path, element: Element) -> Option<(AttemptStart, AttemptEnd)> {
+    let n = attempt::last(run_dir).ok().filter(|n| *n > 0)?;
+    let start = attempt::read_start(run_dir, n).ok()?;
+    let of_job = start.job.as_ref().is_some_and(|job| job.id == element.to_string());
+    let end = attempt::read_end(run_dir, n).ok().flatten().filter(|end| end.exit_code != i32::from(exit::RESUME))?;
+    of_job.then_some((start, end))
 }
 
-fn live_jobs(answers: Option<&Answers>, jobs: &BTreeMap<String, Vec<CellJob>>, seals: &Seals) -> LiveJobs {
+fn live_jobs(answers: Option<&Answers>, open: &[Open]) -> LiveJobs {
     let mut live = LiveJobs::new();
     let Some(answers) = answers else { return live };
-    for (cell, job) in open_jobs(jobs, seals) {
-        let Some(element) = job.element() else { continue };
-        if let Said::Listed(entry) = answers.of(element, &job.name, &job.cluster)
+    for Open { cell, job, element, .. } in open {
+        if let Said::Listed(entry) = answers.of(*element, &job.name, &job.cluster)
             && entry.liveness() != Liveness::Ended
         {
             live.insert(
-                cell.clone(),
+                (*cell).clone(),
                 LiveJob {
                     before: Vec::new(),
                     id: element.job.to_string(),
@@ -266,18 +305,22 @@ fn live_jobs(answers: Option<&Answers>, jobs: &BTreeMap<String, Vec<CellJob>>, s
 }
 
 impl Look {
-    fn cell(&self, index: usize) -> CellLook {
+    /// `ends` are attempts that were read already, `beats` what submissions say of heartbeats.
+    fn cell(&self, index: usize, ends: &mut Ends, beats: &mut BTreeMap<String, f64>) -> CellLook {
         let cell = &self.prepared.plan.cells[index];
         let name = cell.def.key.local_name();
         let mut jobs = self.jobs.get(&name).cloned().unwrap_or_default();
-        let run_dir = self.prepared.place.run_dir(&cell.def.key);
-        // A cell that is done needs no more reading.
-        let attempt = if cell.state.is_done() {
+        // A cell that is done needs no more reading, and of one that never began there is nothing to read.
+        let attempt = if cell.state.is_done() || !self.prepared.begun.contains(&name) {
             None
+        } else if let Some((start, end)) = ends.remove(&name) {
+            Some(Attempt { start, end: Some(end), pulse: Pulse::Ended })
         } else {
-            newest_attempt(&self.prepared.place, &run_dir, self.answers.as_ref())
+            let run_dir = self.prepared.place.run_dir(&cell.def.key);
+            newest_attempt(&self.prepared.place, &run_dir, self.answers.as_ref(), beats)
         };
-        if let Some(current) = self.current(&jobs) {
+        if let Some(current) = self.current(&jobs).filter(|current| current + 1 < jobs.len()) {
+            let jobs = Arc::make_mut(&mut jobs);
             let current = jobs.remove(current);
             jobs.push(current);
         }
@@ -293,7 +336,7 @@ impl Look {
             standing.detail.push_str(&format!("{before}warns: {warning}"));
         }
         let runs = matches!(standing.word, Word::Running | Word::ProbablyRunning);
-        let progress = if runs { progress(&run_dir) } else { None };
+        let progress = if runs { progress(&self.prepared.place.run_dir(&cell.def.key)) } else { None };
         CellLook { standing, jobs, attempt, progress }
     }
 }
@@ -305,7 +348,12 @@ fn pending(said: Option<Said<'_>>) -> Option<bool> {
     }
 }
 
-fn newest_attempt(place: &Place, run_dir: &Path, answers: Option<&Answers>) -> Option<Attempt> {
+fn newest_attempt(
+    place: &Place,
+    run_dir: &Path,
+    answers: Option<&Answers>,
+    beats: &mut BTreeMap<String, f64>,
+) -> Option<Attempt> {
     let n = attempt::last(run_dir).ok().filter(|n| *n > 0)?;
     let start = attempt::read_start(run_dir, n).ok()?;
     let end = attempt::read_end(run_dir, n).ok().flatten();
@@ -317,17 +365,21 @@ fn newest_attempt(place: &Place, run_dir: &Path, answers: Option<&Answers>) -> O
     } else if here {
         Pulse::Gone
     } else {
-        Pulse::Elsewhere(heartbeat(place, run_dir, n, &start.submission, answers))
+        let of_submission = || {
+            let read = Submission::read(&place.submissions().join(&start.submission));
+            read.map_or(BEAT_S, |submission| submission.rules.beat_s as f64)
+        };
+        let every_s = *beats.entry(start.submission.clone()).or_insert_with(of_submission);
+        Pulse::Elsewhere(heartbeat(place, run_dir, n, answers).map(|age_s| (age_s, every_s)))
     };
     Some(Attempt { start, end, pulse })
 }
 
-/// Age of the last heartbeat by the clock of the file system, and the time between two.
-fn heartbeat(place: &Place, run_dir: &Path, n: u32, submission: &str, answers: Option<&Answers>) -> Option<(f64, f64)> {
+/// Age of the last heartbeat by the clock of the file system, seconds.
+fn heartbeat(place: &Place, run_dir: &Path, n: u32, answers: Option<&Answers>) -> Option<f64> {
     let written: DateTime<Utc> = attempt::beaten_at(run_dir, n)?.into();
     let now = answers.map_or_else(Utc::now, |answers| answers.file_time(&place.own()));
-    let every_s = Submission::read(&place.submissions().join(submission)).map_or(BEAT_S, |s| s.rules.beat_s as f64);
-    Some(((now - written).num_milliseconds() as f64 / 1000.0, every_s))
+    Some((now - written).num_milliseconds() as f64 / 1000.0)
 }
 
 /// How far a cell has come, from the end of its progress file.

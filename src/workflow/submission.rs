@@ -4,7 +4,8 @@
 //! cell), a `cell.toml` for each cell, and the job scripts. Editing the study or rebuilding the program
 //! never reaches a queued job.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
@@ -12,12 +13,12 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Result, WorkflowError};
 use super::place::Place;
-use super::plan::{CellDef, Expansion, Link, Pack, Plan, PlannedJob};
+use super::plan::{CellDef, Expansion, Link, Pack, Plan, PlannedCell, PlannedJob};
 use super::retry;
 use super::slurm::wishes::Tell;
 use super::study::{Retry, Run, Staging, Study};
 use crate::record::cell::{CELL_VERSION, Cell, ExternalInput, Need};
-use crate::record::{CellKey, Digest, Fingerprint, Name, files};
+use crate::record::{CellKey, Digest, Fingerprint, Name, RecordError, files};
 
 /// Format version of `plan.json`.
 pub const SUBMISSION_VERSION: u32 = 1;
@@ -126,10 +127,12 @@ impl Submission {
             (job_name(study, job, &name), cells.collect(), job.link, job.pack)
         });
         let mut submitted: Vec<SubmittedJob> = Vec::new();
+        let mut same: BTreeMap<String, usize> = BTreeMap::new();
         for (job, cells, link, pack) in named {
             // Arrays of one stage that were split, single jobs of several seeds, and links differ by a number.
-            let same = submitted.iter().filter(|j| j.name == job || j.name.starts_with(&format!("{job}-"))).count();
-            let job = if same == 0 { job } else { format!("{job}-{same}") };
+            let same = same.entry(job.clone()).or_default();
+            let job = if *same == 0 { job } else { format!("{job}-{same}") };
+            *same += 1;
             submitted.push(SubmittedJob { name: job, cells, link, pack, tell: None, staging: Staging::default() });
         }
         Self {
@@ -153,15 +156,26 @@ impl Submission {
     pub fn write(&self, study: &Study, place: &Place, plan: &Plan, scratch: Option<&Path>) -> Result<PathBuf> {
         let dir = self.dir(place);
         files::write_atomic(&dir.join("study.toml"), study.text.as_bytes())?;
-        for local in self.jobs.iter().flat_map(|j| j.cells.values()) {
-            let cell = plan.cells.iter().find(|c| c.def.key.local_name() == *local);
-            let planned = cell.ok_or_else(|| WorkflowError::Usage(format!("cell {local} is not in the plan")))?;
-            let mut cell = cell_of(study, place, plan, &planned.def, scratch);
-            if let Some(again) = &planned.again {
-                cell.resources = retry::resources(&cell.resources, &again.adjust);
-            }
-            files::write_atomic(&cell_path(&dir, local), cell.to_toml()?.as_bytes())?;
-        }
+        let cells: BTreeMap<String, &PlannedCell> = plan.cells.iter().map(|c| (c.def.key.local_name(), c)).collect();
+        let planned = |local: &String| {
+            let cell = cells.get(local).copied();
+            cell.ok_or_else(|| WorkflowError::Usage(format!("cell {local} is not in the plan")))
+        };
+        let locals = self.locals();
+        let planned: Vec<&PlannedCell> = locals.iter().map(|local| planned(local)).collect::<Result<_>>()?;
+        let shares: Vec<&[&PlannedCell]> = planned.chunks(CELLS_OF_A_FILE).collect();
+        let names: Vec<String> = (0..shares.len()).map(file_of_cells).collect();
+        files::write_many(&dir.join(CELLS), &names, |n| {
+            let told = |planned: &&PlannedCell| {
+                let mut cell = cell_of(study, place, plan, &planned.def, scratch);
+                if let Some(again) = &planned.again {
+                    cell.resources = retry::resources(&cell.resources, &again.adjust);
+                }
+                Ok(cell)
+            };
+            let cells: Vec<Cell> = shares[n].iter().map(told).collect::<Result<_>>()?;
+            Ok::<_, WorkflowError>(lines_of(&cells)?.into_bytes())
+        })?;
         files::write_json(&dir.join("plan.json"), self)?;
         Ok(dir)
     }
@@ -201,7 +215,7 @@ impl Submission {
     ///
     /// # Errors
     /// The submission has no such job or slot, or the cell's file is damaged.
-    pub fn cell(&self, dir: &Path, job: &str, slot: u32) -> Result<(PathBuf, Cell)> {
+    pub fn cell(&self, dir: &Path, job: &str, slot: u32) -> Result<Cell> {
         let job = self
             .jobs
             .iter()
@@ -210,9 +224,37 @@ impl Submission {
         let local = job.cells.get(&slot).ok_or_else(|| {
             WorkflowError::Usage(format!("job `{}` of submission {} has no slot {slot}", job.name, self.name))
         })?;
-        let path = cell_path(dir, local);
-        let cell = Cell::read(&path)?;
-        Ok((path, cell))
+        self.cell_named(dir, local)
+    }
+
+    /// The cell of that local name.
+    ///
+    /// # Errors
+    /// It is not in the submission, or its file is damaged.
+    pub fn cell_named(&self, dir: &Path, local: &str) -> Result<Cell> {
+        let alone = dir.join(CELLS).join(format!("{}.toml", local.replace('/', "+")));
+        let locals = self.locals();
+        let number = locals.partition_point(|other| other.as_str() < local) / CELLS_OF_A_FILE;
+        let path = dir.join(CELLS).join(file_of_cells(number));
+        let text = match files::read_text(&path) {
+            Ok(text) => text,
+            // A submission of an older program, which gave each cell a file.
+            Err(e) if e.is_not_found() && alone.exists() => return Ok(Cell::read(&alone)?),
+            Err(e) => return Err(e.into()),
+        };
+        let named = format!("\"cell\":\"{local}\"");
+        let line = text.lines().find(|line| line.contains(&named));
+        let line =
+            line.ok_or_else(|| RecordError::damaged(&path, format!("it has no cell {local}: {SUBMIT_AGAIN}")))?;
+        let line: CellLine =
+            serde_json::from_str(line).map_err(|e| RecordError::damaged(&path, format!("{e}: {SUBMIT_AGAIN}")))?;
+        Ok(Cell::parse(&line.toml, &path)?)
+    }
+
+    /// Every cell that its jobs run, sorted.
+    fn locals(&self) -> Vec<&String> {
+        let locals: BTreeSet<&String> = self.jobs.iter().flat_map(|j| j.cells.values()).collect();
+        locals.into_iter().collect()
     }
 }
 
@@ -231,10 +273,41 @@ pub fn expected_stages(study: &Study, expansion: &Expansion) -> Vec<ExpectedStag
     stages.collect()
 }
 
-/// Where the file of a cell lies in the directory of its submission.
-pub(super) fn cell_path(dir: &Path, local: &str) -> PathBuf {
-    // `+` is in no name.
-    dir.join("cells").join(format!("{}.toml", local.replace('/', "+")))
+/// Where the cells of a submission lie in its directory.
+const CELLS: &str = "cells";
+
+/// Cells in one file. A file for each would take longer to make durable than Slurm takes for the whole chain; of one for
+/// all, each job would read what a hundred thousand others read.
+const CELLS_OF_A_FILE: usize = 100;
+
+const SUBMIT_AGAIN: &str = "submit again with `run_all`";
+
+fn file_of_cells(number: usize) -> String {
+    format!("{number}.jsonl")
+}
+
+/// One line of a file of cells.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CellLine<'a> {
+    /// Its local name.
+    cell: Cow<'a, str>,
+    /// Its `cell.toml`, which says its version.
+    toml: Cow<'a, str>,
+}
+
+/// The text of a file of cells.
+///
+/// # Errors
+/// A parameter that TOML cannot hold.
+pub fn lines_of(cells: &[Cell]) -> Result<String> {
+    let mut text = String::new();
+    for cell in cells {
+        let line = CellLine { cell: cell.key.local_name().into(), toml: cell.to_toml()?.into() };
+        text.push_str(&serde_json::to_string(&line).map_err(|e| RecordError::Value(e.to_string()))?);
+        text.push('\n');
+    }
+    Ok(text)
 }
 
 /// What the stage is told.
@@ -273,6 +346,7 @@ fn cell_of(study: &Study, place: &Place, plan: &Plan, def: &CellDef, scratch: Op
         params: stage.params_of(arm).clone(),
         needs,
         inputs: def
+            .recipe
             .inputs
             .iter()
             .map(|(input, digest)| ExternalInput {
@@ -281,7 +355,7 @@ fn cell_of(study: &Study, place: &Place, plan: &Plan, def: &CellDef, scratch: Op
                 digest: digest.clone(),
             })
             .collect(),
-        source: def.source.clone(),
+        source: plan.source(def),
     }
 }
 

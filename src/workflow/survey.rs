@@ -1,12 +1,15 @@
 //! Looking around: seals in run directories, digests of inputs, and which journalled jobs still live.
 //! Everything the plan is made from; nothing here changes a result or a job.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use chrono::Utc;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::error::{Result, WorkflowError};
 use super::journal::{self, Entry, Event, Fate, Journal, JournalJob};
@@ -31,33 +34,103 @@ pub enum Depth {
     Digests,
 }
 
-/// What lies in the run directories of `expansion`, by local name.
-pub fn seals(place: &Place, expansion: &Expansion, depth: Depth) -> BTreeMap<String, SealView> {
-    let mut found = BTreeMap::new();
-    for cell in &expansion.cells {
-        let run_dir = place.run_dir(&cell.key);
-        let view = match Seal::read(&run_dir) {
-            Ok(None) => match asked(place, cell, &run_dir) {
-                Some(view) => view,
-                None => continue,
-            },
-            Ok(Some(seal)) if seal.key != cell.key => SealView::Damaged(format!(
-                "its seal is that of {}: delete {}/seal.json and run `run_all` again",
-                seal.key,
-                run_dir.display()
-            )),
-            Ok(Some(seal)) => {
-                let problem = match depth {
-                    Depth::Sizes => seal.check(&run_dir),
-                    Depth::Digests => seal.verify(&run_dir),
-                };
-                SealView::Sealed { seal: Box::new(seal), problem }
-            }
-            Err(e) => SealView::Damaged(e.to_string()),
+/// What lies on disk of the cells of a study.
+#[derive(Debug, Default)]
+pub struct OnDisk {
+    /// Seals, by local name.
+    pub seals: BTreeMap<String, SealView>,
+    /// Cells that have a run directory, by local name. The others have never begun: there is nothing of them to read.
+    pub begun: BTreeSet<String>,
+}
+
+impl OnDisk {
+    /// Looks at the run directories of `expansion`: one listing for each directory above them, then one open for each
+    /// that is there, and of what is sealed one question for each output. A study may have 100,000 cells, and a
+    /// network file system answers them one by one, so several ask at once.
+    pub fn read(place: &Place, expansion: &Expansion, depth: Depth) -> Self {
+        let begun = begun(place, expansion);
+        let there: Vec<&CellDef> =
+            expansion.cells.iter().zip(&begun).filter(|(_, begun)| **begun).map(|(cell, _)| &**cell).collect();
+        let askers = match depth {
+            Depth::Sizes => there.len().div_ceil(CELLS_OF_AN_ASKER),
+            Depth::Digests => there.len(),
         };
-        found.insert(cell.key.local_name(), view);
+        let share = there.len().div_ceil(askers.clamp(1, MOST_ASKERS)).max(1);
+        let look = |cells: &[&CellDef]| -> Vec<(String, Option<SealView>)> {
+            cells.iter().map(|cell| (cell.key.local_name(), view(place, cell, depth))).collect()
+        };
+        let found = std::thread::scope(|scope| {
+            let askers: Vec<_> = there.chunks(share).map(|cells| scope.spawn(move || look(cells))).collect();
+            let joined = askers.into_iter().map(|a| a.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            joined.collect::<Vec<_>>()
+        });
+        let mut all = Self::default();
+        for (name, view) in found.into_iter().flatten() {
+            if let Some(view) = view {
+                all.seals.insert(name.clone(), view);
+            }
+            all.begun.insert(name);
+        }
+        all
     }
-    found
+}
+
+/// So many cells are asked about faster by one than by two.
+const CELLS_OF_AN_ASKER: usize = 64;
+
+/// More askers than this gain nothing.
+const MOST_ASKERS: usize = 8;
+
+/// Which cells have a run directory, in their order.
+fn begun(place: &Place, expansion: &Expansion) -> Vec<bool> {
+    let mut listed: Option<(PathBuf, Option<BTreeSet<OsString>>)> = None;
+    let is_there = |cell: &Arc<CellDef>| {
+        let run_dir = place.run_dir(&cell.key);
+        let (Some(above), Some(name)) = (run_dir.parent(), run_dir.file_name()) else { return true };
+        if listed.as_ref().is_none_or(|(dir, _)| dir != above) {
+            listed = Some((above.to_path_buf(), names_in(above)));
+        }
+        // Where there is no listing, each one is asked for.
+        let names = listed.as_ref().and_then(|(_, names)| names.as_ref());
+        names.is_none_or(|names| names.contains(name))
+    };
+    expansion.cells.iter().map(is_there).collect()
+}
+
+/// What stands in a directory; nothing if it is not there, `None` if it cannot be listed.
+fn names_in(dir: &Path) -> Option<BTreeSet<OsString>> {
+    match std::fs::read_dir(dir) {
+        Ok(entries) => entries.map(|entry| entry.map(|e| e.file_name())).collect::<std::io::Result<_>>().ok(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Some(BTreeSet::new()),
+        Err(_) => None,
+    }
+}
+
+/// The seal of a cell, and what is wrong with it.
+fn view(place: &Place, cell: &CellDef, depth: Depth) -> Option<SealView> {
+    let run_dir = place.run_dir(&cell.key);
+    Some(match Seal::read(&run_dir) {
+        Ok(None) => return asked(place, cell, &run_dir),
+        Ok(Some(seal)) if seal.key != cell.key => SealView::Damaged(format!(
+            "its seal is that of {}: delete {}/seal.json and run `run_all` again",
+            seal.key,
+            run_dir.display()
+        )),
+        Ok(Some(mut seal)) => {
+            let problem = match depth {
+                Depth::Sizes => seal.check(&run_dir),
+                Depth::Digests => seal.verify(&run_dir),
+            };
+            // Most of a seal is what the fingerprint was made from. Where that is what is planned, the plan has it, once
+            // for all seeds.
+            if seal.fingerprint == cell.fingerprint {
+                seal.source.params = Value::Null;
+                seal.source.needs = BTreeMap::new();
+            }
+            SealView::Sealed { seal: Box::new(seal), problem }
+        }
+        Err(e) => SealView::Damaged(e.to_string()),
+    })
 }
 
 /// The decision of a gate that waits for a person. One that cannot be read counts as none: the gate is asked again.
@@ -242,7 +315,7 @@ pub fn live(
     Ok(live)
 }
 
-/// Finds out what became of jobs whose reply was lost, and writes it down.
+/// Finds out what became of jobs whose reply was lost, and writes it down. Returns whether there were any.
 ///
 /// # Errors
 /// Slurm does not answer; a job that was intended moments ago may still be on its way.
@@ -252,11 +325,13 @@ pub fn settle_uncertain(
     journal: &Journal,
     entries: &[Entry],
     cluster: &str,
-) -> Result<()> {
+) -> Result<bool> {
+    let mut settled = false;
     for job in journal::jobs(entries).into_iter().filter(|j| j.cluster == cluster) {
         if !matches!(job.fate, Fate::Intended | Fate::Uncertain(_)) {
             continue;
         }
+        settled = true;
         let found = find_in(client, clusters, &job.name).map_err(|e| WorkflowError::Slurm(e.to_string()))?;
         match found {
             Found::Job(id) => journal.write(Event::Submitted { job: job.name, id: id.to_string() })?,
@@ -283,5 +358,5 @@ pub fn settle_uncertain(
             }
         }
     }
-    Ok(())
+    Ok(settled)
 }

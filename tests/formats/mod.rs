@@ -16,7 +16,7 @@ use seedbed::record::decision::{self, Confirmation};
 use seedbed::record::{Cell, Decision, RecordError, Seal, attempt, files, flag, progress, run_h5};
 use seedbed::workflow::budget::BudgetFile;
 use seedbed::workflow::journal::{self, Journal};
-use seedbed::workflow::submission::Submission;
+use seedbed::workflow::submission::{self, Submission};
 
 use crate::support::repository;
 
@@ -166,8 +166,25 @@ fn golden_files_are_read_to_the_expected_values() {
     let submission = Submission::read(&dir.join("submission")).unwrap();
     assert_eq!(submission, values::submission());
     let job = &submission.jobs[0].name;
-    assert_eq!(submission.cell(&dir.join("submission"), job, 1).unwrap().1, values::cell());
+    assert_eq!(submission.cell(&dir.join("submission"), job, 1).unwrap(), values::cell());
     assert_eq!(BudgetFile::read(&dir.join("submission")).unwrap(), Some(values::budget_file()));
+}
+
+#[test]
+fn cells_of_a_submission_lie_together() {
+    let golden = repository().join("tests/fixtures/formats/v2/submission");
+    let submission = values::submission();
+    let job = &submission.jobs[0].name;
+    assert_eq!(submission.cell(&golden, job, 1).unwrap(), values::cell());
+    let text = submission::lines_of(&[values::cell()]).unwrap();
+    assert_eq!(fs::read_to_string(golden.join("cells/0.jsonl")).unwrap(), text);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("cells/0.jsonl");
+    for damaged in [text.replacen("mlp_in", "mlp_out", 1), text[..text.len() / 2].to_owned(), String::new()] {
+        files::write_atomic(&file, damaged.as_bytes()).unwrap();
+        let error = submission.cell(dir.path(), job, 1).unwrap_err().to_string();
+        assert!(error.contains("0.jsonl") && error.contains("run_all"), "{error}");
+    }
 }
 
 #[test]

@@ -80,7 +80,7 @@ pub fn run(options: &Options) -> Result<u8> {
     if let Some((shared, pack)) = shared.filter(|_| !options.packed) {
         return pack::run(options, &submission, shared, pack, job.as_ref());
     }
-    let (_, cell) = submission.cell(&options.submission, &options.job, options.slot)?;
+    let cell = submission.cell(&options.submission, &options.job, options.slot)?;
     let run_dir = cell.run_dir();
     say(&format!("cell {} of submission {}", cell.key, submission.name));
 

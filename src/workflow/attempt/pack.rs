@@ -56,7 +56,7 @@ pub fn run(
 ) -> Result<u8> {
     let mut members = Vec::new();
     for &slot in job.cells.keys() {
-        let (_, cell) = submission.cell(&options.submission, &job.name, slot)?;
+        let cell = submission.cell(&options.submission, &job.name, slot)?;
         members.push(Member { slot, cell, code: None });
     }
     let way = if pack.in_turn { "in turn" } else { "side by side" };

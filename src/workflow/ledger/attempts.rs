@@ -9,7 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use crate::record::seal::INVALID_FILE;
 use crate::record::{AttemptEnd, AttemptStart, Cell, Name, Seal, attempt};
 use crate::workflow::bill;
-use crate::workflow::submission::{self, Submission};
+use crate::workflow::submission::Submission;
 
 /// How long after its time limit an attempt without an end may still be said to run: two hosts' clocks differ.
 const CLOCKS_DIFFER: TimeDelta = TimeDelta::minutes(10);
@@ -178,8 +178,8 @@ impl Reader {
             return held.unwrap_or_default();
         }
         let dir = self.own.join("submissions").join(&start.submission);
-        let told = Cell::read(&submission::cell_path(&dir, &start.key.local_name()));
-        let held = told.or_else(|_| Cell::read(&run_dir.join("cell.toml"))).ok().map(|cell| Held::of(&cell));
+        let told = Submission::read(&dir).and_then(|told| told.cell_named(&dir, &start.key.local_name())).ok();
+        let held = told.or_else(|| Cell::read(&run_dir.join("cell.toml")).ok()).map(|cell| Held::of(&cell));
         if held.is_none() {
             self.notes.push(format!(
                 "nobody knows what the attempts of stage {} in submission {} held: they count no devices",

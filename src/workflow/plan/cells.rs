@@ -1,10 +1,15 @@
 //! From a study and its seeds to cells: keys, needs and fingerprints, in an order in which they can run.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
 
 use super::gates::is_gate;
-use crate::record::fingerprint::FINGERPRINT_VERSION;
+use crate::record::digest::canonical_json;
+use crate::record::fingerprint::{FINGERPRINT_VERSION, Parts};
 use crate::record::{CellKey, Digest, Fingerprint, FingerprintSource, Name};
 use crate::workflow::study::{Input, Run, Stage, Study};
 
@@ -18,21 +23,79 @@ pub struct CellDef {
     pub key: CellKey,
     /// Index of its stage in [`Study::stages`].
     pub stage: usize,
-    /// Indices of needed cells in [`Expansion::cells`], all smaller than this cell's own.
+    /// Indices of needed cells in [`Expansion::cells`], ascending and all smaller than this cell's own.
     pub needs: Vec<usize>,
-    /// Files and directories from outside, with their digests.
-    pub inputs: Vec<(Input, Digest)>,
-    /// What the fingerprint is made from.
-    pub source: FingerprintSource,
+    /// What it has in common with the other seeds of its stage and arm.
+    pub recipe: Arc<Recipe>,
     /// The fingerprint.
     pub fingerprint: Fingerprint,
+}
+
+/// What all cells of one stage and arm have in common of what their fingerprints are made from.
+#[derive(Debug)]
+pub struct Recipe {
+    /// Stage kind.
+    pub kind: String,
+    /// Its semantic version.
+    pub kind_version: u32,
+    /// Semantic parameters.
+    pub params: Value,
+    /// Files and directories from outside, with their digests.
+    pub inputs: Vec<(Input, Digest)>,
+    /// The parameters as canonical JSON.
+    params_text: String,
+}
+
+impl Recipe {
+    fn new(stage: &Stage, arm: Option<&Name>, digests: &BTreeMap<PathBuf, Digest>) -> Result<Self, PlanError> {
+        let mut inputs = Vec::new();
+        for input in stage.inputs_of(arm) {
+            let digest = digests
+                .get::<Path>(&input.path)
+                .cloned()
+                .ok_or_else(|| PlanError::Input { stage: stage.name.to_string(), path: input.path.clone() })?;
+            inputs.push((input, digest));
+        }
+        let kind_version = match &stage.run {
+            Run::Builtin(spec) => spec.version,
+            Run::Command(_) => COMMAND_VERSION,
+        };
+        let params = stage.semantic_params(arm);
+        Ok(Self { kind: stage.kind().to_owned(), kind_version, params_text: canonical_json(&params), params, inputs })
+    }
+
+    fn input_digests(&self) -> BTreeMap<String, Digest> {
+        self.inputs.iter().map(|(input, digest)| (input.name.clone(), digest.clone())).collect()
+    }
+}
+
+impl CellDef {
+    /// What the fingerprint is made from; `cells` are those of the plan that this cell is in.
+    pub fn source<'a>(&self, cells: impl Fn(usize) -> &'a CellDef) -> FingerprintSource {
+        FingerprintSource {
+            version: FINGERPRINT_VERSION,
+            kind: self.recipe.kind.clone(),
+            kind_version: self.recipe.kind_version,
+            params: self.recipe.params.clone(),
+            seed: self.key.seed,
+            needs: needed(&self.needs, cells),
+            inputs: self.recipe.input_digests(),
+        }
+    }
+}
+
+/// The fingerprints of needed cells by name. A gate hands over no data: its conditions change no byte of what is behind
+/// it.
+fn needed<'a>(needs: &[usize], cells: impl Fn(usize) -> &'a CellDef) -> BTreeMap<String, Fingerprint> {
+    let needs = needs.iter().map(|&i| cells(i)).filter(|cell| !is_gate(cell));
+    needs.map(|cell| (cell.key.local_name(), cell.fingerprint.clone())).collect()
 }
 
 /// The cells of a study under some seeds.
 #[derive(Debug, Clone)]
 pub struct Expansion {
     /// Cells: stages in an order in which they can run, then arms, then seeds in ascending order.
-    pub cells: Vec<CellDef>,
+    pub cells: Vec<Arc<CellDef>>,
 }
 
 /// What keeps a study from being planned.
@@ -65,84 +128,65 @@ pub fn expand(study: &Study, seeds: &[u32], digests: &BTreeMap<PathBuf, Digest>)
     if seeds.is_empty() && study.stages.iter().any(|s| s.axes.seed) {
         return Err(PlanError::NoSeeds);
     }
-    let mut cells: Vec<CellDef> = Vec::new();
+    let mut cells: Vec<Arc<CellDef>> = Vec::new();
+    let mut blocks: Vec<Block> = Vec::new();
     for index in order(study)? {
         let stage = &study.stages[index];
         let arms: Vec<Option<&Name>> =
             if stage.axes.arm { stage.arms.iter().map(|a| Some(&a.name)).collect() } else { vec![None] };
         let seeds: Vec<Option<u32>> =
             if stage.axes.seed { seeds.iter().copied().map(Some).collect() } else { vec![None] };
-        for arm in arms {
-            for seed in &seeds {
-                let key = CellKey {
-                    study: study.name.clone(),
-                    profile: study.profile.clone(),
-                    stage: stage.name.clone(),
-                    arm: arm.cloned(),
+        let begin = cells.len();
+        for arm in &arms {
+            let recipe = Arc::new(Recipe::new(stage, *arm, digests)?);
+            let inputs = recipe.input_digests();
+            for (s, seed) in seeds.iter().enumerate() {
+                let parents = blocks.iter().filter(|block| stage.needs.contains(&block.stage.name));
+                let needs: Vec<usize> = parents.flat_map(|parent| parent.agreeing(*arm, seed.map(|_| s))).collect();
+                let parts = Parts {
+                    version: FINGERPRINT_VERSION,
+                    kind: &recipe.kind,
+                    kind_version: recipe.kind_version,
+                    params: &recipe.params_text,
                     seed: *seed,
+                    needs: &needed(&needs, |i| &cells[i]),
+                    inputs: &inputs,
                 };
-                let cell = define(stage, index, key, &cells, digests)?;
-                cells.push(cell);
+                let fingerprint = parts.fingerprint();
+                let (study, profile) = (study.name.clone(), study.profile.clone());
+                let key = CellKey { study, profile, stage: stage.name.clone(), arm: arm.cloned(), seed: *seed };
+                cells.push(Arc::new(CellDef { key, stage: index, needs, recipe: recipe.clone(), fingerprint }));
             }
         }
+        blocks.push(Block { stage, begin, seeds: seeds.len() });
     }
     Ok(Expansion { cells })
 }
 
-fn define(
-    stage: &Stage,
-    index: usize,
-    key: CellKey,
-    before: &[CellDef],
-    digests: &BTreeMap<PathBuf, Digest>,
-) -> Result<CellDef, PlanError> {
-    let needs: Vec<usize> = before
-        .iter()
-        .enumerate()
-        .filter(|(_, cell)| stage.needs.contains(&cell.key.stage) && agree(&cell.key, &key))
-        .map(|(i, _)| i)
-        .collect();
-    let arm = key.arm.as_ref();
-    let mut inputs = Vec::new();
-    for input in stage.inputs_of(arm) {
-        let digest = digests
-            .get::<Path>(&input.path)
-            .cloned()
-            .ok_or_else(|| PlanError::Input { stage: stage.name.to_string(), path: input.path.clone() })?;
-        inputs.push((input, digest));
-    }
-    let source = FingerprintSource {
-        version: FINGERPRINT_VERSION,
-        kind: stage.kind().to_owned(),
-        kind_version: match &stage.run {
-            Run::Builtin(spec) => spec.version,
-            Run::Command(_) => COMMAND_VERSION,
-        },
-        params: stage.semantic_params(arm),
-        seed: key.seed,
-        // A gate hands over no data: its conditions change no byte of what is behind it.
-        needs: needs
-            .iter()
-            .filter(|&&i| !is_gate(&before[i]))
-            .map(|&i| (before[i].key.local_name(), before[i].fingerprint.clone()))
-            .collect(),
-        inputs: inputs.iter().map(|(input, digest)| (input.name.clone(), digest.clone())).collect(),
-    };
-    let fingerprint = source.fingerprint();
-    Ok(CellDef { key, stage: index, needs, inputs, source, fingerprint })
+/// Where the cells of one stage stand: arm by arm, and of each the seeds.
+struct Block<'a> {
+    stage: &'a Stage,
+    begin: usize,
+    /// Cells of one arm.
+    seeds: usize,
 }
 
-/// Two cells agree on the axes that both have.
-fn agree(a: &CellKey, b: &CellKey) -> bool {
-    let same_arm = match (&a.arm, &b.arm) {
-        (Some(x), Some(y)) => x == y,
-        _ => true,
-    };
-    let same_seed = match (a.seed, b.seed) {
-        (Some(x), Some(y)) => x == y,
-        _ => true,
-    };
-    same_arm && same_seed
+impl Block<'_> {
+    /// The cells that agree with `arm` and the seed of that place on the axes that both have. An arm of the same name
+    /// need not be there.
+    fn agreeing(&self, arm: Option<&Name>, seed: Option<usize>) -> impl Iterator<Item = usize> {
+        let arms: Range<usize> = match arm {
+            _ if !self.stage.axes.arm => 0..1,
+            None => 0..self.stage.arms.len(),
+            Some(arm) => self.stage.arms.iter().position(|a| a.name == *arm).map_or(0..0, |at| at..at + 1),
+        };
+        let seeds = match seed {
+            Some(seed) if self.stage.axes.seed => seed..seed + 1,
+            _ => 0..self.seeds,
+        };
+        let (begin, width) = (self.begin, self.seeds);
+        arms.flat_map(move |arm| seeds.clone().map(move |seed| begin + arm * width + seed))
+    }
 }
 
 /// Stage indices so that each comes after what it needs, else in file order.

@@ -29,12 +29,12 @@ impl Halt {
 
 /// True for the cell of a gate.
 pub fn is_gate(def: &CellDef) -> bool {
-    def.source.kind == GATE_KIND
+    def.recipe.kind == GATE_KIND
 }
 
 /// Whether a gate judges although needed cells are missing.
 fn judges_without(def: &CellDef) -> bool {
-    let missing = def.source.params.get("missing").cloned();
+    let missing = def.recipe.params.get("missing").cloned();
     let missing = missing.and_then(|word| serde_json::from_value(word).ok()).unwrap_or(Missing::Undecided);
     is_gate(def) && missing != Missing::Undecided
 }
@@ -72,10 +72,8 @@ pub(super) fn changes(
 
 /// What a sealed gate read of a needed cell.
 pub(super) fn read_by(seal: &Seal) -> impl Fn(&str) -> Option<Digest> {
-    move |parent: &str| {
-        let path = format!("{parent}/run.h5");
-        seal.read.iter().find(|f| f.path == path).map(|f| f.digest.clone())
-    }
+    let read: BTreeMap<&str, &Digest> = seal.read.iter().map(|f| (f.path.as_str(), &f.digest)).collect();
+    move |parent: &str| read.get(format!("{parent}/run.h5").as_str()).map(|digest| (*digest).clone())
 }
 
 /// The verdict of a gate whose question or inputs have changed.
@@ -92,7 +90,9 @@ pub(super) fn asked(
     before: &[PlannedCell],
     seals: &BTreeMap<String, SealView>,
 ) -> CellState {
-    let judged = |parent: &str| decision.inputs.iter().find(|i| i.cell == parent).and_then(|i| i.content.clone());
+    let inputs: BTreeMap<&str, &Option<Digest>> =
+        decision.inputs.iter().map(|input| (input.cell.as_str(), &input.content)).collect();
+    let judged = |parent: &str| inputs.get(parent).and_then(|content| (*content).clone());
     let stands = decision.verdict == Verdict::Waiting
         && decision.fingerprint == def.fingerprint
         && changes(def, &judged, before, seals).is_empty();

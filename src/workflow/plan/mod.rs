@@ -10,7 +10,7 @@ mod jobs;
 mod pack;
 mod state;
 
-pub use cells::{CellDef, Expansion, PlanError, expand};
+pub use cells::{CellDef, Expansion, PlanError, Recipe, expand};
 pub use gates::{Halt, is_gate};
 pub use jobs::{Chain, Edge, EdgeKind, JobShape, Link, PlannedJob, Target, jobs, links};
 pub use pack::Pack;
@@ -19,7 +19,7 @@ pub use state::{Again, CellState, LiveJob, PlannedCell, SealView, changed_reads,
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::study::{On, Study};
-use crate::record::{CellKey, Name};
+use crate::record::{CellKey, FingerprintSource, Name};
 
 /// Every cell of a study with its state.
 #[derive(Debug, Clone)]
@@ -105,6 +105,16 @@ impl Plan {
     /// The cell of that key.
     pub fn cell(&self, key: &CellKey) -> Option<&PlannedCell> {
         self.cells.iter().find(|c| c.def.key == *key)
+    }
+
+    /// Every cell by its key: for who asks for many.
+    pub fn by_key(&self) -> BTreeMap<&CellKey, &PlannedCell> {
+        self.cells.iter().map(|cell| (&cell.def.key, cell)).collect()
+    }
+
+    /// What the fingerprint of one of the cells is made from.
+    pub fn source(&self, def: &CellDef) -> FingerprintSource {
+        def.source(|i| &self.cells[i].def)
     }
 
     /// Cells that must run.

@@ -1,6 +1,7 @@
 //! Judging cells: done, stopped, stale (which key changed), missing, queued.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +10,7 @@ use super::cells::{CellDef, Expansion};
 use super::gates::{self, Halt};
 use crate::record::decision::{Decision, GATE_KIND};
 use crate::record::seal::{OutputProblem, Seal};
-use crate::record::{Adjust, Change, Fingerprint, Outcome, Why, fingerprint};
+use crate::record::{Adjust, Change, Digest, Fingerprint, Outcome, Why, fingerprint};
 use crate::workflow::study::{On, Study};
 
 /// What was found in a run directory.
@@ -17,7 +18,7 @@ use crate::workflow::study::{On, Study};
 pub enum SealView {
     /// A seal that is whole.
     Sealed {
-        /// The seal.
+        /// The seal. Its source may lack parameters and needs where its fingerprint is the cell's: the plan has them.
         seal: Box<Seal>,
         /// What is wrong with its outputs.
         problem: Option<OutputProblem>,
@@ -149,7 +150,7 @@ impl CellState {
 #[derive(Debug, Clone)]
 pub struct PlannedCell {
     /// What the study defines.
-    pub def: CellDef,
+    pub def: Arc<CellDef>,
     /// Where it runs.
     pub on: On,
     /// Where it stands.
@@ -282,7 +283,7 @@ fn sealed(
 ) -> CellState {
     let gate = gates::is_gate(def);
     if seal.fingerprint != def.fingerprint {
-        let mut changed = fingerprint::changes(&seal.source, &def.source);
+        let mut changed = fingerprint::changes(&seal.source, &def.source(|i| &before[i].def));
         if gate {
             changed.insert(0, gates::verdict_falls(seal));
         }
@@ -324,8 +325,10 @@ fn sealed(
 
 /// What a sealed cell read of a needed cell that this one, sealed again since, holds otherwise.
 pub fn changed_reads(seal: &Seal, now: &Seal, parent: &str) -> Vec<Change> {
-    let changed = |(path, digest): (String, crate::record::Digest)| {
-        let old = seal.read.iter().find(|f| f.path == path)?;
+    // Sorted by path; a cell that gathers has read thousands.
+    let sorted = |path: &str| seal.read.binary_search_by(|f| f.path.as_str().cmp(path)).ok().map(|at| &seal.read[at]);
+    let changed = |(path, digest): (String, Digest)| {
+        let old = sorted(&path).or_else(|| seal.read.iter().find(|f| f.path == path))?;
         let (old, new) = (Some(old.digest.as_str().into()), Some(digest.as_str().into()));
         (old != new).then_some(Change { key: path, old, new })
     };
@@ -340,7 +343,7 @@ fn other_code(seal: &Seal) -> Option<String> {
 /// What a child reads of a sealed parent, by path below the profile's directory. For `run.h5` it is the
 /// content digest: a parent that ran again to the same content leaves its children fresh. A built-in
 /// stage's JSON, CSV and text files are printed from `run.h5` and do not count. Of a gate nothing is read.
-pub fn reads(seal: &Seal, parent: &str) -> Vec<(String, crate::record::Digest)> {
+pub fn reads(seal: &Seal, parent: &str) -> Vec<(String, Digest)> {
     if seal.source.kind == GATE_KIND {
         return Vec::new();
     }

@@ -98,18 +98,18 @@ fn slots() -> BTreeMap<u32, u32> {
 fn sealed(expansion: &Expansion, def: &CellDef) -> SealView {
     let read = def.needs.iter().flat_map(|&i| {
         let name = expansion.cells[i].key.local_name();
-        reads(&seal_of(&expansion.cells[i], vec![]), &name)
+        reads(&seal_of(expansion, &expansion.cells[i], vec![]), &name)
     });
     let read = read.map(|(path, digest)| crate::record::seal::SealedFile { path, size_bytes: 0, digest }).collect();
-    SealView::Sealed { seal: Box::new(seal_of(def, read)), problem: None }
+    SealView::Sealed { seal: Box::new(seal_of(expansion, def, read)), problem: None }
 }
 
-fn seal_of(def: &CellDef, read: Vec<crate::record::seal::SealedFile>) -> Seal {
+fn seal_of(expansion: &Expansion, def: &CellDef, read: Vec<crate::record::seal::SealedFile>) -> Seal {
     Seal {
         version: SEAL_VERSION,
         key: def.key.clone(),
         fingerprint: def.fingerprint.clone(),
-        source: def.source.clone(),
+        source: def.source(|i| &expansion.cells[i]),
         outcome: Outcome::Done,
         origin: Origin::Run,
         evidence: None,
@@ -338,7 +338,7 @@ fn a_stopped_cell_stops_its_descendants_until_it_is_tried_again() {
     let expansion = cells(&study);
     let mut found = seals(&expansion, |n| ["setup", "apply/", "baseline/"].iter().any(|p| n.starts_with(p)));
     let def = expansion.cells.iter().find(|c| c.key.local_name() == "monotonic/seed-42").unwrap();
-    let mut seal = seal_of(def, vec![]);
+    let mut seal = seal_of(&expansion, def, vec![]);
     seal.outcome = Outcome::Stopped;
     seal.evidence = Some("loss diverged".into());
     found.insert("monotonic/seed-42".to_owned(), SealView::Sealed { seal: Box::new(seal), problem: None });

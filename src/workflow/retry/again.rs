@@ -1,12 +1,12 @@
 //! What `run_all` submits a cell with that ran before and is not sealed: what its last attempt decided or, where that one
 //! could not say its end, what follows from what Slurm says of its job.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Past, Situation, Way, decide, history, in_force, resources};
 use crate::record::{Adjust, Cell, Why, attempt};
 use crate::workflow::place::Place;
-use crate::workflow::plan::{Again, Plan};
+use crate::workflow::plan::{Again, Plan, PlannedCell};
 use crate::workflow::slurm::accounting::{self, Accounting};
 use crate::workflow::slurm::{Client, Element, JobState};
 use crate::workflow::study::Retry;
@@ -16,9 +16,19 @@ pub type Ends = BTreeMap<Element, JobState>;
 
 /// Notes in the plan, for every cell that is to run, what its attempts came to. `ends` is what squeue said; accounting is
 /// asked once, for the jobs of attempts that nobody knows the end of.
-pub fn note(plan: &mut Plan, place: &Place, policy: &Retry, mut ends: Ends, client: Option<&Client>) {
+///
+/// `begun` are the cells that have a run directory.
+pub fn note(
+    plan: &mut Plan,
+    place: &Place,
+    begun: &BTreeSet<String>,
+    policy: &Retry,
+    mut ends: Ends,
+    client: Option<&Client>,
+) {
     let mut found: Vec<(usize, Vec<Past>)> = Vec::new();
-    for (i, cell) in plan.cells.iter().enumerate().filter(|(_, cell)| cell.to_run()) {
+    let to_run = |cell: &PlannedCell| cell.to_run() && begun.contains(&cell.def.key.local_name());
+    for (i, cell) in plan.cells.iter().enumerate().filter(|(_, cell)| to_run(cell)) {
         let run_dir = place.run_dir(&cell.def.key);
         let past = match attempt::last(&run_dir) {
             Ok(last @ 1..) => history(&run_dir, last),

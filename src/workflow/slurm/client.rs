@@ -285,16 +285,22 @@ pub fn run_limited(mut command: Command, limit: Duration) -> Option<Reply> {
 /// The child's reply, or nothing if it was killed at its time limit.
 fn wait(mut child: Child, limit: Duration) -> Option<Reply> {
     let deadline = Instant::now() + limit;
-    let stdout = drain(child.stdout.take());
-    let stderr = drain(child.stderr.take());
-    let mut pause = Duration::from_millis(1);
+    let (sender, ended) = mpsc::channel();
+    let stdout = drain(child.stdout.take(), Some(sender));
+    let stderr = drain(child.stderr.take(), None);
+    let mut pause = Duration::from_millis(20);
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break status,
-            Ok(None) if Instant::now() < deadline => {
-                std::thread::sleep(pause);
-                pause = (pause * 2).min(Duration::from_millis(20));
-            }
+            // The end of its output is the end of the program, or nearly: a chain waits for many of them in turn.
+            Ok(None) if Instant::now() < deadline => match ended.recv_timeout(pause) {
+                Ok(()) => pause = Duration::from_micros(100),
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(20));
+                }
+            },
             _ => {
                 kill_group(child.id());
                 // It has been killed; what it ended with says nothing.
@@ -311,7 +317,8 @@ fn wait(mut child: Child, limit: Duration) -> Option<Reply> {
     Some(Reply { status, stdout: rest(stdout), stderr: rest(stderr) })
 }
 
-fn drain(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
+/// What comes out of a pipe, once it has ended; `ended` is told first.
+fn drain(pipe: Option<impl Read + Send + 'static>, ended: Option<mpsc::Sender<()>>) -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
@@ -320,6 +327,7 @@ fn drain(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
             let _ = pipe.read_to_end(&mut bytes);
         }
         // Nobody listens any more if the command timed out.
+        let _ = ended.map(|ended| ended.send(()));
         let _ = sender.send(bytes);
     });
     receiver

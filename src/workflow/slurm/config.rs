@@ -26,6 +26,18 @@ impl Presence {
         if client.find("sbatch").is_none() || client.find("scontrol").is_none() {
             return Ok(Self::NotInstalled);
         }
+        // What the site allows ends with whether its controller is up: one question for both.
+        if !has_no_file(client) {
+            match client.ask("scontrol", &["show", "config"]) {
+                Ok(reply) if reply.status.success() && says_up(&reply.stdout) => {
+                    client.limits.get_or_init(|| Limits::parse(&reply.stdout));
+                    return Ok(Self::Ready);
+                }
+                // Who does not answer this does not answer a second one either.
+                Err(error @ SlurmError::Timeout { .. }) => return Ok(Self::NotAnswering(error.to_string())),
+                _ => {}
+            }
+        }
         let reply = match client.ask("scontrol", &["ping"]) {
             Ok(reply) => reply,
             // Without a file only DNS can name the cluster, and without a network that takes long to fail.
@@ -35,7 +47,7 @@ impl Presence {
             Err(error @ SlurmError::Timeout { .. }) => return Ok(Self::NotAnswering(error.to_string())),
             Err(error) => return Err(error),
         };
-        if reply.stdout.lines().any(|line| line.trim_end().ends_with("is UP")) {
+        if says_up(&reply.stdout) {
             return Ok(Self::Ready);
         }
         let message = reply.message();
@@ -47,6 +59,10 @@ impl Presence {
             Self::NotAnswering(message.lines().next().unwrap_or_default().to_owned())
         })
     }
+}
+
+fn says_up(text: &str) -> bool {
+    text.lines().any(|line| line.trim_end().ends_with("is UP"))
 }
 
 /// Whether the system's own Slurm is asked, and the system has no configuration for it. Where another one keeps its

@@ -341,7 +341,7 @@ pub fn scontrol(root: &Path, bin: &Path, arguments: &[String]) -> Answer {
                 "AccountingStorageEnforce = {enforce}\nAccountingStorageType   = accounting_storage/{storage}\nClusterName             = fake\n\
                  JobRequeue              = 1\nKillWait                = 30 sec\n\
                  MaxArraySize            = {}\nMaxJobCount             = 10000\nMinJobAge               = {} sec\n\
-                 SLURM_VERSION           = 22.05.8\n",
+                 SLURM_VERSION           = 22.05.8\n\nSlurmctld(primary) at fake is UP\n",
                 c.setting("max_array_size", 1001),
                 c.setting("min_job_age_ms", 300_000) / 1000
             ))
