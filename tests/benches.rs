@@ -56,6 +56,49 @@ fn bad_use_of_a_bench_is_named_and_ends_with_64() {
     }
 }
 
+#[test]
+fn bad_use_of_the_benches_of_the_workflow_is_named_and_ends_with_64() {
+    for script in ["plan-scale", "submit"] {
+        for (words, named) in [(&["--rouns", "3"][..], "--rouns"), (&["--rounds", "0"], "0"), (&["explain"], "explain")]
+        {
+            let output = bench(script, words);
+            assert_eq!(output.status.code(), Some(64), "{script} {words:?}: {}", text(&output));
+            assert!(text(&output).contains(named), "{script} {words:?}: {}", text(&output));
+        }
+    }
+    for sizes in ["100", "1000,100", "30,60", "many"] {
+        let output = bench("plan-scale", &["--sizes", sizes]);
+        assert_eq!(output.status.code(), Some(64), "{sizes}: {}", text(&output));
+        assert!(text(&output).contains("multiples of 20") || sizes == "many", "{sizes}: {}", text(&output));
+    }
+    let nothing = bench("plan-scale", &["--programs", "/nowhere"]);
+    assert_eq!(nothing.status.code(), Some(69), "{}", text(&nothing));
+    assert!(text(&nothing).contains("/nowhere has no seedbed"), "{}", text(&nothing));
+}
+
+#[test]
+fn slopes_and_calls_are_computed_from_what_was_measured() {
+    let code = r"
+import importlib.machinery, importlib.util, sys
+loader = importlib.machinery.SourceFileLoader('scale', sys.argv[1])
+scale = importlib.util.module_from_spec(importlib.util.spec_from_loader('scale', loader))
+loader.exec_module(scale)
+print(round(scale.slope([(100, 1.0), (1000, 10.0), (10000, 100.0)]), 6), round(scale.slope([(10, 3.0), (1000, 30000.0)]), 6))
+print(sorted(scale.count(sys.argv[2]).items()))
+";
+    let table = "\
+% time     seconds  usecs/call     calls    errors syscall
+------ ----------- ----------- --------- --------- ----------------
+ 60.00    0.000600           6       100         7 openat
+ 40.00    0.000400           2       200           statx
+------ ----------- ----------- --------- --------- ----------------
+100.00    0.001000           3       300         7 total
+";
+    let script = repository().join("scripts/bench/plan-scale");
+    let said = succeed(python(code, &[script.to_str().unwrap(), table]));
+    assert_eq!(said, "1.0 2.0\n[('openat', 100), ('statx', 200)]\n");
+}
+
 // --- the table ---------------------------------------------------------------------------------------------
 
 const UPDATE: &str = r"

@@ -96,6 +96,21 @@ def programs(told):
     return Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / "release"
 
 
+def control_plane(named, binaries, examples=()):
+    """The directory of binaries that need no libtorch, built if none was named."""
+    if named:
+        for name in [*binaries, *(f"examples/{name}" for name in examples)]:
+            if not (named / name).exists():
+                raise BenchError(f"{named} has no {name}: name a directory that cargo filled")
+        return named.resolve()
+    say("building")
+    words = [word for name in binaries for word in ("--bin", name)] + [word for name in examples for word in ("--example", name)]
+    built = subprocess.run(["cargo", "build", "--release", "--locked", *words], cwd=ROOT, stdout=sys.stderr, check=False)
+    if built.returncode:
+        raise BenchError("the programs could not be built: see the message above; scripts/setup installs what is missing")
+    return Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / "release"
+
+
 def python():
     """The interpreter of the peers' environment, which is made if it is missing."""
     made = subprocess.run([ROOT / "scripts/peers"], stdout=subprocess.PIPE, text=True, check=False)
