@@ -47,6 +47,10 @@ fn out_of_memory_is_tried_again_with_more_in_place() {
     let jobs = work.run();
     assert_eq!(work.story(CELL), ["out-of-memory requeue", "out-of-memory requeue", "done nothing"], "{}", work.logs());
     assert_eq!(work.end(CELL, 2)["verdict"]["adjust"]["mem_bytes"], 225u64 << 20);
+    assert_eq!(
+        std::fs::read_to_string(work.file("results/work/default").join(CELL).join("out.txt")).unwrap(),
+        "made\n"
+    );
     assert!(work.end(CELL, 1)["cause"].as_str().unwrap().contains("requeued with memory 150M (1 of 2)"));
     assert_eq!(work.metrics(CELL)["mem"], 225);
     assert!(work.is_sealed(CHILD));
@@ -284,15 +288,31 @@ fn a_warning_that_comes_too_early_ends_neither_the_shell_nor_the_attempt_nor_the
 fn a_step_that_was_cut_short_is_tried_again_though_srun_ends_with_0() {
     let slurm = slurm();
     // As seen on a Slurm 22.05. The second words are those of a rank that was killed because another could not be started.
-    let shell = r#"case $SEEDBED_ATTEMPT in 1) echo "srun: error: task 3 launch failed: Unspecified error" >&2;; 2) echo "srun: launch/slurm: launch_p_step_launch: StepId=22.0 aborted before step completely launched." >&2; exit 137;; 3) echo "srun: error: Node failure on n2" >&2;; *) echo made > out.txt; echo work >> "$D/order"; echo "{}" > metrics.json;; esac"#;
+    let shell = r#"case $SEEDBED_ATTEMPT in 1) echo "srun: error: task 3 launch failed: Unspecified error" >&2;; 2) echo "srun: launch/slurm: launch_p_step_launch: StepId=22.0 aborted before step completely launched." >&2; exit 137;; 3) echo "srun: error: Node failure on n2" >&2; echo half > out.txt;; *) echo made > out.txt; echo work >> "$D/order"; echo "{}" > metrics.json;; esac"#;
     let lines = format!("outputs = [\"out.txt\"]\n{RESUMABLE}");
     let work = work(&slurm, "", "", &lines, shell);
     work.run();
     let story = work.story(CELL);
     assert_eq!(story[3..], ["done nothing"], "{story:?}\n{}", work.logs());
     assert!(story[..3].iter().all(|end| end == "node-failure requeue"), "{story:?}\n{}", work.logs());
+    assert_eq!(
+        std::fs::read_to_string(work.file("results/work/default").join(CELL).join("out.txt")).unwrap(),
+        "made\n"
+    );
     assert!(work.end(CELL, 1)["cause"].as_str().unwrap().starts_with("cut short, although srun ended with 0"));
     assert_eq!(work.lines("order"), ["work", "child"]);
+}
+
+#[test]
+fn a_requeue_that_a_killed_controller_forgot_is_asked_for_again() {
+    let slurm = slurm();
+    slurm.fault("scontrol", "forget", "");
+    let shell = r#"echo x >> "$SEEDBED_CHECKPOINT_DIR/x"; [ "$SEEDBED_ATTEMPT" = 2 ] || kill -9 $$; echo work >> "$D/order"; echo "{}" > metrics.json"#;
+    let work = work(&slurm, "", "", RESUMABLE, shell);
+    work.run();
+    assert_eq!(work.story(CELL), ["killed requeue", "done nothing"], "{}", work.logs());
+    assert_eq!(work.lines("order"), ["work", "child"], "the child waited");
+    assert_eq!(calls(&slurm, "scontrol").iter().filter(|call| call.starts_with("requeue")).count(), 2);
 }
 
 #[test]

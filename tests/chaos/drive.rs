@@ -23,6 +23,8 @@ pub struct Round {
     /// Calls of `run_all` after the first, and those that a fault asked for.
     pub reruns: usize,
     pub allowed: usize,
+    /// Calls of `run_all` that were needed although no fault asked for them.
+    pub unasked: usize,
     /// Cells without a seal.
     pub lost: Vec<String>,
     /// Content digest of each cell, and the tables.
@@ -101,6 +103,7 @@ pub fn round(study: &Study<'_>, mut due: Vec<Kind>, chance: &mut Chance, began: 
                     began,
                     &format!("nothing is queued, and no fault asked for a rerun:\n{}", study.seedbed(&["status"])),
                 );
+                found.unasked += 1;
                 rerun_since = Some(Instant::now());
             }
         } else {

@@ -55,12 +55,10 @@ pub struct Known {
 }
 
 impl Known {
-    /// Whether something else than the stage itself may have ended it.
+    /// Whether Slurm says that it ended the step, or never began it. srun of Slurm 22.05 may end with 0 all the same.
     pub fn was_cut_short(&self) -> bool {
         let found = &self.evidence;
-        self.told_to_end
-            || [found.launch_failed, found.node_failure, found.preempted, found.time_limit, found.out_of_memory]
-                .contains(&true)
+        found.launch_failed || found.node_failure || found.preempted || found.time_limit
     }
 }
 
@@ -202,8 +200,22 @@ impl Standing<'_> {
                 record(verdict, &format!("requeued as it was: the job could not be changed ({error})"))?;
             }
         }
-        // Slurm ends this job now; should it be slow, 75 keeps the children waiting all the same.
-        std::thread::sleep(Duration::from_secs(120));
+        // Slurm ends this job now. A controller that was killed in this moment has forgotten what it was asked, and shows
+        // the job as running. Should all be slow, 75 keeps the children waiting all the same.
+        for _ in 0..30 {
+            std::thread::sleep(Duration::from_secs(10));
+            if attempt::is_superseded(&self.cell.run_dir(), self.attempt) {
+                break;
+            }
+            if state_of(self.job) == Some(JobState::Running) {
+                say(&format!("job {element} still runs: requeueing it again"));
+                if let Err(error) = control::requeue_soon(&client, element, CONTROLLER_BACK) {
+                    say(&error.to_string());
+                } else if let Err(error) = control::update_soon(&client, element, &change, Duration::from_secs(20)) {
+                    say(&error.to_string());
+                }
+            }
+        }
         Ok(exit::RESUME)
     }
 }

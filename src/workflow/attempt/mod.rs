@@ -286,7 +286,11 @@ fn attempt_once(
     let ended = report.ended;
     *known = Known { evidence: report.evidence, told_to_end: report.told_to_end };
     let superseded = attempt::is_superseded(&run_dir, start.attempt);
-    let (code, cause) = ended.code_and_cause();
+    let (code, cause) = match ended.code_and_cause() {
+        // Its processes may go on, on a node that Slurm has lost: this is no success, whatever lies there.
+        (exit::DONE, _) if known.was_cut_short() => (1, "cut short, although srun ended with 0".to_owned()),
+        ended => ended,
+    };
     if let Some(staged) = staged {
         let counts = [exit::DONE, exit::STOPPED, exit::MISSING_INPUT].contains(&code) && !superseded;
         staged.leave(&out_dir, counts)?;
@@ -305,9 +309,8 @@ fn attempt_once(
                 refresh_flag(submission, cell)?;
                 return Ok((exit::DONE, format!("sealed {} ({} files)", cell.key, seal.outputs.len())));
             }
-            // srun of Slurm 22.05 ends with 0 when a node has failed or it could not start all ranks.
-            Err(publish::Refusal::Outputs(why)) if known.was_cut_short() => {
-                return Ok((1, format!("cut short, although srun ended with 0: {why}")));
+            Err(publish::Refusal::Outputs(why)) if known.told_to_end => {
+                return Ok((1, format!("told to end, and ended with 0 without its outputs: {why}")));
             }
             Err(publish::Refusal::Outputs(why)) => return Ok((exit::BAD_OUTPUT, why)),
             Err(publish::Refusal::Superseded) => {

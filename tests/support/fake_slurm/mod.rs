@@ -79,7 +79,7 @@ impl FakeSlurm {
     }
 
     /// Spoils the next call of `command` that has no fault yet: `fail` (does nothing, `text` is its error),
-    /// `lose` (does it and reports a lost reply), `hang`, `silent` or `banner`.
+    /// `forget` (does nothing and says nothing), `lose` (does it and reports a lost reply), `hang`, `silent` or `banner`.
     pub fn fault(&self, command: &str, kind: &str, text: &str) {
         use std::io::Write;
         let mut file = std::fs::OpenOptions::new().create(true).append(true).open(self.state("faults")).unwrap();
