@@ -303,13 +303,18 @@ fn a_step_that_was_cut_short_is_tried_again_though_srun_ends_with_0() {
     assert_eq!(work.lines("order"), ["work", "child"]);
 }
 
+/// Its first attempt is killed when it is told.
+const DIES_WHEN_TOLD: &str = r#"if [ "$SEEDBED_ATTEMPT" = 1 ]; then touch "$D/started"; while [ ! -e "$D/die" ]; do sleep 0.05; done; kill -9 $$; fi; echo work >> "$D/order"; echo "{}" > metrics.json"#;
+
 #[test]
 fn a_requeue_that_a_killed_controller_forgot_is_asked_for_again() {
     let slurm = slurm();
+    let work = work(&slurm, "", "", RESUMABLE, DIES_WHEN_TOLD);
+    let jobs = work.submit();
+    work.wait_for("started", 30);
     slurm.fault("scontrol", "forget", "");
-    let shell = r#"echo x >> "$SEEDBED_CHECKPOINT_DIR/x"; [ "$SEEDBED_ATTEMPT" = 2 ] || kill -9 $$; echo work >> "$D/order"; echo "{}" > metrics.json"#;
-    let work = work(&slurm, "", "", RESUMABLE, shell);
-    work.run();
+    std::fs::write(work.file("die"), "").unwrap();
+    work.wait(&jobs, 90);
     assert_eq!(work.story(CELL), ["killed requeue", "done nothing"], "{}", work.logs());
     assert_eq!(work.lines("order"), ["work", "child"], "the child waited");
     assert_eq!(calls(&slurm, "scontrol").iter().filter(|call| call.starts_with("requeue")).count(), 2);
@@ -318,8 +323,7 @@ fn a_requeue_that_a_killed_controller_forgot_is_asked_for_again() {
 #[test]
 fn a_requeue_waits_for_a_controller_that_is_started_again() {
     let slurm = slurm();
-    let shell = r#"if [ "$SEEDBED_ATTEMPT" = 1 ]; then touch "$D/started"; while [ ! -e "$D/die" ]; do sleep 0.05; done; kill -9 $$; fi; echo work >> "$D/order"; echo "{}" > metrics.json"#;
-    let work = work(&slurm, "", "", RESUMABLE, shell);
+    let work = work(&slurm, "", "", RESUMABLE, DIES_WHEN_TOLD);
     let jobs = work.submit();
     work.wait_for("started", 30);
     slurm.set("down", 1);
