@@ -82,7 +82,7 @@ pub fn run(
     })?;
     let open: Vec<&Member> = members.iter().filter(|m| m.is_open()).collect();
     let cancelled = open.iter().any(|m| m.verdict(&submission.name).is_some_and(|(_, v, _)| v.why == Why::Cancelled));
-    if cancelled || (signals.told_to_end() && follow::state_of(this).as_ref().is_some_and(is_ending)) {
+    if cancelled || (signals.told_to_end() && is_ending(follow::state_of(this).as_ref())) {
         // Slurm puts a job that was preempted back by itself.
         say("the job ends: what is left runs when Slurm, or the next `run_all`, starts it again");
         return Ok(1);
@@ -224,9 +224,10 @@ impl Signals {
     }
 }
 
-/// Whether a job is on its way out, or back into the queue, without us.
-fn is_ending(state: &JobState) -> bool {
-    !matches!(state, JobState::Running)
+/// Whether a job that was told to end is on its way out, or back into the queue, without us. Where Slurm does not answer
+/// it is: a requeue would bring back what was cancelled.
+fn is_ending(state: Option<&JobState>) -> bool {
+    !matches!(state, Some(JobState::Running))
 }
 
 fn no_handler(source: std::io::Error) -> WorkflowError {
@@ -298,6 +299,14 @@ fn change(pack: Pack, open: &[(&Resources, &Adjust)]) -> control::Change {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_job_that_was_told_to_end_is_put_back_only_while_slurm_says_that_it_runs() {
+        assert!(!is_ending(Some(&JobState::Running)));
+        for state in [Some(JobState::Completing), Some(JobState::Cancelled), Some(JobState::Pending), None] {
+            assert!(is_ending(state.as_ref()), "{state:?}");
+        }
+    }
 
     #[test]
     fn a_pack_asks_for_what_its_hungriest_cell_needs() {
