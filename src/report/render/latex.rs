@@ -169,7 +169,7 @@ fn cell(grid: &Grid, layout: &Layout, cell: &GridCell) -> String {
             format!("{{{bold_math}${text}$ $[{lower}, {upper}]$}}{mark}")
         }
         Printed::Reference => layout.text("--"),
-        Printed::Text(_) | Printed::Missing => {
+        Printed::Text(_) | Printed::Values(_) | Printed::Missing => {
             let Tex(text) = latex(&plain(cell));
             layout.text(&format!("{bold}{text}{mark}"))
         }

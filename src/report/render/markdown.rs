@@ -24,7 +24,7 @@ pub(super) fn render(grid: &Grid) -> String {
             if cell.best {
                 text = format!("**{text}**");
             }
-            if let Some(mark) = mark(grid, cell) {
+            if let Some(mark) = &mark(grid, cell) {
                 text.push_str(&format!("<sup>{mark}</sup>"));
             }
             cells.push(text);

@@ -64,14 +64,18 @@ fn plain(cell: &GridCell) -> String {
         Printed::Number { text, spread: Some(spread) } => format!("{text} ± {spread}"),
         Printed::Interval { text, lower, upper } => format!("{text} [{lower}, {upper}]"),
         Printed::Text(text) => text.clone(),
+        Printed::Values(values) => values.join(", "),
         Printed::Reference => "–".to_owned(),
         Printed::Missing => "n/a".to_owned(),
     }
 }
 
-/// Mark of a cell's note.
-fn mark<'a>(grid: &'a Grid, cell: &GridCell) -> Option<&'a str> {
-    grid.notes.get(cell.note?)?.mark.as_deref()
+/// What stands raised behind a cell: the mark of its test, then those of its notes.
+fn mark(grid: &Grid, cell: &GridCell) -> Option<String> {
+    let test = cell.test.iter().map(|t| t.mark.as_str()).filter(|m| !m.is_empty());
+    let notes = cell.notes.iter().filter_map(|n| grid.notes.get(*n)?.mark.as_deref());
+    let marks: Vec<&str> = test.chain(notes).collect();
+    (!marks.is_empty()).then(|| marks.join(","))
 }
 
 #[cfg(test)]

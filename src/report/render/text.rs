@@ -37,7 +37,7 @@ fn parts(grid: &Grid, cell: &GridCell) -> [String; 3] {
         _ => (visible(&plain(cell)), String::new()),
     };
     let mut marks = if cell.best { "*".to_owned() } else { String::new() };
-    if let Some(mark) = mark(grid, cell) {
+    if let Some(mark) = &mark(grid, cell) {
         marks.push_str(&format!(" ({mark})"));
     }
     [text, spread, marks]

@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use super::grid::{Alignment, Column, Grid, GridCell, MissingRun, Note, Printed, Row, RunRef, SeedValue};
+use super::grid::{
+    Alignment, Column, Grid, GridCell, IntervalKind, Layout, MissingRun, Note, Printed, Row, RunRef, SeedValue,
+};
 use super::number;
 use super::spec::{Better, ColumnSpec, DeltaKind, DeltaSpec, Notation, Partial, RowSpec, Show, TableSpec};
 use crate::record::{CellKey, Digest, Fingerprint};
@@ -100,7 +102,8 @@ pub fn build(spec: &TableSpec, expected: &[Expected], answers: &[Outputs]) -> Re
             .enumerate()
             .map(|(column, column_spec)| builder.cell(row, column_spec, column, &samples[row]))
             .collect();
-        rows.push(Row { key: row_spec.key.clone(), label: row_spec.text().to_owned(), cells });
+        let (key, label) = (row_spec.key.clone(), row_spec.text().to_owned());
+        rows.push(Row { key, label, group: None, note: None, cells });
     }
     if !builder.problems.is_empty() {
         return Err(builder.problems);
@@ -115,7 +118,7 @@ pub fn build(spec: &TableSpec, expected: &[Expected], answers: &[Outputs]) -> Re
         notes.push(Note { mark: Some(mark(i)), text });
     }
     for cell in rows.iter_mut().flat_map(|r| &mut r.cells) {
-        cell.note = cell.note.map(|n| n + first_mark);
+        cell.notes.iter_mut().for_each(|n| *n += first_mark);
     }
     let columns = spec.columns.iter().enumerate().map(|(i, c)| column(c, rows.iter().map(|r| &r.cells[i]))).collect();
     Ok(Grid {
@@ -130,6 +133,7 @@ pub fn build(spec: &TableSpec, expected: &[Expected], answers: &[Outputs]) -> Re
         notes,
         level: spec.level,
         partial: spec.partial,
+        layout: Layout::default(),
     })
 }
 
@@ -277,11 +281,16 @@ impl Builder<'_> {
         let sample = &samples[column];
         let values: Vec<f64> = sample.values.values().copied().collect();
         let (mean, sd) = (stats::mean(&values).ok(), stats::sample_sd(&values));
+        let interval = stats::t_interval(&values, self.spec.level).ok();
         let mut cell = GridCell {
             printed: Printed::Missing,
+            median: stats::median(&values).ok(),
+            iqm: stats::iqm(&values).ok(),
+            value: mean,
+            interval_kind: interval.map(|_| IntervalKind::T),
             mean,
             sd: sd.ok(),
-            interval: stats::t_interval(&values, self.spec.level).ok(),
+            interval,
             degenerate: sd.err().map(|e| e.to_string()),
             n: values.len(),
             n_expected: sample.expected.len(),
@@ -289,7 +298,9 @@ impl Builder<'_> {
             missing: sample.missing.clone(),
             runs: sample.runs.iter().cloned().collect(),
             best: false,
-            note: None,
+            second: false,
+            test: None,
+            notes: Vec::new(),
         };
         if sample.reference {
             cell.printed = Printed::Reference;
@@ -305,7 +316,7 @@ impl Builder<'_> {
                     column,
                     &format!("{text}: run `run_all` to finish, or set `partial = \"mark\"` in the table"),
                 ),
-                Partial::Mark | Partial::Drop => cell.note = Some(self.note(text)),
+                Partial::Mark | Partial::Drop => cell.notes.push(self.note(text)),
             }
             if self.spec.partial == Partial::Drop && spec.show != Show::N {
                 return cell;
@@ -313,7 +324,7 @@ impl Builder<'_> {
         } else if cell.n == 1 && cell.n_expected == 1 && sample.values.keys().all(Option::is_some) {
             // One seed was planned: the mean stands alone, and says so.
             if matches!(spec.show, Show::MeanSd | Show::MeanCi) {
-                cell.note = Some(self.note("one run: no standard deviation and no interval".to_owned()));
+                cell.notes.push(self.note("one run: no standard deviation and no interval".to_owned()));
             }
         }
         cell.printed = printed(spec, &cell);
@@ -426,13 +437,14 @@ fn column<'a>(spec: &ColumnSpec, cells: impl Iterator<Item = &'a GridCell>) -> C
                 let (w, f) = places(text);
                 (whole, fraction) = (whole.max(w), fraction.max(f));
             }
-            Printed::Interval { .. } | Printed::Text(_) => decimal = false,
+            Printed::Interval { .. } | Printed::Text(_) | Printed::Values(_) => decimal = false,
             Printed::Reference | Printed::Missing => {}
         }
     }
     let alignment =
         if decimal && whole > 0 { Alignment::Decimal { negative, whole, fraction, spread } } else { Alignment::Right };
-    Column { key: spec.key.clone(), label: spec.text().to_owned(), show: spec.show, better: spec.better, alignment }
+    let (key, label) = (spec.key.clone(), spec.text().to_owned());
+    Column { key, label, span: None, show: spec.show, better: spec.better, alignment }
 }
 
 /// What the spread is, once, for readers of the table.

@@ -31,6 +31,36 @@ pub struct Grid {
     pub complete: bool,
     /// How the numbers were made, on one line.
     pub signature: String,
+    /// How the LaTeX is set.
+    pub layout: Layout,
+}
+
+/// How a table's LaTeX is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Layout {
+    /// The environment around it.
+    pub env: Env,
+    /// No package but booktabs: no siunitx columns.
+    pub plain: bool,
+    /// Groups of rows in a first column of their own, by `multirow`, in place of a heading line.
+    pub multirow: bool,
+    /// Notes by `threeparttable`.
+    pub threeparttable: bool,
+}
+
+/// The LaTeX environment of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, serde::Deserialize)]
+pub enum Env {
+    /// A float in a column.
+    #[default]
+    #[serde(rename = "table")]
+    Table,
+    /// A float over both columns.
+    #[serde(rename = "table*")]
+    Wide,
+    /// No float: breaks over pages.
+    #[serde(rename = "longtable")]
+    Long,
 }
 
 /// Column of a grid.
@@ -40,6 +70,8 @@ pub struct Column {
     pub key: String,
     /// Its header, plain text.
     pub label: String,
+    /// The header above it: neighbours with the same one share it.
+    pub span: Option<String>,
     /// What of the runs is printed.
     pub show: Show,
     /// Which end is better.
@@ -74,6 +106,10 @@ pub struct Row {
     pub key: String,
     /// Its label, plain text.
     pub label: String,
+    /// The group it stands in: neighbours with the same one share its heading.
+    pub group: Option<String>,
+    /// Its label's note.
+    pub note: Option<usize>,
     /// One cell a column.
     pub cells: Vec<GridCell>,
 }
@@ -87,8 +123,16 @@ pub struct GridCell {
     pub mean: Option<f64>,
     /// Sample standard deviation (divisor n - 1).
     pub sd: Option<f64>,
-    /// t interval of the mean at the table's level.
+    /// Median over the runs.
+    pub median: Option<f64>,
+    /// Interquartile mean over the runs.
+    pub iqm: Option<f64>,
+    /// What is printed, before it is rounded: the mean, median, ...; a ratio of means is not the mean of the ratios.
+    pub value: Option<f64>,
+    /// Interval of the value at the table's level.
     pub interval: Option<Interval>,
+    /// How the interval was made.
+    pub interval_kind: Option<IntervalKind>,
     /// Why there is no sd and interval.
     pub degenerate: Option<String>,
     /// Runs in the mean.
@@ -101,10 +145,45 @@ pub struct GridCell {
     pub missing: Vec<MissingRun>,
     /// The runs it was computed from.
     pub runs: Vec<RunRef>,
-    /// It is set in bold.
+    /// It is the best of its column.
     pub best: bool,
-    /// Index into the grid's notes.
-    pub note: Option<usize>,
+    /// It is the second best of its column.
+    pub second: bool,
+    /// The test against another row.
+    pub test: Option<CellTest>,
+    /// Indices into the grid's notes.
+    pub notes: Vec<usize>,
+}
+
+/// How an interval was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IntervalKind {
+    /// Student's t of the mean.
+    T,
+    /// Percentiles of resampled runs.
+    Bootstrap,
+    /// Propagated from two cells' standard errors, taken as independent.
+    Propagated,
+}
+
+/// A significance test of a cell.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CellTest {
+    /// Its method, by name.
+    pub method: String,
+    /// The row it was compared with.
+    pub against: String,
+    /// Pairs compared.
+    pub n: usize,
+    /// Two-sided p.
+    pub p: Option<f64>,
+    /// p after the correction for the family.
+    pub adjusted: Option<f64>,
+    /// Why there is no p.
+    pub degenerate: Option<String>,
+    /// What is printed behind the number: empty where the test says nothing.
+    pub mark: String,
 }
 
 /// What a cell prints, rounded once.
@@ -129,6 +208,8 @@ pub enum Printed {
     },
     /// Something else that is no decimal number: `1.4B`, `2 of 2`, `1.00e300`.
     Text(String),
+    /// The value of each run.
+    Values(Vec<String>),
     /// The row that a difference is taken from.
     Reference,
     /// No value.

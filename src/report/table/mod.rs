@@ -13,7 +13,10 @@ mod spec;
 pub(crate) mod tests;
 
 pub use build::{Expected, Request, Run, TableProblem, build, requests};
-pub use grid::{Alignment, Column, Grid, GridCell, MissingRun, Note, Printed, Row, RunRef, SeedValue};
+pub use grid::{
+    Alignment, CellTest, Column, Env, Grid, GridCell, IntervalKind, Layout, MissingRun, Note, Printed, Row, RunRef,
+    SeedValue,
+};
 pub use spec::{
     Better, COLUMN_KEYS, ColumnSpec, DELTA_KEYS, DeltaKind, DeltaSpec, Notation, Partial, PathStep, ROW_KEYS, RowSpec,
     Show, SpecProblem, TABLE_KEYS, TableSpec,

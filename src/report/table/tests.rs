@@ -84,6 +84,7 @@ fn texts(grid: &Grid) -> Vec<Vec<String>> {
         Printed::Number { text, spread: Some(s) } => format!("{text}±{s}"),
         Printed::Interval { text, lower, upper } => format!("{text}[{lower},{upper}]"),
         Printed::Text(text) => text.clone(),
+        Printed::Values(values) => values.join(";"),
         Printed::Reference => "ref".into(),
         Printed::Missing => "missing".into(),
     };
@@ -139,14 +140,14 @@ fn a_partial_cell_is_marked_or_dropped_if_asked() {
     let cell = &grid.rows[0].cells[1];
     assert_eq!((cell.n, cell.n_expected, cell.sd), (1, 2, None));
     assert_eq!(texts(&grid)[0][1], "6.91");
-    let note = &grid.notes[cell.note.unwrap()];
+    let note = &grid.notes[cell.notes[0]];
     assert_eq!(note.mark.as_deref(), Some("a"));
     assert_eq!(note.text, "1 of 2 runs; missing: evaluate/seed-1337 (failed: out of memory)");
-    assert_eq!(grid.rows[0].cells[3].note, None, "the other column is whole");
+    assert_eq!(grid.rows[0].cells[3].notes, [0usize; 0], "the other column is whole");
     section["partial"] = json!("drop");
     let grid = build_now(&spec(&section), &cells).unwrap();
     assert_eq!(texts(&grid)[1], ["170.6K", "missing", "missing", "20.0±1.4"]);
-    assert!(grid.rows[1].cells[2].note.is_some());
+    assert!(!grid.rows[1].cells[2].notes.is_empty());
 }
 
 #[test]
@@ -189,8 +190,8 @@ fn one_seed_has_no_spread_and_says_so() {
     assert_eq!(texts(&grid)[0][1], "6.91");
     let cell = &grid.rows[0].cells[1];
     assert_eq!(cell.degenerate.as_deref(), Some("1 of at least 2 values"));
-    assert_eq!(grid.notes[cell.note.unwrap()].text, "one run: no standard deviation and no interval");
-    assert_eq!(grid.rows[0].cells[0].note, None, "the number of parameters has no seed");
+    assert_eq!(grid.notes[cell.notes[0]].text, "one run: no standard deviation and no interval");
+    assert_eq!(grid.rows[0].cells[0].notes, [0usize; 0], "the number of parameters has no seed");
 }
 
 #[test]
