@@ -43,10 +43,19 @@ pub enum Found {
     Several(Vec<JobId>),
 }
 
-/// The value of `--dependency` for `edges`, none if there are no edges. All of them must be met.
+/// The value of `--dependency` for `edges`, none if there are no edges. All of them must be met. Neighbours of one kind
+/// share its word: a gate behind ten thousand cells that are jobs of their own is still one argument of a process.
 pub fn dependency(edges: &[Edge]) -> Option<String> {
-    let words: Vec<_> = edges.iter().map(|edge| format!("{}:{}", dependency_word(edge.kind), edge.parent)).collect();
-    (!words.is_empty()).then(|| words.join(","))
+    let mut text = String::new();
+    for (i, edge) in edges.iter().enumerate() {
+        let shares = i > 0 && edges[i - 1].kind == edge.kind && edge.kind != EdgeKind::AfterCorr;
+        if !shares {
+            text.push_str(if i > 0 { "," } else { "" });
+            text.push_str(dependency_word(edge.kind));
+        }
+        text.push_str(&format!(":{}", edge.parent));
+    }
+    (!text.is_empty()).then_some(text)
 }
 
 /// Submits `script`. Write down the intent first: what happens between sbatch's doing and the reply is lost.
@@ -191,6 +200,13 @@ mod tests {
             dependency(&[edge(EdgeKind::AfterAny, 12, Some(3)), edge(EdgeKind::AfterOk, 7, None)]).as_deref(),
             Some("afterany:12_3,afterok:7")
         );
+        let three = [
+            edge(EdgeKind::AfterAny, 5, None),
+            edge(EdgeKind::AfterAny, 6, Some(1)),
+            edge(EdgeKind::AfterOk, 7, None),
+            edge(EdgeKind::AfterAny, 8, None),
+        ];
+        assert_eq!(dependency(&three).as_deref(), Some("afterany:5:6_1,afterok:7,afterany:8"));
     }
 
     #[test]
