@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 
 use crate::support::sandbox::{Sandbox, assert_ok};
 
-/// Of slurm.conf: a job of a higher partition takes the nodes of lower ones, which are requeued.
-const LINES: &str = "PreemptType=preempt/partition_prio\nPreemptMode=REQUEUE\n\
+/// Of slurm.conf: a job of a higher partition takes the nodes of lower ones, which are requeued. What is told to end has
+/// the time that Slurm gives it where a site says nothing: less than the controller takes to write down a requeue, as in
+/// the other tests, and one that is killed then forgets it, with nobody left to ask again.
+const LINES: &str = "KillWait=30\nPreemptType=preempt/partition_prio\nPreemptMode=REQUEUE\n\
                      PartitionName=urgent Nodes=ALL PriorityTier=10 MaxTime=120 State=UP";
 
 pub const NODES: [&str; 4] = ["n1", "n2", "n3", "n4"];

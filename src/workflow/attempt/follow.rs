@@ -15,6 +15,8 @@ use crate::workflow::slurm::{Client, Element, JobState, control, queue};
 use crate::workflow::study::Retry;
 use crate::workflow::submission::Submission;
 
+/// After so long a controller that still knows of a requeue has written it down.
+const REQUEUE_HOLDS: Duration = Duration::from_secs(10);
 /// How long a requeue waits for a controller that does not answer. The job's own limit may end it sooner.
 const CONTROLLER_BACK: Duration = Duration::from_secs(900);
 
@@ -201,19 +203,26 @@ impl Standing<'_> {
             }
         }
         // Slurm ends this job now. A controller that was killed in this moment has forgotten what it was asked, and shows
-        // the job as running. Should all be slow, 75 keeps the children waiting all the same.
+        // the job as running: it writes down what it knows every five seconds. So this attempt stays until it has seen
+        // that the requeue holds. Should all be slow, 75 keeps the children waiting all the same.
         for _ in 0..30 {
-            std::thread::sleep(Duration::from_secs(10));
+            std::thread::sleep(REQUEUE_HOLDS);
             if attempt::is_superseded(&self.cell.run_dir(), self.attempt) {
                 break;
             }
-            if state_of(self.job) == Some(JobState::Running) {
-                say(&format!("job {element} still runs: requeueing it again"));
-                if let Err(error) = control::requeue_soon(&client, element, CONTROLLER_BACK) {
-                    say(&error.to_string());
-                } else if let Err(error) = control::update_soon(&client, element, &change, Duration::from_secs(20)) {
-                    say(&error.to_string());
+            match state_of(self.job) {
+                Some(JobState::Running) => {
+                    say(&format!("job {element} still runs: requeueing it again"));
+                    if let Err(error) = control::requeue_soon(&client, element, CONTROLLER_BACK) {
+                        say(&error.to_string());
+                    } else if let Err(error) = control::update_soon(&client, element, &change, Duration::from_secs(20))
+                    {
+                        say(&error.to_string());
+                    }
                 }
+                Some(_) => break,
+                // The controller does not answer.
+                None => {}
             }
         }
         Ok(exit::RESUME)
