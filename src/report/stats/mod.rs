@@ -12,7 +12,9 @@ mod multiple;
 mod paired;
 
 pub use agreement::{Kappa, Mcnemar, cohens_h, kappa, mcnemar, weighted_kappa};
-pub use bootstrap::{Bootstrap, Resamples, Rng, bootstrap_mean, bootstrap_mean_difference, seed_of};
+pub use bootstrap::{
+    Bootstrap, Resamples, Resampling, Rng, bootstrap_mean, bootstrap_mean_difference, bootstrap_means, seed_of,
+};
 pub use describe::{iqm, mean, median, sample_sd};
 pub use interval::{Interval, t_interval, wilson};
 pub use multiple::{bonferroni, fdr, holm};
