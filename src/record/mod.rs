@@ -3,6 +3,7 @@
 //! Cells and their keys, what lies in a run directory (attempts, progress, seal, `run.h5`), exit codes,
 //! digests and the one way to write a file. Nothing here knows Slurm, tensors or tables.
 
+pub mod apart;
 pub mod attempt;
 pub mod cell;
 pub mod decision;

@@ -5,6 +5,9 @@
 
 use serde_json::{Map, Number, Value};
 
+/// Deepest nesting. What reads JSON stops at 128; this keeps a damaged path within any stack.
+const MAX_DEPTH: usize = 256;
+
 /// Largest integer that a float holds exactly.
 const MAX_INTEGER: i64 = 1 << 53;
 
@@ -66,18 +69,22 @@ pub struct Flat {
 /// Flattens a tree.
 ///
 /// # Errors
-/// An integer beyond 2^53, or a text with a NUL: `run.h5` cannot hold them exactly.
+/// An integer beyond 2^53, or a text with a NUL: `run.h5` cannot hold them exactly. Or a tree of more than 256 levels.
 pub fn flatten(tree: &Value) -> Result<Flat, String> {
     let mut flat = Flat::default();
     // The empty root object is what no rows mean.
     if tree.as_object().is_some_and(Map::is_empty) {
         return Ok(flat);
     }
-    walk(tree, &mut String::new(), &mut flat)?;
+    walk(tree, 0, &mut String::new(), &mut flat)?;
     Ok(flat)
 }
 
-fn walk(value: &Value, path: &mut String, flat: &mut Flat) -> Result<(), String> {
+fn walk(value: &Value, depth: usize, path: &mut String, flat: &mut Flat) -> Result<(), String> {
+    if depth > MAX_DEPTH {
+        let start: String = path.chars().take(60).collect();
+        return Err(format!("the tree is nested deeper than {MAX_DEPTH} below `{start}...`"));
+    }
     let mut leaf = |number: f64, kind| flat.numbers.push((path.clone(), number, kind));
     match value {
         Value::Null => leaf(0.0, Kind::Null),
@@ -103,7 +110,7 @@ fn walk(value: &Value, path: &mut String, flat: &mut Flat) -> Result<(), String>
                     path.push('.');
                 }
                 escape_key(key, path);
-                walk(child, path, flat)?;
+                walk(child, depth + 1, path, flat)?;
                 path.truncate(length);
             }
         }
@@ -115,7 +122,7 @@ fn walk(value: &Value, path: &mut String, flat: &mut Flat) -> Result<(), String>
             for (i, child) in items.iter().enumerate() {
                 let length = path.len();
                 path.push_str(&format!("[{i}]"));
-                walk(child, path, flat)?;
+                walk(child, depth + 1, path, flat)?;
                 path.truncate(length);
             }
         }
@@ -207,6 +214,9 @@ fn parse_path(path: &str) -> Result<Vec<Step>, String> {
                 }
             }
             steps.push(Step::Key(key));
+        }
+        if steps.len() > MAX_DEPTH {
+            return Err(format!("a path is nested deeper than {MAX_DEPTH}"));
         }
         match chars.peek() {
             None => return Ok(steps),
@@ -330,6 +340,23 @@ mod tests {
     fn what_cannot_be_held_exactly_is_refused() {
         assert!(flatten(&json!({"n": (1i64 << 53) + 1})).unwrap_err().contains("`n`"));
         assert!(flatten(&json!({"t": "a\u{0}b"})).unwrap_err().contains("`t`"));
+    }
+
+    #[test]
+    fn depth_has_an_end() {
+        let mut deep = Value::from(1);
+        for _ in 0..100_000 {
+            deep = Value::Object(Map::from_iter([("a".to_owned(), deep)]));
+        }
+        assert!(flatten(&deep).unwrap_err().contains("deeper than 256"));
+        // Taken apart level by level: to drop it whole would take the stack.
+        while let Some(inside) = deep.get_mut("a").map(Value::take) {
+            deep = inside;
+        }
+        for path in ["a.".repeat(30_000) + "a", "[0]".repeat(20_000)] {
+            let flat = Flat { texts: vec![(path, String::new())], ..Flat::default() };
+            assert!(unflatten(&flat).unwrap_err().contains("deeper than 256"));
+        }
     }
 
     #[test]

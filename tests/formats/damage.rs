@@ -1,12 +1,13 @@
 //! Golden files, truncated and with bytes changed: no panic, and no other value where a digest stands guard.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use seedbed::record::{Cell, Seal, attempt, files, progress, run_h5};
+use seedbed::record::run_h5::ManyRuns;
+use seedbed::record::seal::SealedFile;
+use seedbed::record::{Cell, Column, Digest, Items, RunRecord, Seal, attempt, progress, run_h5};
 use seedbed::workflow::journal::{self, Journal};
 use seedbed::workflow::submission::Submission;
 
@@ -120,109 +121,115 @@ fn a_file_that_is_cut_is_no_file() {
     });
 }
 
-/// The environment variable that makes [`child_that_reads_runs`] read: a directory with one file a mutation.
-const CHILD: &str = "SEEDBED_TEST_DAMAGED_RUNS";
-
-/// Not a test by itself: [`a_damaged_run_is_refused_or_says_the_same`] starts it, because a damaged file may make
-/// libhdf5 fault or hang. Prints a line before and after each file, from `first` on.
-#[test]
-fn child_that_reads_runs() {
-    let Some(dir) = std::env::var_os(CHILD).map(PathBuf::from) else { return };
-    let first: usize = fs::read_to_string(dir.join("first")).unwrap().parse().unwrap();
-    let expected = values::run();
-    for n in first.. {
-        let path = dir.join(format!("{n}.h5"));
-        if !path.exists() {
-            break;
-        }
-        println!("\nread {n}");
-        let verdict = match std::panic::catch_unwind(|| run_h5::read_run(&path)) {
-            Err(_) => "panicked".to_owned(),
-            Ok(Err(e)) if e.to_string().contains(".h5") => "refused".to_owned(),
-            Ok(Err(e)) => format!("unnamed {e}"),
-            // A time is outside the content digest, and so are host and machine: all else must be equal.
-            Ok(Ok(run)) if run == expected => "same".to_owned(),
-            Ok(Ok(run)) => format!("other {run:?}"),
-        };
-        println!("\nverdict {n} {verdict}");
-    }
-    println!("\nall read");
-}
-
-#[test]
-fn a_damaged_run_is_refused_or_says_the_same() {
-    let dir = tempfile::tempdir().unwrap();
-    let bytes = fs::read(golden().join("run/run.h5")).unwrap();
-    let mut count = 0;
-    // A fixed walk over the file: cuts, and single bits.
-    for (n, bytes) in (0..bytes.len()).step_by(97).map(|n| bytes[..n].to_vec()).chain(flips(&bytes, 400)).enumerate() {
-        fs::write(dir.path().join(format!("{n}.h5")), bytes).unwrap();
-        count = n + 1;
-    }
-    let (mut first, mut faults) = (0, Vec::new());
-    let (mut refused, mut same) = (0, 0);
-    while first < count {
-        files::write_atomic(&dir.path().join("first"), first.to_string().as_bytes()).unwrap();
-        let (lines, ended) = run_child(dir.path());
-        for line in &lines {
-            if let Some(rest) = line.strip_prefix("verdict ") {
-                let (n, verdict) = rest.split_once(' ').unwrap();
-                match verdict {
-                    "refused" => refused += 1,
-                    "same" => same += 1,
-                    other => panic!("mutation {n}: {other}"),
-                }
-                first = n.parse::<usize>().unwrap() + 1;
-            }
-        }
-        if !lines.iter().any(|l| l == "all read") {
-            faults.push(format!("{first}: {ended}"));
-            first += 1;
-        }
-    }
-    assert!(refused > count / 2, "{refused} of {count} refused, {same} read");
-    // libhdf5's own faults, which is why results from elsewhere are read after their digest, or in a child.
-    assert!(faults.len() <= 8, "libhdf5 faulted or hung on {} of {count}: {faults:?}", faults.len());
-}
-
-/// `n` copies with one bit flipped, at places spread over the whole file.
-fn flips(bytes: &[u8], n: usize) -> impl Iterator<Item = Vec<u8>> {
+/// Damage of every kind, at places spread over the whole file: cuts, bits, bytes, blocks that are gone, doubled or
+/// elsewhere, and large numbers where there were small ones.
+fn damaged_runs(bytes: &[u8], n: usize) -> impl Iterator<Item = (String, Vec<u8>)> {
     (0..n).map(move |i| {
-        let mut changed = bytes.to_vec();
         // 2654435761 is odd, so that places do not repeat early.
-        changed[i * 2_654_435_761 % bytes.len()] ^= 1 << (i % 8);
-        changed
+        let at = i.wrapping_mul(2_654_435_761) % bytes.len();
+        let mut changed = bytes.to_vec();
+        let rest = changed.len() - at;
+        let block = |most: usize| at..at + rest.min(most);
+        match i % 10 {
+            0 => changed.truncate(at),
+            1..=4 => changed[at] ^= 1 << (i / 10 % 8),
+            5 => changed[at] = changed[at].wrapping_add(1),
+            6 => changed[block(8)].fill(0xff),
+            7 => changed[block(64)].fill(0),
+            8 => drop(changed.splice(at..at, bytes[..rest.min(32)].to_vec())),
+            _ => changed[block(400)].reverse(),
+        }
+        (format!("damage {i} at {at}"), changed)
     })
 }
 
-/// Lines of a child over the rest of `dir`, and how it ended.
-fn run_child(dir: &Path) -> (Vec<String>, String) {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "formats::damage::child_that_reads_runs", "--nocapture", "--test-threads=1"])
-        .env(CHILD, dir)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let (send, receive) = std::sync::mpsc::channel();
-    let out = BufReader::new(child.stdout.take().unwrap());
-    std::thread::spawn(move || out.lines().map_while(Result::ok).for_each(|line| drop(send.send(line))));
-    let mut lines = Vec::new();
-    let mut heard = Instant::now();
-    loop {
-        match receive.recv_timeout(Duration::from_millis(200)) {
-            Ok(line) => {
-                lines.push(line);
-                heard = Instant::now();
+/// A run as an evaluation of many examples leaves it: too large for its headers.
+fn large_run() -> RunRecord {
+    let mut run = values::run();
+    let text = |i: i64| format!("document-{i}");
+    let columns = vec![
+        ("id".to_owned(), Column::Texts((0..4000).map(text).collect())),
+        ("nll".to_owned(), Column::Floats((0..4000).map(|i| f64::from(i) / 7.0).collect())),
+        ("tokens".to_owned(), Column::Integers((0..4000).collect())),
+    ];
+    run.items.insert("large".to_owned(), Items { columns });
+    run
+}
+
+/// All that the content digest vouches for; a time is outside of it.
+fn found(run: &RunRecord) -> String {
+    let steps: Vec<_> =
+        run.series.iter().map(|(n, s)| (n, s.iter().map(|p| (p.step, p.value)).collect::<Vec<_>>())).collect();
+    format!("{:?} {:?} {steps:?} {:?} {:?}", run.key, run.metrics, run.items, run.param_digest)
+}
+
+#[test]
+fn a_thousand_damaged_runs_are_refused_or_say_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let large = dir.path().join("large.h5");
+    run_h5::write_run(&large, &large_run()).unwrap();
+    let (mut refused, mut same, mut resealed_read) = (0, 0, 0);
+    for (name, from, n) in [("golden", golden().join("run/run.h5"), 600), ("large", large, 400)] {
+        let bytes = fs::read(&from).unwrap();
+        let expected = found(&run_h5::read_run(&from).unwrap());
+        let path = dir.path().join("run.h5");
+        for (what, damaged) in damaged_runs(&bytes, n) {
+            let what = format!("{name}, {what}");
+            drop(fs::remove_file(&path));
+            fs::write(&path, &damaged).unwrap();
+            let began = Instant::now();
+            match run_h5::read_run(&path) {
+                Ok(run) => {
+                    assert_eq!(found(&run), expected, "{what}");
+                    same += 1;
+                }
+                Err(e) => {
+                    let text = e.to_string();
+                    assert!(
+                        text.contains("run.h5") && (text.contains("run_all") || text.contains("newer")),
+                        "{what}: {e}"
+                    );
+                    refused += 1;
+                }
             }
-            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => {
-                return (lines, child.wait().unwrap().to_string());
+            // As if somebody had sealed the damage: nothing inside is checked by a digest any more.
+            let size_bytes = damaged.len() as u64;
+            let sealed = SealedFile { path: "run.h5".to_owned(), size_bytes, digest: Digest::of_bytes(&damaged) };
+            let mut many = ManyRuns::default();
+            resealed_read += usize::from(many.run(&path, &sealed).is_ok());
+            drop(many.metrics(&path, &sealed).map(|run| run.metrics.tree()));
+            drop(many.tree(&path, &sealed));
+            assert!(began.elapsed() < Duration::from_secs(70), "{what} took {:?}", began.elapsed());
+        }
+    }
+    assert!(refused > 500, "{refused} refused, {same} read");
+    assert!(resealed_read > 0, "no file with a new digest was read");
+}
+
+/// The same with the program: a damaged run whose seal was made again is read, or refused with its name and 65.
+#[test]
+fn a_damaged_run_with_a_new_seal_ends_in_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("evaluate/seed-42");
+    fs::create_dir_all(&run).unwrap();
+    let bytes = fs::read(golden().join("run/run.h5")).unwrap();
+    for (what, damaged) in damaged_runs(&bytes, 40) {
+        drop(fs::remove_file(run.join("run.h5")));
+        fs::write(run.join("run.h5"), &damaged).unwrap();
+        let mut seal = values::seal();
+        seal.outputs.retain(|file| file.path == "run.h5");
+        seal.outputs[0].size_bytes = damaged.len() as u64;
+        seal.outputs[0].digest = Digest::of_bytes(&damaged);
+        seal.write(&run).unwrap();
+        for place in [dir.path(), &run] {
+            let output =
+                Command::new(env!("CARGO_BIN_EXE_seedbed")).args(["query", "-c", "."]).arg(place).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            match output.status.code() {
+                Some(0) => {}
+                Some(65) => assert!(said.contains("run.h5") && output.stdout.is_empty(), "{what}: {said}"),
+                other => panic!("{what}: {other:?} {said}"),
             }
-            Err(_) if heard.elapsed() > Duration::from_secs(20) => {
-                child.kill().unwrap();
-                return (lines, format!("hung, {}", child.wait().unwrap()));
-            }
-            Err(_) => {}
         }
     }
 }
