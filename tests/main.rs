@@ -34,6 +34,7 @@ mod sites;
 mod slurm;
 mod slurm_script;
 mod staging;
+mod statistics;
 mod study;
 mod study_text;
 mod support;

@@ -1,6 +1,6 @@
 //! Centre and spread of one sample.
 
-use super::{Answer, check};
+use super::{Answer, Degenerate, check};
 
 /// Sum with Neumaier's compensation: the order of runs does not show in the printed digits.
 pub(super) fn sum(values: impl Iterator<Item = f64>) -> f64 {
@@ -58,6 +58,43 @@ pub fn iqm(values: &[f64]) -> Answer<f64> {
     mean(&sorted[cut..sorted.len() - cut])
 }
 
+/// Quantile by linear interpolation (Hyndman and Fan's type 7, `numpy.quantile`).
+///
+/// # Errors
+/// As [`mean`], or `p` outside 0 to 1.
+pub fn quantile(values: &[f64], p: f64) -> Answer<f64> {
+    check(values, 1)?;
+    if !(0.0..=1.0).contains(&p) {
+        return Err(Degenerate::OutOfRange);
+    }
+    Ok(quantile_of_sorted(&sorted(values), p))
+}
+
+/// [`quantile`] of ascending values, of which there is at least one.
+pub(super) fn quantile_of_sorted(ascending: &[f64], p: f64) -> f64 {
+    let place = p * (ascending.len() - 1) as f64;
+    let below = place.floor() as usize;
+    let above = (below + 1).min(ascending.len() - 1);
+    let (low, high) = (ascending[below], ascending[above]);
+    if low == high { low } else { low + (high - low) * (place - below as f64) }
+}
+
+/// Cohen's d of two samples that are not matched: difference of the means / pooled standard deviation.
+///
+/// # Errors
+/// Fewer than two values on a side, one that is not finite, or no variance on either side.
+pub fn cohens_d(left: &[f64], right: &[f64]) -> Answer<f64> {
+    let (a, b) = (sample_sd(left)?, sample_sd(right)?);
+    let (n, m) = (left.len() as f64, right.len() as f64);
+    let pooled = (((n - 1.0) * a * a + (m - 1.0) * b * b) / (n + m - 2.0)).sqrt();
+    let scale = left.iter().chain(right).fold(0.0f64, |most, x| most.max(x.abs()));
+    // Within the rounding of the values there is no spread to divide by.
+    if pooled <= 8.0 * f64::EPSILON * scale {
+        return Err(Degenerate::NoVariance);
+    }
+    Ok((mean(left)? - mean(right)?) / pooled)
+}
+
 /// The values in ascending order; all are finite.
 pub(super) fn sorted(values: &[f64]) -> Vec<f64> {
     let mut sorted = values.to_vec();
@@ -67,7 +104,7 @@ pub(super) fn sorted(values: &[f64]) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Degenerate, assert_close};
+    use super::super::assert_close;
     use super::*;
 
     #[test]
@@ -96,5 +133,19 @@ mod tests {
         assert_eq!(sample_sd(&[1.0]), Err(Degenerate::TooFew { have: 1, need: 2 }));
         assert_eq!(mean(&[1.0, f64::NAN]), Err(Degenerate::NotFinite));
         assert_eq!(iqm(&[f64::INFINITY]), Err(Degenerate::NotFinite));
+    }
+
+    #[test]
+    fn quantiles_and_effects() {
+        // numpy.quantile([1, 2, 4, 8], [0, 0.25, 0.5, 0.9, 1]).
+        for (p, expected) in [(0.0, 1.0), (0.25, 1.75), (0.5, 3.0), (0.9, 6.8), (1.0, 8.0)] {
+            assert_close(quantile(&[8.0, 1.0, 4.0, 2.0], p).unwrap(), expected, 1e-14);
+        }
+        assert_eq!(quantile(&[1.0], 1.5), Err(Degenerate::OutOfRange));
+        // Means 3 and 5, sample variances 2.5 and 10 of 5 values each: -2 / sqrt(6.25).
+        let d = cohens_d(&[1.0, 2.0, 3.0, 4.0, 5.0], &[1.0, 3.0, 5.0, 7.0, 9.0]).unwrap();
+        assert_close(d, -0.8, 1e-14);
+        assert_eq!(cohens_d(&[0.1 + 0.2, 0.3], &[0.3, 0.3]), Err(Degenerate::NoVariance));
+        assert_eq!(cohens_d(&[1.0], &[1.0, 2.0]), Err(Degenerate::TooFew { have: 1, need: 2 }));
     }
 }

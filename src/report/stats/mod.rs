@@ -2,7 +2,7 @@
 //!
 //! Pure: numbers in, numbers out; randomness comes from a seed that the caller gives. A case without an
 //! answer (one run, no variance, no items) is a [`Degenerate`], never a NaN. Definitions and sources are
-//! with each function; `docs/tables.md` says which of them a table uses.
+//! with each function; `docs/statistics.md` says when to use which.
 
 mod agreement;
 mod bootstrap;
@@ -10,15 +10,21 @@ mod describe;
 mod interval;
 mod multiple;
 mod paired;
+mod power;
+mod ratio;
+mod stratified;
 
 pub use agreement::{Kappa, Mcnemar, cohens_h, kappa, mcnemar, weighted_kappa};
 pub use bootstrap::{
     Bootstrap, Resamples, Resampling, Rng, bootstrap_mean, bootstrap_mean_difference, bootstrap_means, seed_of,
 };
-pub use describe::{iqm, mean, median, sample_sd};
+pub use describe::{cohens_d, iqm, mean, median, quantile, sample_sd};
 pub use interval::{Interval, t_interval, wilson};
-pub use multiple::{bonferroni, fdr, holm};
-pub use paired::{PairedT, SignFlip, cohens_d_paired, paired_t, sign_flip};
+pub use multiple::{Correction, bonferroni, fdr, holm, resamples_needed};
+pub use paired::{PairedT, SignFlip, cohens_d_paired, flips_all, paired_t, sign_flip, smallest_sign_flip_p};
+pub use power::{power_two_proportions, size_two_proportions};
+pub use ratio::{Ratio, bootstrap_ratio, ratio};
+pub use stratified::{Statistic, bootstrap_stratified};
 
 /// Why a statistic has no value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -48,6 +54,12 @@ pub enum Degenerate {
     /// A count, proportion or level outside its range.
     #[error("outside the range of its definition")]
     OutOfRange,
+    /// The denominator of a ratio is 0, or has no one sign.
+    #[error("degenerate: the denominator is 0 or changes its sign")]
+    ZeroDenominator,
+    /// Two proportions are equal: no number of items tells them apart.
+    #[error("degenerate: the proportions are equal")]
+    NoEffect,
     /// Chance agreement is complete: kappa is 0/0.
     #[error("degenerate: chance agreement is complete")]
     FullChanceAgreement,

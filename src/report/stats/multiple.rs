@@ -1,6 +1,63 @@
 //! Adjusted p-values of a family of tests. Order is kept.
 
+use serde::{Deserialize, Serialize};
+
 use super::{Answer, Degenerate};
+
+/// How the p-values of a family are corrected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Correction {
+    /// Not at all.
+    None,
+    /// Bonferroni: the chance of any false mark.
+    Bonferroni,
+    /// Holm: the same, never weaker.
+    Holm,
+    /// Benjamini and Hochberg: the expected share of false marks among the marks.
+    BenjaminiHochberg,
+}
+
+impl Correction {
+    /// Its name in a study file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Bonferroni => "bonferroni",
+            Self::Holm => "holm",
+            Self::BenjaminiHochberg => "benjamini_hochberg",
+        }
+    }
+
+    /// The corrected p-values, in order.
+    ///
+    /// # Errors
+    /// A p outside 0 to 1.
+    pub fn adjust(self, p: &[f64]) -> Answer<Vec<f64>> {
+        match self {
+            Self::None => check_p(p).map(|()| p.to_vec()),
+            Self::Bonferroni => bonferroni(p),
+            Self::Holm => holm(p),
+            Self::BenjaminiHochberg => fdr(p),
+        }
+    }
+
+    /// The largest p with which a test of a family of `m` can still pass `alpha`, if all go as well as they can.
+    pub fn largest_p(self, m: usize, alpha: f64) -> f64 {
+        match self {
+            // Equal p-values pass Benjamini and Hochberg together.
+            Self::None | Self::BenjaminiHochberg => alpha,
+            Self::Bonferroni | Self::Holm => alpha / m.max(1) as f64,
+        }
+    }
+}
+
+/// Resamples that a family of `m` tests at `alpha` needs: 20 m / alpha. With them the smallest corrected p is a
+/// twentieth of alpha, so that the noise of drawing does not decide.
+pub fn resamples_needed(m: usize, alpha: f64) -> u64 {
+    // 500 / 0.05 is 10000.000000000002 in binary.
+    (20.0 * m as f64 / alpha * (1.0 - 1e-12)).ceil() as u64
+}
 
 fn check_p(p: &[f64]) -> Answer<()> {
     if p.iter().all(|p| (0.0..=1.0).contains(p)) { Ok(()) } else { Err(Degenerate::OutOfRange) }
@@ -99,5 +156,32 @@ mod tests {
         check(bonferroni(&[0.5, 0.6]).unwrap(), &[1.0, 1.0]);
         assert_eq!(holm(&[]), Ok(vec![]));
         assert_eq!(fdr(&[f64::NAN]), Err(Degenerate::OutOfRange));
+    }
+
+    #[test]
+    fn corrections_by_name() {
+        let p = [0.01, 0.04, 0.03, 0.005];
+        check(Correction::None.adjust(&p).unwrap(), &p);
+        check(Correction::Holm.adjust(&p).unwrap(), &holm(&p).unwrap());
+        check(Correction::Bonferroni.adjust(&p).unwrap(), &[0.04, 0.16, 0.12, 0.02]);
+        check(Correction::BenjaminiHochberg.adjust(&p).unwrap(), &[0.02, 0.04, 0.04, 0.02]);
+        let all = [Correction::None, Correction::Holm, Correction::Bonferroni, Correction::BenjaminiHochberg];
+        for correction in all {
+            let text = serde_json::to_value(correction).unwrap();
+            assert_eq!(text, correction.name());
+            assert_eq!(correction.adjust(&[1.5]), Err(Degenerate::OutOfRange));
+            // A family whose p are all the largest one passes; a little more does not.
+            let (m, alpha) = (7, 0.05);
+            let largest = correction.largest_p(m, alpha);
+            let best = |p: f64| correction.adjust(&vec![p; m]).unwrap()[0];
+            assert!(best(largest) <= alpha * (1.0 + 1e-12) && best(largest * 1.01) > alpha, "{correction:?}");
+        }
+    }
+
+    #[test]
+    fn resamples_for_a_family() {
+        assert_eq!(resamples_needed(1, 0.05), 400);
+        assert_eq!(resamples_needed(500, 0.05), 200_000);
+        assert_eq!(resamples_needed(3, 0.01), 6_000);
     }
 }

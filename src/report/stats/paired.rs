@@ -88,7 +88,7 @@ pub fn sign_flip(differences: &[f64], max_flips: u64, seed: u64) -> Answer<SignF
     // Equal sums in another order differ in the last bits; they count as equal.
     let slack = 1e-12 * sum(differences.iter().map(|d| d.abs()));
     let reaches = |signed: f64| signed.abs() >= observed - slack;
-    let exact = n < 63 && (1u64 << n) <= max_flips;
+    let exact = flips_all(n, max_flips);
     if exact {
         let all = 1u64 << n;
         let hits = (0..all)
@@ -100,7 +100,7 @@ pub fn sign_flip(differences: &[f64], max_flips: u64, seed: u64) -> Answer<SignF
             p: hits as f64 / all as f64,
             flips: all,
             exact,
-            smallest_p: (2.0 / all as f64).min(1.0),
+            smallest_p: smallest_sign_flip_p(n, max_flips),
         });
     }
     let mut rng = Rng::new(seed);
@@ -117,7 +117,17 @@ pub fn sign_flip(differences: &[f64], max_flips: u64, seed: u64) -> Answer<SignF
         hits += u64::from(reaches(signed));
     }
     let corrected = |hits: u64| (hits + 1) as f64 / (max_flips + 1) as f64;
-    Ok(SignFlip { p: corrected(hits), flips: max_flips, exact, smallest_p: corrected(0) })
+    Ok(SignFlip { p: corrected(hits), flips: max_flips, exact, smallest_p: smallest_sign_flip_p(n, max_flips) })
+}
+
+/// The smallest p that a sign-flip test of `n` differences can give with at most `max_flips` patterns.
+pub fn smallest_sign_flip_p(n: usize, max_flips: u64) -> f64 {
+    if flips_all(n, max_flips) { (2.0 / (1u64 << n) as f64).min(1.0) } else { 1.0 / (max_flips + 1) as f64 }
+}
+
+/// Whether all 2^n patterns are tried.
+pub fn flips_all(n: usize, max_flips: u64) -> bool {
+    n < 63 && (1u64 << n) <= max_flips
 }
 
 #[cfg(test)]
@@ -155,6 +165,7 @@ mod tests {
         // Five seeds cannot go below 0.0625.
         let five = sign_flip(&[1.0, 2.0, 3.0, 4.0, 5.0], 10_000, 1).unwrap();
         assert_eq!((five.p, five.smallest_p), (0.0625, 0.0625));
+        assert_eq!(smallest_sign_flip_p(5, 16), 1.0 / 17.0, "drawn where all are too many");
     }
 
     #[test]
