@@ -39,6 +39,7 @@ mod study;
 mod study_text;
 mod support;
 mod surviving;
+mod tables;
 #[cfg(feature = "compute")]
 mod tokens;
 #[cfg(feature = "compute")]

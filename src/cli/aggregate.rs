@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use super::study::StudyArgs;
-use super::{CliError, Result, output};
-use crate::record::{digest, exit};
+use super::{CliError, Result, merged, output};
+use crate::record::{Need, digest, exit};
 use crate::report::render::{self, render};
 use crate::report::table::Partial;
 use crate::stages::aggregate::{self, SPEC};
@@ -61,20 +63,21 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
     prepared.notes.iter().for_each(|n| output::note(n));
     let cells: Vec<_> =
         prepared.plan.cells.iter().filter(|c| prepared.study.stages[c.def.stage].kind() == SPEC.kind).collect();
-    if cells.is_empty() {
-        return Err(CliError::Usage(format!(
-            "the study has no stage of kind `{}`: add one with the tables' stages in `needs`",
-            SPEC.kind
-        )));
-    }
+    // A study without an aggregation has its tables all the same, of what they read.
+    let groups: Vec<Vec<Need>> = match cells.as_slice() {
+        [] if prepared.study.tables.is_empty() => {
+            return Err(CliError::Usage("the study has no tables: add a `[[table]]` (docs/tables.md)".to_owned()));
+        }
+        [] => vec![merged::needs_of_tables(&prepared)],
+        cells => cells.iter().map(|cell| needs_of(&prepared.study, &prepared.plan, &cell.def)).collect(),
+    };
     let partial = match args.partial {
         OnMissing::Error => None,
         OnMissing::Mark => Some(Partial::Mark),
         OnMissing::Drop => Some(Partial::Drop),
     };
     let mut code = exit::DONE;
-    for cell in cells {
-        let needs = needs_of(&prepared.study, &prepared.plan, &cell.def);
+    for needs in groups {
         let inputs = aggregate::collect(&needs, &prepared.place.base);
         let missing: Vec<String> = inputs
             .iter()
@@ -99,7 +102,15 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
 }
 
 fn tables(args: &Args, prepared: &Prepared, inputs: &[aggregate::Input], partial: Option<Partial>) -> Result<u8> {
-    let (grids, problems) = aggregate::tables(&prepared.study.tables, inputs, partial);
+    let (several, own): (Vec<Value>, Vec<Value>) =
+        prepared.study.tables.iter().cloned().partition(aggregate::reads_studies);
+    let (mut grids, mut problems) = aggregate::tables(&own, inputs, partial);
+    for section in several {
+        let of_studies = merged::inputs(&args.study, prepared, &section)?;
+        let (more, wrong) = aggregate::tables(&[section], &of_studies, partial);
+        grids.extend(more);
+        problems.extend(wrong);
+    }
     problems.iter().for_each(|p| output::note(&p.0));
     if let Some(dir) = &args.output {
         aggregate::write_tables(dir, &grids)?;

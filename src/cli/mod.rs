@@ -13,6 +13,7 @@ mod gates;
 mod generate;
 mod ledger;
 mod logs;
+mod merged;
 mod new;
 mod output;
 mod plan;

@@ -361,24 +361,22 @@ fn cell_of(study: &Study, place: &Place, plan: &Plan, def: &CellDef, scratch: Op
 
 /// The needed cells of a cell, sorted by key.
 pub fn needs_of(study: &Study, plan: &Plan, def: &CellDef) -> Vec<Need> {
-    let mut needs: Vec<Need> = def
-        .needs
-        .iter()
-        .map(|&i| {
-            let need = &plan.cells[i].def;
-            let parent = &study.stages[need.stage];
-            Need {
-                key: need.key.clone(),
-                kind: parent.kind().to_owned(),
-                number: parent.number,
-                labels: parent.labels_of(need.key.arm.as_ref()),
-                dir: need.key.local_dir(),
-                fingerprint: need.fingerprint.clone(),
-            }
-        })
-        .collect();
+    let mut needs: Vec<Need> = def.needs.iter().map(|&i| need_of(study, &plan.cells[i].def)).collect();
     needs.sort_by(|a, b| a.key.cmp(&b.key));
     needs
+}
+
+/// A cell as those that need it see it.
+pub fn need_of(study: &Study, def: &CellDef) -> Need {
+    let stage = &study.stages[def.stage];
+    Need {
+        key: def.key.clone(),
+        kind: stage.kind().to_owned(),
+        number: stage.number,
+        labels: stage.labels_of(def.key.arm.as_ref()),
+        dir: def.key.local_dir(),
+        fingerprint: def.fingerprint.clone(),
+    }
 }
 
 fn job_name(study: &Study, job: &PlannedJob, submission: &str) -> String {

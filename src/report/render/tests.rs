@@ -44,6 +44,7 @@ fn text() {
     * best
     Perplexity replaces ROUGE-L: Pythia is a decoder, T5 an encoder-decoder.
     Mean ± sample standard deviation over n = 2 to 3 seeds.
+    Differences are paired on the common seeds, n = 3.
     (a) 2 of 3 runs; missing: hotflip/seed-2024 (failed: out of memory)
     "###);
     assert_snapshot!(render(&intervals(), Format::Text), @r###"
@@ -83,6 +84,7 @@ fn latex() {
       \begin{minipage}{\linewidth}\footnotesize
         Perplexity replaces ROUGE-L: Pythia is a decoder, T5 an encoder-decoder.\par
         Mean $\pm$ sample standard deviation over n = 2 to 3 seeds.\par
+        Differences are paired on the common seeds, n = 3.\par
         \textsuperscript{a} 2 of 3 runs; missing: hotflip/seed-2024 (failed: out of memory)\par
       \end{minipage}
     \end{table}
@@ -127,6 +129,8 @@ fn markdown() {
 
     Mean ± sample standard deviation over n = 2 to 3 seeds.
 
+    Differences are paired on the common seeds, n = 3.
+
     <sup>a</sup> 2 of 3 runs; missing: hotflip/seed-2024 (failed: out of memory)
     "###);
 }
@@ -153,7 +157,10 @@ fn json_has_the_runs_of_each_cell() {
         "lower": 7.293795263825311,
         "upper": 32.70620473617469
       },
+      "interval_kind": "t",
+      "iqm": 20.0,
       "mean": 20.0,
+      "median": 20.0,
       "missing": [
         {
           "cell": "hotflip/seed-2024",
@@ -162,7 +169,9 @@ fn json_has_the_runs_of_each_cell() {
       ],
       "n": 2,
       "n_expected": 3,
-      "note": 2,
+      "notes": [
+        3
+      ],
       "printed": {
         "number": {
           "spread": "1.4",
@@ -192,6 +201,10 @@ fn json_has_the_runs_of_each_cell() {
         }
       ],
       "sd": 1.4142135623730951,
+      "second": false,
+      "spread": 1.4142135623730951,
+      "test": null,
+      "value": 20.0,
       "values": [
         {
           "seed": 42,

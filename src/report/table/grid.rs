@@ -1,6 +1,8 @@
 //! A table whose numbers are settled: what renderers print, and where each number came from.
 
-use serde::Serialize;
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
 
 use super::spec::{Better, Partial, Show};
 use crate::record::{CellKey, Digest, Fingerprint};
@@ -78,6 +80,8 @@ pub struct Column {
     pub better: Option<Better>,
     /// How its cells line up.
     pub alignment: Alignment,
+    /// Its header's note.
+    pub note: Option<usize>,
 }
 
 /// How the cells of a column line up.
@@ -129,6 +133,8 @@ pub struct GridCell {
     pub iqm: Option<f64>,
     /// What is printed, before it is rounded: the mean, median, ...; a ratio of means is not the mean of the ratios.
     pub value: Option<f64>,
+    /// What is printed behind the sign ±, before it is rounded: the sd, or what is propagated to a ratio.
+    pub spread: Option<f64>,
     /// Interval of the value at the table's level.
     pub interval: Option<Interval>,
     /// How the interval was made.
@@ -143,8 +149,9 @@ pub struct GridCell {
     pub values: Vec<SeedValue>,
     /// Expected runs that are not in it, and why.
     pub missing: Vec<MissingRun>,
-    /// The runs it was computed from.
-    pub runs: Vec<RunRef>,
+    /// The runs it was computed from. Cells share them: a run is in many cells.
+    #[serde(serialize_with = "runs")]
+    pub runs: Vec<Arc<RunRef>>,
     /// It is the best of its column.
     pub best: bool,
     /// It is the second best of its column.
@@ -153,6 +160,10 @@ pub struct GridCell {
     pub test: Option<CellTest>,
     /// Indices into the grid's notes.
     pub notes: Vec<usize>,
+}
+
+fn runs<S: Serializer>(runs: &[Arc<RunRef>], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(runs.iter().map(|run| &**run))
 }
 
 /// How an interval was made.

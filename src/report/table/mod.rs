@@ -12,12 +12,14 @@ mod spec;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use build::{Expected, Request, Run, TableProblem, build, requests};
+pub use build::{Expected, Request, Run, TableProblem, build, grids, requests};
 pub use grid::{
     Alignment, CellTest, Column, Env, Grid, GridCell, IntervalKind, Layout, MissingRun, Note, Printed, Row, RunRef,
     SeedValue,
 };
+pub use number::Rounding;
 pub use spec::{
-    Better, COLUMN_KEYS, ColumnSpec, DELTA_KEYS, DeltaKind, DeltaSpec, Notation, Partial, PathStep, ROW_KEYS, RowSpec,
-    Show, SpecProblem, TABLE_KEYS, TableSpec,
+    APPENDIX_ENDING, Allow, Better, COLUMN_KEYS, ColumnSpec, DELTA_KEYS, DeltaKind, DeltaSpec, FOOTNOTE_KEYS,
+    FootnoteSpec, IntervalMethod, LEAST_BOOTSTRAP, Notation, Partial, PathStep, RATIO_KEYS, ROW_KEYS, RatioError,
+    RatioSpec, RowSpec, Seeds, Show, SpecProblem, StudyRef, TABLE_KEYS, TEST_KEYS, TableSpec, TestMethod, TestSpec,
 };

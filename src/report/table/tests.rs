@@ -1,5 +1,9 @@
 //! Tables of small studies.
 
+mod derived;
+mod marks;
+mod whole;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -23,13 +27,18 @@ pub(crate) fn expected(stage: &str, arm: Option<&str>, seed: Option<u32>, run: R
 }
 
 pub(crate) fn build_now(spec: &TableSpec, expected: &[Expected]) -> Result<Grid, Vec<String>> {
+    all_now(spec, expected).map(|mut grids| grids.swap_remove(0))
+}
+
+/// The table and its appendix.
+pub(crate) fn all_now(spec: &TableSpec, expected: &[Expected]) -> Result<Vec<Grid>, Vec<String>> {
     let requests = requests(spec, expected);
     let jobs: Vec<Job> = requests
         .iter()
         .map(|r| Job { code: &r.metric, input: &expected[r.cell].run.as_ref().unwrap().tree, row: &r.row_value })
         .collect();
     let limits = Limits { time: Duration::from_secs(10), ..Limits::default() };
-    build(spec, expected, &evaluate(&jobs, limits)).map_err(|p| p.into_iter().map(|p| p.0).collect())
+    grids(spec, expected, &evaluate(&jobs, limits)).map_err(|p| p.into_iter().map(|p| p.0).collect())
 }
 
 /// The study page's table, in small.

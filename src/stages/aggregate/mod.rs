@@ -27,7 +27,7 @@ use super::subjects::{MODELS, check_models};
 use crate::record::{RunRecord, files};
 use crate::report::query::{Job, Limits, evaluate};
 use crate::report::render::{Format, render};
-use crate::report::table::{Expected, Grid, Partial, TableProblem, TableSpec, build, requests};
+use crate::report::table::{Expected, Grid, Partial, TableProblem, TableSpec, grids, requests};
 
 /// Directory of the tables below the run directory.
 const TABLES_DIR: &str = "tables";
@@ -161,7 +161,7 @@ pub fn run(context: &Context) -> Result<Option<RunRecord>, StageError> {
         record.metrics = json!({"arms": by_arm});
     }
     if !missing.is_empty() && params.partial == "mark" {
-        let (grids, problems) = tables(&params.tables, &inputs, Some(Partial::Mark));
+        let (grids, problems) = tables(&own_tables(&params.tables), &inputs, Some(Partial::Mark));
         write_tables(out, &grids)?;
         for problem in problems {
             eprintln!("{problem}");
@@ -178,7 +178,7 @@ pub fn run(context: &Context) -> Result<Option<RunRecord>, StageError> {
             missing.join("\n  ")
         )));
     }
-    let (grids, problems) = tables(&params.tables, &inputs, None);
+    let (grids, problems) = tables(&own_tables(&params.tables), &inputs, None);
     if !problems.is_empty() {
         let lines: Vec<String> = problems.into_iter().map(|p| p.0).collect();
         return Err(StageError::BadOutput(lines.join("\n")));
@@ -194,7 +194,7 @@ pub fn run(context: &Context) -> Result<Option<RunRecord>, StageError> {
 /// Every table that can be made of what is there, and what keeps the others from being made. `partial`
 /// overrides what the tables say about missing runs.
 pub fn tables(sections: &[Value], inputs: &[Input], partial: Option<Partial>) -> (Vec<Grid>, Vec<TableProblem>) {
-    let (mut grids, mut problems) = (Vec::new(), Vec::new());
+    let (mut made, mut problems) = (Vec::new(), Vec::new());
     let expected: Vec<Expected> = inputs.iter().map(Input::expected).collect();
     let stages: std::collections::BTreeSet<&str> = inputs.iter().map(|i| i.key.stage.as_str()).collect();
     let stages: Vec<&str> = stages.into_iter().collect();
@@ -218,12 +218,27 @@ pub fn tables(sections: &[Value], inputs: &[Input], partial: Option<Partial>) ->
                 Some(Job { code: &r.metric, input, row: &r.row_value })
             })
             .collect();
-        match build(&spec, &expected, &evaluate(&jobs, Limits::default())) {
-            Ok(grid) => grids.push(grid),
+        match grids(&spec, &expected, &evaluate(&jobs, Limits::default())) {
+            Ok(found) => made.extend(found),
             Err(found) => problems.extend(found),
         }
     }
-    (grids, problems)
+    (made, problems)
+}
+
+/// Whether a `[[table]]` reads cells of several studies. A cell of one study cannot: it knows its own needs only.
+pub fn reads_studies(section: &Value) -> bool {
+    section.get("studies").and_then(Value::as_array).is_some_and(|studies| !studies.is_empty())
+}
+
+/// The tables that an aggregation makes; the others are named, with who makes them.
+fn own_tables(sections: &[Value]) -> Vec<Value> {
+    let (others, own): (Vec<Value>, Vec<Value>) = sections.iter().cloned().partition(reads_studies);
+    for section in others {
+        let key = section.get("key").and_then(Value::as_str).unwrap_or("without a key");
+        eprintln!("table {key} reads several studies: `seedbed aggregate` makes it");
+    }
+    own
 }
 
 /// Writes every table in every format below `tables/`.

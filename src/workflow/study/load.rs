@@ -445,7 +445,9 @@ fn tables_need(read: &stage::Read, tables: &[Value], sink: &mut Sink) {
     if spec.needs.is_empty() || !spec.fields.iter().any(|f| f.ty == FieldType::Tables) {
         return;
     }
-    for table in tables {
+    // What reads several studies is made by `seedbed aggregate`, not by a stage.
+    let several = |table: &&Value| table.get("studies").and_then(Value::as_array).is_some_and(|s| !s.is_empty());
+    for table in tables.iter().filter(|table| !several(table)) {
         let key = table.get("key").and_then(Value::as_str).unwrap_or("without a key");
         let columns = table.get("columns").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         let stages: BTreeSet<&str> = columns.iter().filter_map(|c| c.get("stage")?.as_str()).collect();

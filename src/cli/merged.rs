@@ -1,0 +1,62 @@
+//! The cells that tables read where no aggregation says it: of a study without one, and of several studies, each under
+//! its own plan with its own fingerprints.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use super::study::StudyArgs;
+use super::{CliError, Result, output};
+use crate::record::Need;
+use crate::report::table::{StudyRef, TableSpec};
+use crate::stages::aggregate::{self, Input};
+use crate::workflow::run::{Intent, Prepared, Request, prepare};
+use crate::workflow::study::claimed_elsewhere;
+use crate::workflow::submission::need_of;
+
+/// The expected cells of a `[[table]]` with `studies`, of the stages that it reads. A study lies beside this one and
+/// is found by the name that its file claims; it is read under the profile that the table says, else under this one's.
+pub(super) fn inputs(args: &StudyArgs, prepared: &Prepared, section: &Value) -> Result<Vec<Input>> {
+    let spec = TableSpec::parse(section, &[]).map_err(|problems| {
+        let lines: Vec<String> = problems.into_iter().map(|p| p.message).collect();
+        CliError::Usage(lines.join("\n"))
+    })?;
+    let stages: BTreeSet<&str> = spec.columns.iter().filter_map(|c| c.stage.as_deref()).collect();
+    let mut found = Vec::new();
+    for named in spec.study_refs() {
+        let other = prepare(&request(args, prepared, &spec.key, named)?, Intent::Look)?;
+        other.notes.iter().for_each(|n| output::note(n));
+        let wanted = other.plan.cells.iter().filter(|c| stages.contains(c.def.key.stage.as_str()));
+        let needs: Vec<_> = wanted.map(|c| need_of(&other.study, &c.def)).collect();
+        found.extend(aggregate::collect(&needs, &other.place.base));
+    }
+    Ok(found)
+}
+
+/// The cells that the tables of a study read which has no aggregation.
+pub(super) fn needs_of_tables(prepared: &Prepared) -> Vec<Need> {
+    let own = prepared.study.tables.iter().filter(|section| !aggregate::reads_studies(section));
+    let columns = own.filter_map(|section| section.get("columns")?.as_array()).flatten();
+    let stages: BTreeSet<&str> = columns.filter_map(|column| column.get("stage")?.as_str()).collect();
+    let read = prepared.plan.cells.iter().filter(|c| stages.contains(c.def.key.stage.as_str()));
+    let mut needs: Vec<Need> = read.map(|c| need_of(&prepared.study, &c.def)).collect();
+    needs.sort_by(|a, b| a.key.cmp(&b.key));
+    needs
+}
+
+fn request(args: &StudyArgs, prepared: &Prepared, table: &str, named: StudyRef<'_>) -> Result<Request> {
+    let file = if prepared.study.name.as_str() == named.study {
+        args.study.clone()
+    } else {
+        claimed_elsewhere(&args.study, named.study).ok_or_else(|| {
+            CliError::Usage(format!(
+                "table `{table}` reads the study `{}`, and no study file beside {} has that name: put it there, or mend \
+                 `studies`",
+                named.study,
+                args.study.display()
+            ))
+        })?
+    };
+    let profile = named.profile.unwrap_or(prepared.study.profile.as_str()).to_owned();
+    Ok(Request { study: file, profile: Some(profile), ..args.request() })
+}

@@ -1,0 +1,69 @@
+//! Which expected cells each place of a table speaks of.
+
+use std::collections::BTreeMap;
+
+use super::Expected;
+use crate::report::table::spec::{Seeds, TableSpec};
+
+/// The cells of one stage.
+#[derive(Default)]
+struct OfStage<'a> {
+    /// Of a stage without arms, such as the baseline's: the same for every arm.
+    shared: Vec<usize>,
+    by_arm: BTreeMap<&'a str, Vec<usize>>,
+}
+
+/// Expected cells by stage and arm, of the studies and seeds that the table is about.
+pub(super) struct Join<'a> {
+    spec: &'a TableSpec,
+    expected: &'a [Expected],
+    stages: BTreeMap<&'a str, OfStage<'a>>,
+}
+
+impl<'a> Join<'a> {
+    pub(super) fn new(spec: &'a TableSpec, expected: &'a [Expected]) -> Self {
+        let mut stages: BTreeMap<&str, OfStage<'_>> =
+            spec.columns.iter().filter_map(|c| Some((c.stage.as_deref()?, OfStage::default()))).collect();
+        let listed = |seed: Option<u32>| match (&spec.seeds, seed) {
+            (Some(Seeds::List(seeds)), Some(seed)) => seeds.contains(&seed),
+            _ => true,
+        };
+        let studies: Vec<&str> = spec.study_refs().map(|s| s.study).collect();
+        for (i, cell) in expected.iter().enumerate() {
+            let of_study = studies.is_empty() || studies.contains(&cell.key.study.as_str());
+            let Some(stage) = stages.get_mut(cell.key.stage.as_str()) else { continue };
+            if of_study && listed(cell.key.seed) {
+                match &cell.key.arm {
+                    None => stage.shared.push(i),
+                    Some(arm) => stage.by_arm.entry(arm.as_str()).or_default().push(i),
+                }
+            }
+        }
+        Self { spec, expected, stages }
+    }
+
+    /// Every cell that the table may speak of, in no order.
+    pub(super) fn all(&self) -> impl Iterator<Item = usize> {
+        self.stages.values().flat_map(|s| s.shared.iter().chain(s.by_arm.values().flatten()).copied())
+    }
+
+    /// The cells of a row and a column with a metric, in the order of the plan.
+    pub(super) fn cells(&self, row: usize, column: usize) -> Vec<usize> {
+        let row = &self.spec.rows[row];
+        let Some(stage) = self.spec.columns[column].stage.as_deref().and_then(|s| self.stages.get(s)) else {
+            return Vec::new();
+        };
+        let arms = stage.by_arm.iter().filter(|(arm, _)| row.arm.as_deref().is_none_or(|own| own == **arm));
+        let labelled = |i: &usize| {
+            let cell = &self.expected[*i];
+            row.labels.iter().all(|(k, v)| cell.labels.get(k) == Some(v))
+        };
+        let mut cells: Vec<usize> = arms.flat_map(|(_, cells)| cells.iter().copied()).filter(labelled).collect();
+        cells.extend(&stage.shared);
+        if let Some(study) = &row.study {
+            cells.retain(|i| self.expected[*i].key.study.as_str() == study);
+        }
+        cells.sort_unstable();
+        cells
+    }
+}

@@ -1,0 +1,192 @@
+//! What compares cells: best and second best, unequal numbers of runs, and tests of significance.
+
+use std::cmp::Ordering;
+
+use super::Builder;
+use super::cell::shown;
+use super::sample::{Sample, pair};
+use crate::report::stats::{self, Answer};
+use crate::report::table::grid::{CellTest, GridCell, Note, Printed, Row};
+use crate::report::table::number::significant;
+use crate::report::table::spec::{Better, DeltaKind, Show, TableSpec, TestMethod, TestSpec};
+
+/// What a cell that passes its test shows.
+const MARK: &str = "*";
+
+/// Marks the best, and if it is asked the second best, of each column that says which end is better. Ranked on raw
+/// values, ties judged on what is printed; a column whose cells all print alike has neither.
+pub(super) fn mark_best(spec: &TableSpec, rows: &mut [Row]) {
+    for (i, column) in spec.columns.iter().enumerate() {
+        let Some(better) = column.better.filter(|_| !matches!(column.show, Show::N | Show::Values)) else { continue };
+        let of = |row: &Row| row.cells[i].value.filter(|_| !matches!(row.cells[i].printed, Printed::Missing));
+        let order =
+            |a: &f64, b: &f64| -> Ordering { if better == Better::Higher { a.total_cmp(b) } else { b.total_cmp(a) } };
+        let Some(best) = rows.iter().filter_map(of).max_by(order).map(|x| shown(column, x)) else { continue };
+        // The second best prints otherwise than the best: what prints alike is tied.
+        let rest = rows.iter().filter_map(of).filter(|x| shown(column, *x) != best);
+        let Some(second) = rest.max_by(order).map(|x| shown(column, x)) else { continue };
+        for row in rows.iter_mut() {
+            let text = of(row).map(|x| shown(column, x));
+            row.cells[i].best = spec.best && text.as_ref() == Some(&best);
+            row.cells[i].second = spec.second && text.as_ref() == Some(&second);
+        }
+    }
+}
+
+/// One test of a family.
+struct Planned {
+    row: usize,
+    column: usize,
+    /// Key of what it is compared with.
+    against: String,
+    left: Vec<f64>,
+    right: Vec<f64>,
+    n_expected: usize,
+}
+
+impl Builder<'_> {
+    /// Marks cells that have fewer runs than others of their row, though none of theirs is missing.
+    pub(super) fn mark_unequal(&mut self, rows: &mut [Row]) {
+        for row in rows {
+            let seeded = |cell: &GridCell| cell.values.iter().any(|v| v.seed.is_some());
+            let most = row.cells.iter().filter(|c| seeded(c)).map(|c| c.n).max().unwrap_or(0);
+            for (cell, column) in row.cells.iter_mut().zip(&self.spec.columns) {
+                let counts = seeded(cell) && cell.missing.is_empty() && column.show != Show::N;
+                if counts && cell.n < most {
+                    let text = format!("n = {}, where other cells of the row have n = {most}", cell.n);
+                    cell.notes.push(self.notes.add(text));
+                }
+            }
+        }
+    }
+
+    /// Tests the cells that the table asks for and marks those that pass. What the marks mean, as a note.
+    pub(super) fn tests(&mut self, samples: &[Vec<Sample>], rows: &mut [Row]) -> Option<Note> {
+        let test = self.spec.test.as_ref()?;
+        let planned = self.planned(test, samples);
+        self.can_pass(test, &planned);
+        let found: Vec<Answer<f64>> = planned.iter().map(|p| self.p_of(test.method, p)).collect();
+        // What has no answer stays in the family: it cannot make the others easier.
+        let family: Vec<f64> = found.iter().map(|p| p.unwrap_or(1.0)).collect();
+        let adjusted = test.family.adjust(&family).unwrap_or_else(|_| vec![1.0; family.len()]);
+        let mut passed = 0;
+        for ((plan, p), adjusted) in planned.iter().zip(&found).zip(adjusted) {
+            let cell = &mut rows[plan.row].cells[plan.column];
+            let passes = p.is_ok() && adjusted <= test.alpha && !matches!(cell.printed, Printed::Missing);
+            passed += usize::from(passes);
+            cell.test = Some(CellTest {
+                method: test.method.name().to_owned(),
+                against: plan.against.clone(),
+                n: plan.left.len(),
+                p: p.ok(),
+                adjusted: p.ok().map(|_| adjusted),
+                degenerate: p.err().map(|why| why.to_string()),
+                mark: if passes { MARK.to_owned() } else { String::new() },
+            });
+        }
+        let m = planned.len();
+        let tests = if m == 1 { "1 test".to_owned() } else { format!("{m} tests") };
+        let family = match test.family {
+            stats::Correction::None => format!("{tests}, not corrected"),
+            stats::Correction::Bonferroni => format!("Bonferroni over {tests}"),
+            stats::Correction::Holm => format!("Holm over {tests}"),
+            stats::Correction::BenjaminiHochberg => format!("Benjamini and Hochberg over {tests}"),
+        };
+        let against = test.against.as_ref().and_then(|key| self.spec.rows.iter().find(|r| r.key == *key));
+        let against = against.map(|row| format!(" against {}", row.text())).unwrap_or_default();
+        let how = format!("{}{against} on common seeds, {family}, alpha {}", test.method.words(), test.alpha);
+        Some(if passed > 0 {
+            Note { mark: Some(MARK.to_owned()), text: format!("Significant: {how}.") }
+        } else {
+            Note { mark: None, text: format!("No difference is significant: {how}.") }
+        })
+    }
+
+    fn planned(&self, test: &TestSpec, samples: &[Vec<Sample>]) -> Vec<Planned> {
+        let against = test.against.as_ref().and_then(|key| self.spec.rows.iter().position(|r| r.key == *key));
+        let mut planned = Vec::new();
+        for (row, line) in samples.iter().enumerate() {
+            for (column, spec) in self.spec.columns.iter().enumerate().filter(|(_, c)| test.on.contains(&c.key)) {
+                let sample = &line[column];
+                if let Some(delta) = &spec.delta {
+                    if sample.reference {
+                        continue;
+                    }
+                    let sides = match delta.kind {
+                        DeltaKind::Difference => sample.pairs.iter().copied().unzip(),
+                        // Relative differences are tested as they are printed.
+                        DeltaKind::Percent => (sample.numbers(), vec![0.0; sample.values.len()]),
+                    };
+                    let named = delta.from.as_ref().or(delta.from_column.as_ref());
+                    planned.push(Planned {
+                        row,
+                        column,
+                        against: named.cloned().unwrap_or_default(),
+                        left: sides.0,
+                        right: sides.1,
+                        n_expected: sample.n_expected(),
+                    });
+                } else if let Some(reference) = against.filter(|r| *r != row) {
+                    let other = &samples[reference][column];
+                    let paired = pair(sample, other);
+                    planned.push(Planned {
+                        row,
+                        column,
+                        against: self.spec.rows[reference].key.clone(),
+                        left: paired.values.iter().map(|v| v.1).collect(),
+                        right: paired.values.iter().map(|v| v.2).collect(),
+                        n_expected: paired.expected.len() + sample.unplanned.max(other.unplanned),
+                    });
+                }
+            }
+        }
+        planned
+    }
+
+    /// Refuses a test that cannot pass whatever the runs say: at the expected n, or with so few resamples.
+    fn can_pass(&mut self, test: &TestSpec, planned: &[Planned]) {
+        let (m, alpha) = (planned.len(), test.alpha);
+        let flips = self.spec.resamples as u64;
+        let place = format!("table `{}`: the {}", self.spec.key, test.method.words());
+        let remedy = "give it more seeds or fewer cells, or remove `test`";
+        for plan in planned {
+            let n = plan.n_expected;
+            if n < 2 {
+                self.tell(format!("{place} of {n} pair has no spread to judge by: {remedy}"));
+                continue;
+            }
+            if test.method != TestMethod::SignFlip {
+                continue;
+            }
+            let needed = stats::resamples_needed(m, alpha);
+            if !stats::flips_all(n, flips) && flips < needed {
+                self.tell(format!(
+                    "{place} draws {flips} resamples, fewer than 20 x {m} tests / alpha {alpha}: set `resamples = {needed}`"
+                ));
+                continue;
+            }
+            let (smallest, largest) = (stats::smallest_sign_flip_p(n, flips), test.family.largest_p(m, alpha));
+            if smallest > largest {
+                let remedy = "use `method = \"paired_t\"`, more seeds or fewer cells";
+                self.tell(format!(
+                    "{place} of {n} pairs cannot go below p = {smallest}, and alpha {alpha} with `{}` over {m} tests needs \
+                     {}: {remedy}",
+                    test.family.name(),
+                    significant(largest, 2)
+                ));
+            }
+        }
+    }
+
+    fn p_of(&self, method: TestMethod, plan: &Planned) -> Answer<f64> {
+        match method {
+            TestMethod::PairedT => stats::paired_t(&plan.left, &plan.right).map(|t| t.p),
+            TestMethod::SignFlip => {
+                let differences: Vec<f64> = plan.left.iter().zip(&plan.right).map(|(a, b)| a - b).collect();
+                let (row, column) = (&self.spec.rows[plan.row].key, &self.spec.columns[plan.column].key);
+                let seed = stats::seed_of(self.spec.bootstrap_seed, &[&self.spec.key, row, column, "test"]);
+                stats::sign_flip(&differences, self.spec.resamples as u64, seed).map(|t| t.p)
+            }
+        }
+    }
+}
