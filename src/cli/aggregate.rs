@@ -10,6 +10,7 @@ use crate::record::{Need, digest, exit};
 use crate::report::render::{self, render};
 use crate::report::table::Partial;
 use crate::stages::aggregate::{self, SPEC};
+use crate::workflow::plan::SealView;
 use crate::workflow::run::{Intent, Prepared, prepare};
 use crate::workflow::submission::needs_of;
 
@@ -78,7 +79,12 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
     };
     let mut code = exit::DONE;
     for needs in groups {
-        let inputs = aggregate::collect(&needs, &prepared.place.base);
+        // The plan has read the seals: nothing is gained by reading them again.
+        let known = |need: &Need| match prepared.seals.get(&need.key.local_name()) {
+            Some(SealView::Sealed { seal, .. }) => Some(&**seal),
+            _ => None,
+        };
+        let inputs = aggregate::collect_sealed(&needs, &prepared.place.base, &known);
         let missing: Vec<String> = inputs
             .iter()
             .filter_map(|i| i.run.as_ref().err().map(|why| format!("  {}: {why}", i.key.local_name())))

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -10,10 +11,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::{RecordError, Result};
 
-/// A digest of 32 bytes as 64 hexadecimal digits; SHA-256 unless a format says otherwise.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(transparent)]
-pub struct Digest(String);
+/// A digest of 32 bytes as 64 hexadecimal digits; SHA-256 unless a format says otherwise. Copies share their digits: a
+/// table of a large study speaks of one run in many cells.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest(Arc<str>);
 
 impl Digest {
     /// Digest of `bytes`.
@@ -73,8 +74,12 @@ impl Digest {
     /// Digest from the 32 bytes of a hash that was computed elsewhere, by whatever function the format says.
     pub fn of_hash(hash: &[u8; 32]) -> Self {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let digits = hash.iter().flat_map(|b| [b >> 4, b & 15]);
-        Self(digits.map(|d| char::from(DIGITS[usize::from(d)])).collect())
+        let mut text = String::with_capacity(64);
+        for byte in hash {
+            text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+            text.push(char::from(DIGITS[usize::from(byte & 15)]));
+        }
+        Self(text.into())
     }
 
     /// All 64 digits.
@@ -94,11 +99,17 @@ impl fmt::Display for Digest {
     }
 }
 
+impl Serialize for Digest {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
+        s.serialize_str(&self.0)
+    }
+}
+
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
         let text = String::deserialize(d)?;
         if text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-            Ok(Self(text))
+            Ok(Self(text.into()))
         } else {
             Err(serde::de::Error::custom(format!("{text:?} is not a SHA-256 digest of 64 hexadecimal digits")))
         }

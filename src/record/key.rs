@@ -5,13 +5,13 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// A checked name: letters, digits, `_`, `-`, and single dots inside; at most 64 bytes.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(transparent)]
-pub struct Name(String);
+/// A checked name: letters, digits, `_`, `-`, and single dots inside; at most 64 bytes. Copies share their text.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name(Arc<str>);
 
 impl Name {
     /// Checks `text` against `[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*`, at most 64 bytes.
@@ -24,7 +24,7 @@ impl Name {
             && text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
             && text.split('.').all(part);
         if ok {
-            Ok(Self(text.to_owned()))
+            Ok(Self(text.into()))
         } else {
             Err(format!(
                 "{text:?} is not a name: use letters, digits, `_`, `-` and single dots inside, a letter or digit first, at most 64 bytes"
@@ -41,6 +41,12 @@ impl Name {
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
+    }
+}
+
+impl Serialize for Name {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&self.0)
     }
 }
 

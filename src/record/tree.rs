@@ -105,11 +105,7 @@ fn walk(value: &Value, depth: usize, path: &mut String, flat: &mut Flat) -> Resu
                     return Err(format!("a key under `{path}` holds a NUL byte, which `run.h5` cannot store"));
                 }
                 let length = path.len();
-                // The root's own path is empty, and so may be a first key: the dot tells them apart.
-                if length > 0 {
-                    path.push('.');
-                }
-                escape_key(key, path);
+                push_key(key, path);
                 walk(child, depth + 1, path, flat)?;
                 path.truncate(length);
             }
@@ -121,7 +117,7 @@ fn walk(value: &Value, depth: usize, path: &mut String, flat: &mut Flat) -> Resu
             }
             for (i, child) in items.iter().enumerate() {
                 let length = path.len();
-                path.push_str(&format!("[{i}]"));
+                push_index(i, path);
                 walk(child, depth + 1, path, flat)?;
                 path.truncate(length);
             }
@@ -168,7 +164,12 @@ fn number_array(items: &[Value], path: &str) -> Result<Option<NumberArray>, Stri
     })
 }
 
-fn escape_key(key: &str, path: &mut String) {
+/// Adds a member of an object to a path.
+pub(crate) fn push_key(key: &str, path: &mut String) {
+    // The root's own path is empty; an empty key is not.
+    if !path.is_empty() {
+        path.push('.');
+    }
     if key.is_empty() {
         path.push_str("\\e");
     }
@@ -178,6 +179,11 @@ fn escape_key(key: &str, path: &mut String) {
         }
         path.push(c);
     }
+}
+
+/// Adds an element of an array to a path.
+pub(crate) fn push_index(i: usize, path: &mut String) {
+    path.push_str(&format!("[{i}]"));
 }
 
 #[derive(Debug, PartialEq)]

@@ -4,6 +4,7 @@
 //! all filters of one table or gate go to one forked child, which answers a line for each; a child that
 //! exceeds a limit, or faults, is killed, and the filter it was working on is named.
 
+use std::collections::HashMap;
 use std::io::Read;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::filter::{Filter, FilterError, Scope, to_val};
+use super::plain::{self, Tree};
 use super::print;
 
 /// Stack of a thread that compiles or runs filters, bytes: jq's parser and its values recurse.
@@ -37,7 +39,7 @@ pub struct Job<'a> {
     /// The filter.
     pub code: &'a str,
     /// Its input.
-    pub input: &'a Value,
+    pub input: &'a dyn Tree,
     /// The value of `$row`.
     pub row: &'a Value,
 }
@@ -53,9 +55,33 @@ pub fn check(code: &str, variables: &[&'static str], scope: Scope) -> Result<(),
     deep(|| Filter::compile(code, variables, scope).map(|_| ())).unwrap_or_else(|e| Err(FilterError::Run(e)))
 }
 
-/// Runs closed filters in a child process. The answers are in the order of the jobs; after a job that
-/// exceeded a limit, the rest says so too.
+/// Runs closed filters: those that are nothing but a path here, the others in a child process. The answers are in the order
+/// of the jobs; after a job that exceeded a limit, the rest of the child's says so too.
 pub fn evaluate(jobs: &[Job<'_>], limits: Limits) -> Vec<Outputs> {
+    let mut paths: HashMap<&str, Option<plain::Path>> = HashMap::new();
+    let mut answers: Vec<Option<Outputs>> = Vec::with_capacity(jobs.len());
+    let mut others = Vec::new();
+    for (i, job) in jobs.iter().enumerate() {
+        // What is plain must also be jq: the rules of jq's names are jaq's.
+        let path = paths.entry(job.code).or_insert_with(|| {
+            plain::Path::parse(job.code).filter(|_| check(job.code, &["$row"], Scope::Closed).is_ok())
+        });
+        let answer = path.as_ref().and_then(|path| path.answer(job.input, job.row));
+        if answer.is_none() {
+            others.push(i);
+        }
+        answers.push(answer.map(|value| Ok(vec![value])));
+    }
+    let jobs: Vec<Job<'_>> = others.iter().map(|&i| jobs[i]).collect();
+    for (i, answer) in others.into_iter().zip(evaluate_apart(&jobs, limits)) {
+        answers[i] = Some(answer);
+    }
+    // There is an answer for each.
+    answers.into_iter().map(|answer| answer.unwrap_or_else(|| Ok(Vec::new()))).collect()
+}
+
+/// Runs closed filters in a child process.
+fn evaluate_apart(jobs: &[Job<'_>], limits: Limits) -> Vec<Outputs> {
     if jobs.is_empty() {
         return Vec::new();
     }
@@ -159,8 +185,9 @@ fn child(jobs: &[Job<'_>], limits: Limits, writer: &OwnedFd) -> ! {
     use std::os::fd::AsRawFd;
     let fd = writer.as_raw_fd();
     set_limits(limits);
+    let mut compiled = HashMap::new();
     for job in jobs {
-        let answer: Outputs = run(job).map_err(|e| e.to_string());
+        let answer: Outputs = run(job, &mut compiled).map_err(|e| e.to_string());
         // Texts, numbers, arrays and objects with text keys always print.
         let mut line = serde_json::to_vec(&answer).unwrap_or_default();
         line.push(b'\n');
@@ -206,9 +233,15 @@ fn set_limits(limits: Limits) {
     }
 }
 
-fn run(job: &Job<'_>) -> Result<Vec<Value>, FilterError> {
-    let filter = Filter::compile(job.code, &["$row"], Scope::Closed)?;
-    let outputs = filter.run(to_val(job.input), vec![to_val(job.row)])?;
+/// Runs a filter, compiled once for all jobs that have it.
+fn run<'a>(
+    job: &Job<'a>,
+    compiled: &mut HashMap<&'a str, Result<Filter, FilterError>>,
+) -> Result<Vec<Value>, FilterError> {
+    let filter = compiled.entry(job.code).or_insert_with(|| Filter::compile(job.code, &["$row"], Scope::Closed));
+    let filter = filter.as_ref().map_err(Clone::clone)?;
+    let input = job.input.tree().map_err(FilterError::Run)?;
+    let outputs = filter.run(to_val(&input), vec![to_val(job.row)])?;
     outputs
         .iter()
         .map(|value| {
@@ -245,12 +278,14 @@ mod tests {
         for endless in ["def f: f; f", "last(repeat(1))", "[range(1e12)]", "[repeat(\"x\" * 1000)]", "def f: 1 + f; f"]
         {
             let started = Instant::now();
-            let got = answers(&[".a[0]", endless, ".a[0]"], limits);
+            let got = answers(&[".a | .[0]", endless, ".a | .[0]", ".a[0]"], limits);
             assert!(started.elapsed() < Duration::from_secs(5), "{endless}");
             assert_eq!(got[0], Ok(vec![json!(1)]), "{endless}");
             let problem = got[1].as_ref().unwrap_err();
             assert!(problem.contains("0.3 s or 64 MiB") && problem.contains(&endless[..5]), "{problem}");
             assert!(got[2].as_ref().unwrap_err().contains("not tried"), "{endless}");
+            // A mere path needs no child.
+            assert_eq!(got[3], Ok(vec![json!(1)]), "{endless}");
         }
     }
 

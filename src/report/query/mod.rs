@@ -1,12 +1,13 @@
 //! Questions to results, in the jq language.
 //!
-//! [`filter`] compiles and runs, [`limit`] bounds what a filter of a study may take, [`source`] turns runs
+//! [`filter`] compiles and runs, [`limit`] bounds what a filter of a study may take, [`plain`] answers mere paths, [`source`] turns runs
 //! into values, [`print`] turns values into text; [`query`] is the whole of `seedbed query`. The manual is
 //! `docs/query.md`; its examples are tests.
 
 mod filter;
 mod functions;
 pub mod limit;
+mod plain;
 pub mod print;
 pub mod source;
 
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 
 pub use filter::{FilterError, Scope};
 pub use limit::{Job, Limits, Outputs, check, evaluate};
+pub use plain::Tree;
 pub use print::Style;
 pub use source::Seals;
 

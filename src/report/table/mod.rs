@@ -12,7 +12,7 @@ mod spec;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use build::{Expected, Request, Run, TableProblem, build, grids, requests};
+pub use build::{Expected, Request, Resample, Run, TableProblem, build, grids, grids_with, requests};
 pub use grid::{
     Alignment, CellTest, Column, Env, Grid, GridCell, IntervalKind, Layout, MissingRun, Note, Printed, Row, RunRef,
     SeedValue,

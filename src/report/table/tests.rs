@@ -5,6 +5,7 @@ mod marks;
 mod whole;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -21,7 +22,7 @@ pub(crate) fn expected(stage: &str, arm: Option<&str>, seed: Option<u32>, run: R
     let (fingerprint, content) = (digest("fingerprint"), digest("content"));
     Expected {
         labels: BTreeMap::new(),
-        run: run.map(|tree| Run { tree, fingerprint, content }).map_err(str::to_owned),
+        run: run.map(|tree| Run { tree: Arc::new(tree), fingerprint, content }).map_err(str::to_owned),
         key,
     }
 }

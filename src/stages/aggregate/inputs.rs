@@ -1,13 +1,18 @@
 //! The needed cells as an aggregation sees them: results, or why there are none.
+//!
+//! Of each run the metrics are read, in little room: a study may have 10,000 runs. Its series and items are read when
+//! somebody asks for them.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
 
 use crate::record::decision::GATE_KIND;
-use crate::record::run_h5::RUN_FILE;
-use crate::record::{CellKey, Digest, Fingerprint, Name, Need, Outcome, RunRecord, Seal, run_h5};
+use crate::record::run_h5::{ManyRuns, Metrics, NotRead, RUN_FILE};
+use crate::record::seal::SealedFile;
+use crate::record::{CellKey, Digest, Fingerprint, Name, Need, Outcome, RecordError, RunRecord, Seal};
 use crate::report::table::{Expected, Run};
 
 /// A needed cell.
@@ -26,35 +31,86 @@ pub struct Input {
 /// The result of a needed cell.
 #[derive(Debug, Clone)]
 pub struct Found {
-    /// Its record.
-    pub record: RunRecord,
+    /// What it found, without times and hosts, series and items.
+    pub metrics: Arc<Metrics>,
+    /// Digest of its final parameters, if it made some.
+    pub param_digest: Option<Digest>,
     /// What it was sealed with.
     pub fingerprint: Fingerprint,
     /// What it found.
     pub content: Digest,
+    path: PathBuf,
+    file: SealedFile,
+    tree: OnceLock<Option<Value>>,
+    record: OnceLock<Result<Box<RunRecord>, String>>,
 }
 
-/// Reads the needed cells but gates, which hand over no data: each is a result only with a valid seal of the planned fingerprint, and if its
-/// `run.h5` is the one that was sealed.
+/// So many runs are read faster by one thread than by two.
+const RUNS_OF_A_READER: usize = 64;
+
+/// More readers than this gain nothing.
+const MOST_READERS: usize = 8;
+
+/// Reads the needed cells but gates, which hand over no data: each is a result only with a valid seal of the planned
+/// fingerprint, and if its `run.h5` is the one that was sealed.
 pub fn collect(needs: &[Need], base: &Path) -> Vec<Input> {
-    needs
-        .iter()
-        .filter(|need| need.kind != GATE_KIND)
-        .map(|need| Input {
+    collect_sealed(needs, base, &|_| None)
+}
+
+/// As [`collect`], with series and items of every run: one of which these cannot be read is missing.
+pub fn collect_whole(needs: &[Need], base: &Path) -> Vec<Input> {
+    let mut inputs = collect(needs, base);
+    for input in &mut inputs {
+        if let Some(why) = input.run.as_ref().ok().and_then(|found| found.record().err()) {
+            input.run = Err(why);
+        }
+    }
+    inputs
+}
+
+/// As [`collect`]; `known` gives the seals that somebody has read already.
+pub fn collect_sealed<'s>(
+    needs: &[Need],
+    base: &Path,
+    known: &(dyn Fn(&Need) -> Option<&'s Seal> + Sync),
+) -> Vec<Input> {
+    let needs: Vec<&Need> = needs.iter().filter(|need| need.kind != GATE_KIND).collect();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let readers = needs.len().div_ceil(RUNS_OF_A_READER).clamp(1, MOST_READERS.min(cores));
+    let read_all = |needs: &[&Need]| -> Vec<Input> {
+        let mut runs = ManyRuns::default();
+        let input = |need: &&Need| Input {
             key: need.key.clone(),
             kind: need.kind.clone(),
             labels: need.labels.clone(),
-            run: read(&base.join(&need.dir), need),
-        })
-        .collect()
+            run: read(&base.join(&need.dir), need, known(need), &mut runs),
+        };
+        needs.iter().map(input).collect()
+    };
+    if readers == 1 {
+        return read_all(&needs);
+    }
+    let share = needs.len().div_ceil(readers);
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = needs.chunks(share).map(|needs| scope.spawn(|| read_all(needs))).collect();
+        let joined = readers.into_iter().map(|r| r.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        joined.flatten().collect()
+    })
 }
 
-fn read(dir: &Path, need: &Need) -> Result<Found, String> {
-    let seal = match Seal::read(dir) {
-        Ok(Some(seal)) => seal,
-        Ok(None) => return Err("not sealed".to_owned()),
-        // The path in the message would tell where this was made.
-        Err(_) => return Err("its seal is damaged or was edited".to_owned()),
+fn read(dir: &Path, need: &Need, known: Option<&Seal>, runs: &mut ManyRuns) -> Result<Found, String> {
+    let own;
+    let seal = match known {
+        Some(seal) => seal,
+        None => match Seal::read(dir) {
+            Ok(Some(seal)) => {
+                own = seal;
+                &own
+            }
+            Ok(None) => return Err("not sealed".to_owned()),
+            // The path in the message would tell where this was made.
+            Err(_) => return Err("its seal is damaged or was edited".to_owned()),
+        },
     };
     if seal.fingerprint != need.fingerprint {
         return Err("stale: sealed under other parameters".to_owned());
@@ -63,21 +119,76 @@ fn read(dir: &Path, need: &Need) -> Result<Found, String> {
         return Err("stopped by a gate or kill criterion".to_owned());
     }
     let path = dir.join(RUN_FILE);
-    match (seal.output(RUN_FILE), Digest::of_file(&path)) {
-        (Some(file), Ok(digest)) if file.digest == digest => {}
-        (_, Err(_)) => return Err(format!("its {RUN_FILE} cannot be read")),
-        _ => return Err(format!("its {RUN_FILE} is not what was sealed")),
+    let Some(file) = seal.output(RUN_FILE) else { return Err(format!("its {RUN_FILE} is not what was sealed")) };
+    let run = runs.metrics(&path, file).map_err(why)?;
+    let mut found = Found {
+        metrics: Arc::new(run.metrics),
+        param_digest: run.param_digest,
+        fingerprint: seal.fingerprint.clone(),
+        content: seal.fingerprint.clone(),
+        path,
+        file: file.clone(),
+        tree: OnceLock::new(),
+        record: OnceLock::new(),
+    };
+    found.content = match &seal.content {
+        Some(content) => content.clone(),
+        None => found.record()?.content_digest(),
+    };
+    Ok(found)
+}
+
+/// Why a run is missing, in words that do not say where it lies.
+fn why(error: NotRead) -> String {
+    match error {
+        NotRead::Unreadable(_) => format!("its {RUN_FILE} cannot be read"),
+        NotRead::Changed => format!("its {RUN_FILE} is not what was sealed"),
+        NotRead::Bad(RecordError::Newer { found, known, .. }) => format!(
+            "its {RUN_FILE} has format version {found}, this program reads up to {known}: use the newer Seedbed that wrote it"
+        ),
+        NotRead::Bad(_) => format!("its {RUN_FILE} is damaged"),
     }
-    let record = run_h5::read_run(&path).map_err(|_| format!("its {RUN_FILE} is damaged"))?;
-    let content = record.content_digest();
-    Ok(Found { record, fingerprint: seal.fingerprint, content })
+}
+
+impl Found {
+    /// Of a run in memory.
+    ///
+    /// # Errors
+    /// Its tree holds what `run.h5` cannot.
+    pub fn of(record: RunRecord) -> Result<Self, RecordError> {
+        let content = record.content_digest();
+        Ok(Self {
+            metrics: Arc::new(Metrics::of(&record.metrics)?),
+            param_digest: record.param_digest.clone(),
+            fingerprint: record.fingerprint.clone(),
+            file: SealedFile { path: RUN_FILE.to_owned(), size_bytes: 0, digest: content.clone() },
+            content,
+            path: PathBuf::new(),
+            tree: OnceLock::new(),
+            record: OnceLock::from(Ok(Box::new(record))),
+        })
+    }
+
+    /// The value tree, without times and hosts.
+    pub fn tree(&self) -> Option<&Value> {
+        self.tree.get_or_init(|| self.metrics.tree().ok()).as_ref()
+    }
+
+    /// The whole run with its series and items, read when it is asked for first.
+    ///
+    /// # Errors
+    /// The file is not what was sealed any more, in words.
+    pub fn record(&self) -> Result<&RunRecord, String> {
+        let read = || ManyRuns::default().run(&self.path, &self.file).map(Box::new).map_err(why);
+        self.record.get_or_init(read).as_deref().map_err(Clone::clone)
+    }
 }
 
 impl Input {
     /// The cell as tables take it. Only what does not depend on where and when it ran.
     pub fn expected(&self) -> Expected {
         let run = self.run.as_ref().map_err(Clone::clone).map(|found| Run {
-            tree: found.record.metrics.clone(),
+            tree: found.metrics.clone(),
             fingerprint: found.fingerprint.clone(),
             content: found.content.clone(),
         });
@@ -86,7 +197,7 @@ impl Input {
 
     /// The value tree, without times and hosts.
     pub(super) fn tree(&self) -> Option<&Value> {
-        self.run.as_ref().ok().map(|found| &found.record.metrics)
+        self.run.as_ref().ok().and_then(Found::tree)
     }
 }
 

@@ -19,7 +19,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-pub use inputs::{Found, Input, collect};
+pub use inputs::{Found, Input, collect, collect_sealed, collect_whole};
 
 use super::context::{Context, StageError};
 use super::spec::{Field, FieldType, Preset, Role, Spec};
@@ -27,7 +27,8 @@ use super::subjects::{MODELS, check_models};
 use crate::record::{RunRecord, files};
 use crate::report::query::{Job, Limits, evaluate};
 use crate::report::render::{Format, render};
-use crate::report::table::{Expected, Grid, Partial, TableProblem, TableSpec, grids, requests};
+use crate::report::stats::{self, Answer, Bootstrap, Resampling};
+use crate::report::table::{Expected, Grid, Partial, TableProblem, TableSpec, grids_with, requests};
 
 /// Directory of the tables below the run directory.
 const TABLES_DIR: &str = "tables";
@@ -218,13 +219,31 @@ pub fn tables(sections: &[Value], inputs: &[Input], partial: Option<Partial>) ->
                 Some(Job { code: &r.metric, input, row: &r.row_value })
             })
             .collect();
-        match grids(&spec, &expected, &evaluate(&jobs, Limits::default())) {
+        match grids_with(&spec, &expected, &evaluate(&jobs, Limits::default()), &resample) {
             Ok(found) => made.extend(found),
             Err(found) => problems.extend(found),
         }
     }
     (made, problems)
 }
+
+/// [`stats::bootstrap_means`] by as many threads as there are cores. The numbers are the same.
+fn resample(samples: &[Resampling<'_>]) -> Vec<Answer<Bootstrap>> {
+    let threads =
+        std::thread::available_parallelism().map_or(1, usize::from).min(samples.len().div_ceil(SAMPLES_OF_A_THREAD));
+    if threads < 2 {
+        return stats::bootstrap_means(samples);
+    }
+    std::thread::scope(|scope| {
+        let shares = samples.chunks(samples.len().div_ceil(threads));
+        let threads: Vec<_> = shares.map(|share| scope.spawn(|| stats::bootstrap_means(share))).collect();
+        let joined = threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        joined.flatten().collect()
+    })
+}
+
+/// So few samples are resampled faster by one thread than by two.
+const SAMPLES_OF_A_THREAD: usize = 8;
 
 /// Whether a `[[table]]` reads cells of several studies. A cell of one study cannot: it knows its own needs only.
 pub fn reads_studies(section: &Value) -> bool {

@@ -64,7 +64,7 @@ pub(super) fn judge(question: &Question, inputs: &[Input]) -> Found {
     }
     let cells: Vec<(String, Value)> = kept
         .iter()
-        .filter_map(|i| Some((i.key.stage.to_string(), source::evidence(&i.run.as_ref().ok()?.record))))
+        .filter_map(|i| Some((i.key.stage.to_string(), source::evidence(i.run.as_ref().ok()?.record().ok()?))))
         .collect();
     found.conditions = evaluate_conditions(&question.conditions, &cells);
     let failed: Vec<String> = found.conditions.iter().filter(|j| !j.holds).map(Judged::in_words).collect();

@@ -96,7 +96,7 @@ fn check(params: &Value) -> Vec<String> {
 pub fn run(context: &Context) -> Result<Option<RunRecord>, StageError> {
     let question: Question = context.params()?;
     let cell = &context.cell;
-    let inputs = aggregate::collect(&cell.needs, &cell.base);
+    let inputs = aggregate::collect_whole(&cell.needs, &cell.base);
     let name = cell.key.local_name();
     let verdict = judge::judge(&question, &inputs);
     let mut decision = Decision {

@@ -39,9 +39,7 @@ fn input(stage: &str, seed: Option<u32>, right: std::ops::Range<i64>, reverse: b
         param_digest: None,
         numerics: json!({}),
     };
-    let content = record.content_digest();
-    let found = Found { fingerprint: record.fingerprint.clone(), record, content };
-    Input { key, kind: "command".into(), labels: BTreeMap::new(), run: Ok(found) }
+    Input { key, kind: "command".into(), labels: BTreeMap::new(), run: Ok(Found::of(record).unwrap()) }
 }
 
 fn lost(stage: &str, seed: Option<u32>) -> Input {
@@ -106,9 +104,11 @@ fn the_conditions_of_a_real_study() {
 fn examples_without_a_partner_are_no_pairs() {
     let mut other = input("instruct", None, 57..300, true);
     let Ok(found) = &mut other.run else { panic!() };
-    let Some(items) = found.record.items.get_mut("talk") else { panic!() };
+    let mut record = found.record().unwrap().clone();
+    let Some(items) = record.items.get_mut("talk") else { panic!() };
     let Column::Texts(ids) = &mut items.columns[0].1 else { panic!() };
     ids[7] = "q9999".to_owned();
+    *found = Found::of(record).unwrap();
     let found = judge(&gap(), &[input("base", None, 0..60, false), other]);
     let mcnemar = found.conditions.iter().find(|j| j.condition.name == "mcnemar").unwrap();
     assert!(!mcnemar.holds && mcnemar.problem.as_ref().unwrap().contains("different examples"), "{mcnemar:?}");

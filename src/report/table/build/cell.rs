@@ -1,7 +1,7 @@
 //! What a cell prints of its values.
 
-use super::Builder;
 use super::sample::Sample;
+use super::{Builder, Resample};
 use crate::report::stats::{self, Degenerate, Interval, Resamples, Resampling};
 use crate::report::table::grid::{Alignment, Column, GridCell, IntervalKind, MissingRun, Printed, SeedValue};
 use crate::report::table::number;
@@ -176,7 +176,7 @@ impl Builder<'_> {
     }
 
     /// Resamples every mean that is to have a bootstrap interval, in one call.
-    pub(super) fn draw(&mut self, samples: &[Vec<Sample>]) {
+    pub(super) fn draw(&mut self, samples: &[Vec<Sample>], resample: Resample<'_>) {
         if self.spec.interval != IntervalMethod::Bootstrap {
             return;
         }
@@ -199,7 +199,7 @@ impl Builder<'_> {
                 resamples: self.resamples(row, column),
             })
             .collect();
-        let answers = stats::bootstrap_means(&drawn);
+        let answers = resample(&drawn);
         self.drawn = places.into_iter().zip(answers).collect();
     }
 

@@ -19,8 +19,8 @@ use serde_json::{Value, json};
 use super::grid::{Column, Grid, Layout, Note, Row, RunRef};
 use super::spec::TableSpec;
 use crate::record::{CellKey, Digest, Fingerprint};
-use crate::report::query::Outputs;
-use crate::report::stats::{Answer, Bootstrap};
+use crate::report::query::{Outputs, Tree};
+use crate::report::stats::{self, Answer, Bootstrap, Resampling};
 use join::Join;
 use notes::Notes;
 use sample::Sample;
@@ -40,7 +40,7 @@ pub struct Expected {
 #[derive(Debug, Clone)]
 pub struct Run {
     /// Its value tree.
-    pub tree: Value,
+    pub tree: Arc<dyn Tree>,
     /// Its fingerprint.
     pub fingerprint: Fingerprint,
     /// Its content digest.
@@ -66,6 +66,9 @@ pub struct Request {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct TableProblem(pub String);
+
+/// What makes the bootstrap of every sample.
+pub type Resample<'a> = &'a dyn Fn(&[Resampling<'_>]) -> Vec<Answer<Bootstrap>>;
 
 /// The metrics that [`build`] needs answered, in the order in which it takes the answers.
 pub fn requests(spec: &TableSpec, expected: &[Expected]) -> Vec<Request> {
@@ -100,6 +103,19 @@ pub fn build(spec: &TableSpec, expected: &[Expected], answers: &[Outputs]) -> Re
 /// nothing matches, two profiles, a test or an interval that so few runs cannot carry, and, unless the table
 /// marks or drops them, missing runs.
 pub fn grids(spec: &TableSpec, expected: &[Expected], answers: &[Outputs]) -> Result<Vec<Grid>, Vec<TableProblem>> {
+    grids_with(spec, expected, answers, &stats::bootstrap_means)
+}
+
+/// As [`grids`]; `resample` does what [`stats::bootstrap_means`] does, for a caller that may use threads.
+///
+/// # Errors
+/// As [`grids`].
+pub fn grids_with(
+    spec: &TableSpec,
+    expected: &[Expected],
+    answers: &[Outputs],
+    resample: Resample<'_>,
+) -> Result<Vec<Grid>, Vec<TableProblem>> {
     let join = Join::new(spec, expected);
     let places = spec.rows.len() * spec.columns.len();
     let asked: usize = (0..places)
@@ -124,7 +140,7 @@ pub fn grids(spec: &TableSpec, expected: &[Expected], answers: &[Outputs]) -> Re
     builder.profiles();
     let (row_notes, column_notes, cell_notes) = builder.footnotes();
     let samples = builder.samples();
-    builder.draw(&samples);
+    builder.draw(&samples, resample);
     let mut rows: Vec<Row> = Vec::with_capacity(spec.rows.len());
     for (row, row_spec) in spec.rows.iter().enumerate() {
         let mut cells = Vec::with_capacity(spec.columns.len());
