@@ -21,6 +21,7 @@ mod local;
 #[cfg(feature = "compute")]
 mod model;
 mod packing;
+mod paper;
 mod paying;
 mod query;
 #[cfg(feature = "mpi")]

@@ -16,6 +16,7 @@ mod logs;
 mod merged;
 mod new;
 mod output;
+mod paper;
 mod plan;
 mod progress;
 mod query;
@@ -102,6 +103,8 @@ enum Command {
     Query(query::Args),
     /// Fill the study's tables from its sealed results
     Aggregate(aggregate::Args),
+    /// Put numbers into a paper, or prove that they still match
+    Paper(paper::Args),
     /// Check this site against its cluster file, here and on the nodes
     Doctor(doctor::Args),
     /// What a script runs inside a job
@@ -131,6 +134,7 @@ pub fn seedbed() -> ExitCode {
         Command::Signoff(args) => signoff::run(&args),
         Command::Query(args) => query::run(&args),
         Command::Aggregate(args) => aggregate::run(&args),
+        Command::Paper(args) => paper::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::StageData(args) => stage_data::run(&args),
         Command::Attempt(args) => attempt::run(args),

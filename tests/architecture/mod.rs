@@ -29,8 +29,8 @@ const ARROWS: [(&str, &[&str]); 7] = [
 const STAGE_SPECS: [&str; 6] = ["all_specs", "Field", "FieldType", "Preset", "Role", "Spec"];
 
 /// Rooms without file, environment, process or clock.
-const PURE: [&str; 5] =
-    ["workflow::plan", "workflow::slurm::script", "report::stats", "report::table", "report::render"];
+const PURE: [&str; 6] =
+    ["workflow::plan", "workflow::slurm::script", "report::stats", "report::table", "report::render", "report::paper"];
 
 /// What a pure room never names.
 const IMPURE: [&str; 12] = [

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use seedbed::record::decision::{self, Confirmation};
 use seedbed::record::{Cell, Decision, RecordError, Seal, attempt, files, flag, progress, run_h5};
+use seedbed::report::paper::{PAPER_VERSION, PaperRecord};
 use seedbed::workflow::budget::BudgetFile;
 use seedbed::workflow::journal::{self, Journal};
 use seedbed::workflow::submission::{self, Submission};
@@ -23,6 +24,13 @@ use crate::support::repository;
 /// Where the golden files of format version 1 lie.
 fn golden() -> PathBuf {
     repository().join("tests/fixtures/formats/v1")
+}
+
+/// The record of a paper, below the golden files.
+const PAPER_RECORD: &str = "paper/paper.tex.seedbed.json";
+
+fn paper_record(dir: &Path) -> Result<PaperRecord, RecordError> {
+    files::read_versioned_json(&dir.join(PAPER_RECORD), PAPER_VERSION)
 }
 
 /// Writes every format below `dir` as the program does, at the places that [`golden`] has.
@@ -61,6 +69,7 @@ fn write_all(dir: &Path) {
     files::write_atomic(&path, cell.to_toml().unwrap().as_bytes()).unwrap();
     files::write_json(&submission.join("plan.json"), &values::submission()).unwrap();
     values::budget_file().write(&submission).unwrap();
+    files::write_json(&dir.join(PAPER_RECORD), &values::paper_record()).unwrap();
     write_flag(dir);
 }
 
@@ -168,6 +177,7 @@ fn golden_files_are_read_to_the_expected_values() {
     let job = &submission.jobs[0].name;
     assert_eq!(submission.cell(&dir.join("submission"), job, 1).unwrap(), values::cell());
     assert_eq!(BudgetFile::read(&dir.join("submission")).unwrap(), Some(values::budget_file()));
+    assert_eq!(paper_record(&dir).unwrap(), values::paper_record());
 }
 
 #[test]
@@ -246,6 +256,7 @@ fn a_newer_version_is_refused_as_such() {
     newer("submission/budget.json", 1, |dir| text(BudgetFile::read(&dir.join("submission"))));
     newer("run/decision.json", 1, |dir| text(Decision::read(&dir.join("run"))));
     newer("own/confirmations.jsonl", 1, |dir| text(confirmations(dir)));
+    newer(PAPER_RECORD, PAPER_VERSION, |dir| text(paper_record(dir)));
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("run.h5");
     values::write_version_only(&path, 2);

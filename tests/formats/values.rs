@@ -15,6 +15,9 @@ use seedbed::record::{
     Adjust, AttemptEnd, AttemptStart, Cell, CellKey, Column, Digest, ExternalInput, FingerprintSource, Items, JobRef,
     Name, Need, Next, Origin, Outcome, Resources, RunRecord, Seal, SeriesPoint, Verdict, Why,
 };
+use seedbed::report::paper::PaperRecord;
+use seedbed::report::paper::record::{KeyRecord, Number, Place, Where, Written};
+use seedbed::report::paper::spec::{StudyRef, StudyUnder};
 use seedbed::workflow::budget::BudgetFile;
 use seedbed::workflow::journal::{BilledStage, Entry, Event, IntendedCell};
 use seedbed::workflow::plan::{Again, Link, Pack};
@@ -461,6 +464,58 @@ pub fn budget_file() -> BudgetFile {
         },
         price: Price { gpu_hour: Some(1.5), cpu_hour: Some(0.02), currency: Some("EUR".into()) },
         expected_s: BTreeMap::from([(name("aggregate"), 600.0), (name("train_monotonic"), 5400.0)]),
+    }
+}
+
+/// A paper with a cell, a note and a sentence.
+pub fn paper_record() -> PaperRecord {
+    let label = || "tab:foundation".to_owned();
+    let perplexity = "foundation/monotonic/perplexity/full";
+    let cell = Where::Cell {
+        label: label(),
+        tabular: Some(1),
+        row: "Pythia-1.4B".into(),
+        second: Some("Monotonic".into()),
+        column: 3,
+    };
+    let number = |key: &str, printed: &str| vec![Number { occurrence: 1, key: key.into(), printed: printed.into() }];
+    let place = |place: Where, file: &str, template: &str, numbers: Vec<Number>| Place {
+        place,
+        file: file.into(),
+        template: template.into(),
+        numbers,
+    };
+    let runs = ["monotone/quick/evaluate/seed-1337", "monotone/quick/evaluate/seed-42"];
+    let key = |printed: &str| KeyRecord { printed: printed.into(), runs: runs.map(str::to_owned).to_vec() };
+    let written = |file: &str, table: Option<&str>| Written {
+        file: format!("seedbed/{file}"),
+        table: table.map(str::to_owned),
+        digest: digest(file),
+    };
+    PaperRecord {
+        version: 1,
+        studies: vec![
+            StudyRef::File("../configs/monotone.toml".into()),
+            StudyRef::Profile(StudyUnder { file: "../configs/gap.toml".into(), profile: Some("full".into()) }),
+        ],
+        files: vec![written("foundation.tex", Some("foundation")), written("values.tex", None)],
+        places: vec![
+            place(cell, "paper.tex", &format!("[[{perplexity}]]"), number(perplexity, "$37.68 \\pm 0.25$")),
+            place(
+                Where::Note { label: label(), tabular: Some(1) },
+                "paper.tex",
+                "\\par\\smallskip{\\footnotesize Perplexity, not ROUGE-L.\\par}",
+                Vec::new(),
+            ),
+            place(
+                Where::Passage { starts: "We expect a gap".into() },
+                "sections/results.tex",
+                "The gap is [[gap]]\\,\\%.",
+                number("gap", "460.7"),
+            ),
+        ],
+        keys: BTreeMap::from([(perplexity.to_owned(), key("$37.68 \\pm 0.25$")), ("gap".to_owned(), key("460.7"))]),
+        runs: BTreeMap::from([(runs[0].to_owned(), digest("1337")), (runs[1].to_owned(), digest("42"))]),
     }
 }
 

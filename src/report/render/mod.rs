@@ -57,6 +57,11 @@ pub fn render(grid: &Grid, format: Format) -> String {
 /// Text of a study or model with everything that a terminal or a page would act on made visible.
 pub use escape::visible;
 
+/// Text of a study or model as LaTeX that shows it literally.
+pub fn tex(text: &str) -> String {
+    escape::latex(text).0
+}
+
 /// What a cell prints where no column lines it up.
 fn plain(cell: &GridCell) -> String {
     match &cell.printed {

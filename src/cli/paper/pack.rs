@@ -1,0 +1,234 @@
+//! A folder with everything that pdflatex needs for a paper, and nothing that says where it was made.
+//!
+//! Comments of LaTeX files are emptied: what TeX reads stays the same, line by line. What is packed is then searched for
+//! hosts, jobs, paths and the user; a find refuses the whole.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use super::Desk;
+use crate::cli::{CliError, Result, output};
+use crate::record::{RecordError, exit, files};
+use crate::report::paper::Finding;
+use crate::report::paper::document::Document;
+use crate::report::paper::tex::{self, Kind};
+
+/// Commands that name files: their endings, and whether one that is not beside the paper is LaTeX's own.
+const FILES: [(&str, &[&str], Absent); 11] = [
+    ("input", &["", ".tex"], Absent::IsSystem),
+    ("include", &[".tex"], Absent::IsSystem),
+    ("subfile", &["", ".tex"], Absent::IsSystem),
+    ("includegraphics", &["", ".pdf", ".png", ".jpg", ".jpeg"], Absent::IsWrong),
+    ("documentclass", &[".cls"], Absent::IsSystem),
+    ("usepackage", &[".sty"], Absent::IsSystem),
+    ("RequirePackage", &[".sty"], Absent::IsSystem),
+    ("bibliographystyle", &[".bst"], Absent::IsSystem),
+    ("bibliography", &["", ".bib"], Absent::IsSystem),
+    ("addbibresource", &["", ".bib"], Absent::IsSystem),
+    ("lstinputlisting", &[""], Absent::IsWrong),
+];
+
+/// What it means that a named file is not there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Absent {
+    IsSystem,
+    IsWrong,
+}
+
+/// Files by their name in the folder.
+type Packed = BTreeMap<String, Vec<u8>>;
+
+/// Writes the folder, whole or not at all.
+pub(super) fn pack(desk: &Desk, dir: &Path) -> Result<u8> {
+    let used = std::fs::read_dir(dir).map(|mut entries| entries.next().is_some());
+    if used.unwrap_or_else(|_| dir.exists()) {
+        return Err(CliError::Usage(format!("`{}` is there already: name a new folder", dir.display())));
+    }
+    let mut problems = Vec::new();
+    let packed = gather(desk, &mut problems);
+    tell_tales(desk, &packed, &mut problems);
+    if !problems.is_empty() {
+        problems.sort();
+        problems.dedup();
+        problems.iter().for_each(|p| output::note(&p.to_string()));
+        output::note("nothing was packed");
+        return Ok(exit::INCOMPLETE);
+    }
+    let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = dir.file_name().and_then(|n| n.to_str()).unwrap_or("paper");
+    let making = parent.join(format!(".{name}.{}.making", std::process::id()));
+    let made = packed.iter().try_for_each(|(file, bytes)| files::write_atomic(&making.join(file), bytes));
+    // An empty folder that is there gives way.
+    let made = made.and_then(|()| std::fs::rename(&making, dir).map_err(RecordError::io("rename onto", dir)));
+    if made.is_err() {
+        // Nothing of it is needed by anybody.
+        let _ = std::fs::remove_dir_all(&making);
+    }
+    made?;
+    let names: Vec<&str> = packed.keys().map(String::as_str).collect();
+    output::text(&format!("packed {}: {}\n", output::plural(names.len(), "file"), names.join(", ")))?;
+    output::note(&format!("to compile: cd {} && pdflatex {}", dir.display(), desk.name));
+    Ok(exit::DONE)
+}
+
+/// Everything that the paper names and that lies beside it.
+fn gather(desk: &Desk, problems: &mut Vec<Finding>) -> Packed {
+    let mut packed = Packed::new();
+    for source in &desk.document.sources {
+        packed.insert(source.name.clone(), without_comments(&source.text).into_bytes());
+    }
+    let mut folders = vec![String::new()];
+    folders.extend(graphics_folders(&desk.document));
+    let mut has_bibliography = None;
+    let document = &desk.document;
+    for i in 0..document.toks.len() {
+        let Some((command, endings, absent)) =
+            document.command(i).and_then(|name| FILES.iter().find(|(command, ..)| *command == name))
+        else {
+            continue;
+        };
+        let mut at = i + 1;
+        while let Some(behind) = document.option(at) {
+            at = behind;
+        }
+        let Some((inner, _)) = document.group(at) else { continue };
+        let list = document.source(inner);
+        if matches!(*command, "bibliography" | "addbibresource") {
+            has_bibliography.get_or_insert(i);
+        }
+        for name in list.split(',').map(str::trim).filter(|n| !n.is_empty() && !n.contains(['#', '\\'])) {
+            match find(&desk.dir, &folders, name, endings) {
+                Some((file, path)) => {
+                    if packed.contains_key(&file) {
+                        continue;
+                    }
+                    match std::fs::read(&path) {
+                        Ok(bytes) => {
+                            let is_tex = [".tex", ".sty", ".cls"].iter().any(|e| file.ends_with(e));
+                            let text = is_tex.then(|| String::from_utf8(bytes.clone()).ok()).flatten();
+                            packed.insert(file, text.map_or(bytes, |text| without_comments(&text).into_bytes()));
+                        }
+                        Err(e) => problems.push(document.finding(i, format!("`{name}` cannot be read: {e}"))),
+                    }
+                }
+                None if outside(&desk.dir, name) => {
+                    let text = format!("`{name}` lies outside of the paper's folder: copy it beside the paper");
+                    problems.push(document.finding(i, text));
+                }
+                None if *absent == Absent::IsWrong => {
+                    problems.push(document.finding(i, format!("`{name}` is not there: make it, or take it out")));
+                }
+                None => {}
+            }
+        }
+    }
+    let stem = desk.name.strip_suffix(".tex").unwrap_or(&desk.name);
+    match std::fs::read(desk.dir.join(format!("{stem}.bbl"))) {
+        Ok(bytes) => {
+            packed.insert(format!("{stem}.bbl"), bytes);
+        }
+        Err(_) => {
+            if let Some(i) = has_bibliography {
+                let text = format!(
+                    "`{stem}.bbl` is not there: run bibtex once, so that pdflatex alone can set the references"
+                );
+                problems.push(document.finding(i, text));
+            }
+        }
+    }
+    packed
+}
+
+/// Folders of `\graphicspath{{a/}{b/}}`.
+fn graphics_folders(document: &Document) -> Vec<String> {
+    let mut found = Vec::new();
+    for i in 0..document.toks.len() {
+        if document.command(i) != Some("graphicspath") {
+            continue;
+        }
+        let Some((inner, _)) = document.group(i + 1) else { continue };
+        let mut at = inner.start;
+        while let Some((folder, behind)) = document.group(at).filter(|(_, behind)| *behind <= inner.end) {
+            found.push(document.source(folder).trim().to_owned());
+            at = behind;
+        }
+    }
+    found
+}
+
+/// The file that `name` means: its name in the folder, and its path.
+fn find(dir: &Path, folders: &[String], name: &str, endings: &[&str]) -> Option<(String, PathBuf)> {
+    for folder in folders {
+        for ending in endings {
+            let Ok(path) = std::fs::canonicalize(dir.join(folder).join(format!("{name}{ending}"))) else { continue };
+            let inside =
+                path.strip_prefix(dir).ok().filter(|_| path.is_file()).map(|i| i.to_string_lossy().into_owned());
+            if let Some(inside) = inside {
+                return Some((inside, path));
+            }
+        }
+    }
+    None
+}
+
+/// True for a name that leads out of the paper's folder.
+fn outside(dir: &Path, name: &str) -> bool {
+    name.starts_with('/')
+        || std::fs::canonicalize(dir.join(name)).is_ok_and(|p| !p.starts_with(dir))
+        || name.split('/').any(|part| part == "..")
+}
+
+/// The text with every comment emptied: `%` stays, for it ends its line without a space.
+fn without_comments(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for token in tex::tokens(text) {
+        match token.kind {
+            Kind::Comment => out.push('%'),
+            // Behind \end{document}: nobody reads it.
+            Kind::Opaque if token.end == text.len() && out.ends_with("\\end{document}") => out.push('\n'),
+            _ => out.push_str(&text[token.start..token.end]),
+        }
+    }
+    out
+}
+
+/// Names that say where, by whom or in which job something was made.
+fn tell_tales(desk: &Desk, packed: &Packed, problems: &mut Vec<Finding>) {
+    let mut words: BTreeSet<String> = desk.secrets.iter().filter(|w| w.len() > 3).cloned().collect();
+    words.insert(desk.dir.display().to_string());
+    words.insert(files::host_name());
+    if let Some(home) = std::env::var_os("HOME") {
+        words.insert(home.to_string_lossy().into_owned());
+    }
+    for name in ["USER", "LOGNAME"] {
+        // Alone it may be a word of the paper.
+        if let Ok(user) = std::env::var(name) {
+            words.extend([format!("{user}@"), format!("/{user}/"), format!("~{user}")]);
+        }
+    }
+    words.retain(|w| w.len() > 3 && w != "localhost");
+    for (file, bytes) in packed {
+        for word in &words {
+            for at in places(bytes, word.as_bytes()) {
+                let line = 1 + bytes[..at].iter().filter(|b| **b == b'\n').count();
+                let text = format!("this names `{word}`: take it out before the paper leaves the house");
+                problems.push(Finding::at((file.clone(), line), text));
+            }
+        }
+    }
+}
+
+/// Where `word` stands as a word of its own.
+fn places(bytes: &[u8], word: &[u8]) -> Vec<usize> {
+    let is_part = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_');
+    let ends = |at: usize| {
+        let (first, last) = (word.first().copied().unwrap_or(b' '), word.last().copied().unwrap_or(b' '));
+        let before = at.checked_sub(1).and_then(|i| bytes.get(i));
+        !(first.is_ascii_alphanumeric() && is_part(before))
+            && !(last.is_ascii_alphanumeric() && is_part(bytes.get(at + word.len())))
+    };
+    if word.is_empty() {
+        return Vec::new();
+    }
+    (0..bytes.len().saturating_sub(word.len() - 1)).filter(|at| bytes[*at..].starts_with(word) && ends(*at)).collect()
+}
