@@ -2,7 +2,7 @@
 
 /// LaTeX source. Only [`latex`] makes it from text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Tex(pub(super) String);
+pub(in crate::report) struct Tex(pub(in crate::report) String);
 
 /// Makes control characters and marks of direction visible as `[U+001B]`; line ends and tabs become
 /// spaces. What is left is one line that moves no cursor and reverses no text.
@@ -19,6 +19,7 @@ pub fn visible(text: &str) -> String {
             | '\u{2060}'..='\u{206f}'
             | '\u{feff}'
             | '\u{fff9}'..='\u{fffc}'
+            | '\u{fffe}'..='\u{ffff}'
             | '\u{e0000}'..='\u{e007f}' => out.push_str(&format!("[U+{:04X}]", c as u32)),
             c => out.push(c),
         }
@@ -28,7 +29,7 @@ pub fn visible(text: &str) -> String {
 
 /// Text as LaTeX that shows it literally in the encodings OT1 and T1. What these fonts lack shows as its
 /// code point, `[U+4E2D]`, for a missing glyph would stop pdflatex.
-pub(super) fn latex(text: &str) -> Tex {
+pub(in crate::report) fn latex(text: &str) -> Tex {
     let mut out = String::with_capacity(text.len() + 8);
     let mut last = ' ';
     for c in visible(text).chars() {
@@ -83,6 +84,8 @@ fn beyond_ascii(c: char) -> Option<&'static str> {
         '°' => "$^{\\circ}$",
         '²' => "$^{2}$",
         '³' => "$^{3}$",
+        '†' => "$\\dagger$",
+        '‡' => "$\\ddagger$",
         '≤' => "$\\leq$",
         '≥' => "$\\geq$",
         '≠' => "$\\neq$",
@@ -215,8 +218,24 @@ pub(super) fn markdown(text: &str) -> String {
     out.replace("://", "\\://").replace("www.", "www\\.")
 }
 
+/// Text of an HTML or XML element, or of an attribute in quotes.
+pub(in crate::report) fn html(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 8);
+    for c in visible(text).chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
 /// A CSV field (RFC 4180). A text that a spreadsheet would take for a formula gets an apostrophe before it.
-pub(super) fn csv_text(text: &str) -> String {
+pub(in crate::report) fn csv_text(text: &str) -> String {
     let text = visible(text);
     let guarded = match text.trim_start().chars().next() {
         Some('=' | '+' | '-' | '@' | '＝' | '＋' | '－' | '＠') => format!("'{text}"),

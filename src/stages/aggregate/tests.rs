@@ -244,7 +244,7 @@ fn two_seeds_worked_out_by_hand() {
 
     let text = std::fs::read_to_string(out.join("tables/foundation.md")).unwrap();
     assert!(text.contains("| Monotonic | 170.62K | 12.05 ± 0.07 | 25.00 ± 7.07 |"), "{text}");
-    for ending in ["tex", "md", "csv", "json", "txt"] {
+    for ending in ["tex", "md", "csv", "html", "json", "txt"] {
         assert!(out.join(format!("tables/foundation.{ending}")).is_file(), "{ending}");
     }
     let summary = std::fs::read_to_string(out.join("seed-42/experiment_summary.txt")).unwrap();
