@@ -12,6 +12,7 @@ mod doctor;
 mod documents;
 #[cfg(feature = "compute")]
 mod families;
+mod figures;
 mod foreign;
 mod formats;
 mod gates;

@@ -5,16 +5,18 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::study::StudyArgs;
-use super::{CliError, Result, merged, output};
-use crate::record::{Need, digest, exit};
+use super::{CliError, Result, merged, output, page};
+use crate::record::{Need, digest, exit, files};
+use crate::report::figure::Figure;
+use crate::report::page::{Audience, page as page_text};
 use crate::report::render::{self, render};
-use crate::report::table::Partial;
+use crate::report::table::{Grid, Partial};
 use crate::stages::aggregate::{self, SPEC};
-use crate::workflow::plan::SealView;
+use crate::workflow::plan::{PlannedCell, SealView};
 use crate::workflow::run::{Intent, Prepared, prepare};
 use crate::workflow::submission::needs_of;
 
-/// Fill the study's tables from its sealed results.
+/// Fill the study's tables from its sealed results, draw its figures, write the page about it.
 ///
 /// A missing or stale cell is an error that names it, unless `--partial mark` says to mark it. The
 /// aggregation stage of the study does the same in the chain, and seals what it made.
@@ -28,9 +30,13 @@ pub(crate) struct Args {
     /// How to print
     #[arg(long, value_enum, default_value_t)]
     format: Format,
-    /// Write every table in every format below DIR/tables, and print nothing
+    /// Write every table in every format below DIR/tables, every figure below DIR/figures, and the page
+    /// DIR/report.html; print nothing
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
+    /// Write DIR/report.html for others: digests in place of hosts, jobs, paths, times and messages
+    #[arg(long, requires = "output")]
+    public: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -55,6 +61,8 @@ enum Format {
     Markdown,
     /// Full precision and printed
     Csv,
+    /// A page of its own
+    Html,
     /// Whole cells with their runs
     Json,
 }
@@ -64,13 +72,19 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
     prepared.notes.iter().for_each(|n| output::note(n));
     let cells: Vec<_> =
         prepared.plan.cells.iter().filter(|c| prepared.study.stages[c.def.stage].kind() == SPEC.kind).collect();
-    // A study without an aggregation has its tables all the same, of what they read.
-    let groups: Vec<Vec<Need>> = match cells.as_slice() {
-        [] if prepared.study.tables.is_empty() => {
+    // A study without an aggregation has its tables and figures all the same, of what they read.
+    let nothing = prepared.study.tables.is_empty() && prepared.study.figures.is_empty();
+    let groups: Vec<(Vec<String>, Vec<Need>)> = match cells.as_slice() {
+        // Its page tells where it stands.
+        [] if nothing && args.output.is_some() => Vec::new(),
+        [] if nothing => {
             return Err(CliError::Usage("the study has no tables: add a `[[table]]` (docs/tables.md)".to_owned()));
         }
-        [] => vec![merged::needs_of_tables(&prepared)],
-        cells => cells.iter().map(|cell| needs_of(&prepared.study, &prepared.plan, &cell.def)).collect(),
+        [] => vec![(Vec::new(), merged::needs_of_tables(&prepared))],
+        cells => {
+            let needs = |cell: &&PlannedCell| needs_of(&prepared.study, &prepared.plan, &cell.def);
+            cells.iter().map(|cell| (models(&prepared, cell), needs(cell))).collect()
+        }
     };
     let partial = match args.partial {
         OnMissing::Error => None,
@@ -78,7 +92,8 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
         OnMissing::Drop => Some(Partial::Drop),
     };
     let mut code = exit::DONE;
-    for needs in groups {
+    let mut made = Made::default();
+    for (models, needs) in groups {
         // The plan has read the seals: nothing is gained by reading them again.
         let known = |need: &Need| match prepared.seals.get(&need.key.local_name()) {
             Some(SealView::Sealed { seal, .. }) => Some(&**seal),
@@ -102,12 +117,42 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
                 continue;
             }
         }
-        code = code.max(tables(args, &prepared, &inputs, partial)?);
+        let models: Vec<&str> = models.iter().map(String::as_str).collect();
+        code = code.max(tables(args, &prepared, &models, &inputs, partial, &mut made)?);
+    }
+    if let Some(dir) = &args.output {
+        aggregate::write_tables(dir, &made.grids)?;
+        aggregate::write_figures(dir, &made.figures)?;
+        let audience = if args.public { Audience::Public } else { Audience::Own };
+        let report = page::of_study(&args.study.request(), &prepared, made)?;
+        files::write_atomic(&dir.join("report.html"), page_text(&report, audience).as_bytes())?;
+        output::note(&format!("written below {}", dir.display()));
     }
     Ok(code)
 }
 
-fn tables(args: &Args, prepared: &Prepared, inputs: &[aggregate::Input], partial: Option<Partial>) -> Result<u8> {
+/// The models that an aggregation compares.
+fn models(prepared: &Prepared, cell: &PlannedCell) -> Vec<String> {
+    let params = prepared.study.stages[cell.def.stage].params_of(cell.def.key.arm.as_ref());
+    params.get("models").and_then(Value::as_object).into_iter().flatten().map(|(name, _)| name.clone()).collect()
+}
+
+/// What was made of a study's aggregations.
+#[derive(Default)]
+pub(super) struct Made {
+    pub(super) grids: Vec<Grid>,
+    pub(super) figures: Vec<Figure>,
+    pub(super) problems: Vec<String>,
+}
+
+fn tables(
+    args: &Args,
+    prepared: &Prepared,
+    models: &[&str],
+    inputs: &[aggregate::Input],
+    partial: Option<Partial>,
+    made: &mut Made,
+) -> Result<u8> {
     let (several, own): (Vec<Value>, Vec<Value>) =
         prepared.study.tables.iter().cloned().partition(aggregate::reads_studies);
     let (mut grids, mut problems) = aggregate::tables(&own, inputs, partial);
@@ -117,16 +162,22 @@ fn tables(args: &Args, prepared: &Prepared, inputs: &[aggregate::Input], partial
         grids.extend(more);
         problems.extend(wrong);
     }
+    if args.output.is_some() {
+        let (figures, more) = aggregate::figures(&prepared.study.figures, models, inputs, &grids);
+        problems.extend(more);
+        made.figures.extend(figures);
+    }
     problems.iter().for_each(|p| output::note(&p.0));
-    if let Some(dir) = &args.output {
-        aggregate::write_tables(dir, &grids)?;
-        output::note(&format!("written below {}", dir.display()));
+    made.problems.extend(problems.iter().map(|p| p.0.clone()));
+    if args.output.is_some() {
+        made.grids.extend(grids);
     } else {
         let format = match args.format {
             Format::Text => render::Format::Text,
             Format::Latex => render::Format::Latex,
             Format::Markdown => render::Format::Markdown,
             Format::Csv => render::Format::Csv,
+            Format::Html => render::Format::Html,
             Format::Json => render::Format::Json,
         };
         for grid in &grids {
@@ -152,7 +203,10 @@ pub(crate) fn result_files(dir: &Path) -> Vec<PathBuf> {
     let files = digest::files_below(dir).unwrap_or_default();
     let wanted = |path: &PathBuf| {
         let text = path.to_string_lossy();
-        text.starts_with("tables/") || text.ends_with("summary.txt") || text.ends_with("results.json")
+        text.starts_with("tables/")
+            || text.starts_with("figures/")
+            || text.ends_with("summary.txt")
+            || text.ends_with("results.json")
     };
     files.into_iter().filter(wanted).map(|f| dir.join(f)).collect()
 }

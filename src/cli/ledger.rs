@@ -34,6 +34,14 @@ pub(crate) struct Args {
     format: Format,
 }
 
+/// The first table of the ledger, its head first, and how it was counted: for `report.html`.
+pub(super) fn sheet(prepared: &Prepared) -> (Vec<Vec<String>>, String) {
+    let book = Book::new(prepared);
+    let mut lines = book.stages();
+    lines.push(book.total());
+    (book.rows_of("STAGE", &lines), format!("Counted by {}; >= marks what was more.", book.source()))
+}
+
 pub(crate) fn run(args: &Args) -> Result<u8> {
     let prepared = prepare(&args.study.request(), Intent::Look)?;
     let book = Book::new(&prepared);
@@ -124,6 +132,10 @@ impl<'p> Book<'p> {
     }
 
     fn table(&self, head: &str, lines: &[Line]) -> String {
+        output::columns(&self.rows_of(head, lines), output::width())
+    }
+
+    fn rows_of(&self, head: &str, lines: &[Line]) -> Vec<Vec<String>> {
         let head = [head, "CELLS", "ATTEMPTS", "GPU-HOURS", "EXPECTED", "CORE-HOURS", "EXPECTED"];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
         let priced = self.cost(Hours::default()).is_some();
@@ -141,7 +153,7 @@ impl<'p> Book<'p> {
             }
             rows.push(row);
         }
-        output::columns(&rows, output::width())
+        rows
     }
 
     fn text(&self) -> String {

@@ -33,11 +33,12 @@ pub(super) fn inputs(args: &StudyArgs, prepared: &Prepared, section: &Value) -> 
     Ok(found)
 }
 
-/// The cells that the tables of a study read which has no aggregation.
+/// The cells that the tables and figures of a study read which has no aggregation.
 pub(super) fn needs_of_tables(prepared: &Prepared) -> Vec<Need> {
     let own = prepared.study.tables.iter().filter(|section| !aggregate::reads_studies(section));
     let columns = own.filter_map(|section| section.get("columns")?.as_array()).flatten();
-    let stages: BTreeSet<&str> = columns.filter_map(|column| column.get("stage")?.as_str()).collect();
+    let figures = prepared.study.figures.iter().filter_map(|section| section.get("lines")?.as_array()).flatten();
+    let stages: BTreeSet<&str> = columns.chain(figures).filter_map(|part| part.get("stage")?.as_str()).collect();
     let read = prepared.plan.cells.iter().filter(|c| stages.contains(c.def.key.stage.as_str()));
     let mut needs: Vec<Need> = read.map(|c| need_of(&prepared.study, &c.def)).collect();
     needs.sort_by(|a, b| a.key.cmp(&b.key));

@@ -16,6 +16,7 @@ mod logs;
 mod merged;
 mod new;
 mod output;
+mod page;
 mod paper;
 mod plan;
 mod progress;

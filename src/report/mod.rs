@@ -1,8 +1,11 @@
 //! From results to the paper: queries, statistics, tables and their renderers.
 //!
 //! Data flows one way: value trees -> [`query`] -> numbers -> [`stats`] -> cells -> [`table`] -> grid ->
-//! [`render`] -> text -> [`paper`]. `stats`, `table`, `render` and `paper` are pure.
+//! [`render`] -> text -> [`paper`]; series and grids -> [`figure`] -> SVG, PNG; all of it -> [`page`]. All but `query`
+//! are pure.
 
+pub mod figure;
+pub mod page;
 pub mod paper;
 pub mod query;
 pub mod render;

@@ -41,6 +41,8 @@ pub enum FieldType {
     Path,
     /// The study's `[[table]]` sections, an array of objects: the study file fills it in, and `params` cannot say it.
     Tables,
+    /// The study's `[[figure]]` sections, an array of objects; absent where it has none, and `params` cannot say it.
+    Figures,
     /// The conditions of a gate, an array of objects: its `[[gate]]` section fills it in.
     Conditions,
 }

@@ -2,13 +2,14 @@
 //!
 //! For each complete seed it writes `seed-<n>/final_results.json` and `seed-<n>/experiment_summary.txt`
 //! (below the arm's name where the study has arms); over all seeds `multi_seed_results.json`,
-//! `multi_seed_summary.txt` and `tables/<key>.{tex,md,csv,json,txt}`. A missing or stale seed is an error that
+//! `multi_seed_summary.txt`, `tables/<key>.{tex,md,csv,html,json,txt}` and `figures/<key>.{svg,png,csv}`. A missing or stale seed is an error that
 //! names it, exit 66: what is complete has been written by then, and nothing is sealed. With
 //! `partial = "mark"` the tables are written too, marked.
 //!
 //! Nothing that is written depends on where or when it was made: two runs give the same bytes. Numbers come
 //! from sealed `run.h5` files only. Needs no tensors.
 
+mod figures;
 mod findings;
 mod inputs;
 mod over_seeds;
@@ -19,6 +20,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+pub use figures::{figures, write_figures};
 pub use inputs::{Found, Input, collect, collect_sealed, collect_whole};
 
 use super::context::{Context, StageError};
@@ -41,7 +43,7 @@ const fn limit(name: &'static str, preset: &'static str, help: &'static str) -> 
 /// The kind.
 pub static SPEC: Spec = Spec {
     kind: "aggregate",
-    version: 1,
+    version: 2,
     binary: "seedbed-aggregate",
     resumable: false,
     parallel: false,
@@ -87,6 +89,13 @@ pub static SPEC: Spec = Spec {
             role: Role::Semantic,
             help: "the study's `[[table]]` sections",
         },
+        Field {
+            name: "figures",
+            ty: FieldType::Figures,
+            preset: Preset::Absent,
+            role: Role::Semantic,
+            help: "the study's `[[figure]]` sections; absent: those that every study has",
+        },
     ],
     check,
 };
@@ -117,6 +126,14 @@ pub(crate) struct Params {
     pub(crate) limits: findings::CriteriaLimits,
     #[serde(default)]
     pub(crate) tables: Vec<Value>,
+    #[serde(default)]
+    pub(crate) figures: Vec<Value>,
+}
+
+impl Params {
+    fn model_names(&self) -> Vec<&str> {
+        self.models.keys().map(String::as_str).collect()
+    }
 }
 
 /// Aggregates what the needed cells found.
@@ -162,8 +179,11 @@ pub fn run(context: &Context) -> Result<Option<RunRecord>, StageError> {
         record.metrics = json!({"arms": by_arm});
     }
     if !missing.is_empty() && params.partial == "mark" {
-        let (grids, problems) = tables(&own_tables(&params.tables), &inputs, Some(Partial::Mark));
+        let (grids, mut problems) = tables(&own_tables(&params.tables), &inputs, Some(Partial::Mark));
         write_tables(out, &grids)?;
+        let (made, more) = figures(&params.figures, &params.model_names(), &inputs, &grids);
+        write_figures(out, &made)?;
+        problems.extend(more);
         for problem in problems {
             eprintln!("{problem}");
         }
@@ -179,12 +199,15 @@ pub fn run(context: &Context) -> Result<Option<RunRecord>, StageError> {
             missing.join("\n  ")
         )));
     }
-    let (grids, problems) = tables(&own_tables(&params.tables), &inputs, None);
+    let (grids, mut problems) = tables(&own_tables(&params.tables), &inputs, None);
+    let (made, more) = figures(&params.figures, &params.model_names(), &inputs, &grids);
+    problems.extend(more);
     if !problems.is_empty() {
         let lines: Vec<String> = problems.into_iter().map(|p| p.0).collect();
         return Err(StageError::BadOutput(lines.join("\n")));
     }
     write_tables(out, &grids)?;
+    write_figures(out, &made)?;
     files::write_atomic(&out.join("multi_seed_summary.txt"), texts.join("\n").as_bytes())?;
     for grid in &grids {
         eprintln!("{}", render(grid, Format::Text));

@@ -76,6 +76,7 @@ fn study_of(stages: Vec<Stage>) -> Study {
         seeds: vec![42, 1337],
         stages,
         tables: vec![],
+        figures: vec![],
         signoff: vec![],
         budget: None,
         retry: Retry::default(),

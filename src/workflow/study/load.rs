@@ -11,17 +11,19 @@ use super::stage::{self, Surroundings};
 use super::tree::{self, Entry, Node, Syntax, Table, Tree};
 use super::{Budget, DEFAULT_PROFILE, Retry, SCHEMA, Study, gate, graph, quantity, retry};
 use crate::record::Name;
-use crate::report::table::{PathStep, TableSpec};
+use crate::report::figure::FigureSpec;
+use crate::report::table::{PathStep, SpecProblem, TableSpec};
 use crate::stages::{FieldType, Spec};
 
 /// Keys of the file.
-const ROOT_KEYS: &[&str] = &["schema", "study", "budget", "retry", "stage", "gate", "table", "signoff", "profile"];
+const ROOT_KEYS: &[&str] =
+    &["schema", "study", "budget", "retry", "stage", "gate", "table", "figure", "signoff", "profile"];
 
 /// Keys of `[study]`.
 const STUDY_KEYS: &[&str] = &["name", "seeds", "default_profile"];
 
 /// Keys of `[profile.NAME]`.
-const PROFILE_KEYS: &[&str] = &["seeds", "stage", "gate", "table", "signoff", "budget", "retry"];
+const PROFILE_KEYS: &[&str] = &["seeds", "stage", "gate", "table", "figure", "signoff", "budget", "retry"];
 
 /// Largest file that is read, in bytes.
 const LARGEST: u64 = 4 << 20;
@@ -142,6 +144,7 @@ pub(super) fn parse(
             seeds: read.seeds,
             stages: read.stages,
             tables: read.tables,
+            figures: read.figures,
             signoff: read.signoff,
             budget: read.budget,
             retry: read.retry,
@@ -243,8 +246,10 @@ fn lay_over(root: &mut Table, name: &Name, over: &Table, sink: &mut Sink) {
                 }
             }
             ("budget" | "retry" | "signoff", _) => root.put(entry),
-            (key @ ("stage" | "gate" | "table"), Tree::Table(named)) => by_name(root, key, named, &what, sink),
-            (key @ ("stage" | "gate" | "table"), _) => {
+            (key @ ("stage" | "gate" | "table" | "figure"), Tree::Table(named)) => {
+                by_name(root, key, named, &what, sink)
+            }
+            (key @ ("stage" | "gate" | "table" | "figure"), _) => {
                 let message = format!("`{key}` in {what} must be a table by name");
                 sink.push(&entry.key_span, message, format!("write `{key}.NAME.KEY = ...`"));
             }
@@ -253,9 +258,9 @@ fn lay_over(root: &mut Table, name: &Name, over: &Table, sink: &mut Sink) {
     }
 }
 
-/// Lays tables over the elements of an array of tables that have their names: `name` of a stage or gate, `key` of a table.
+/// Lays tables over the elements of an array of tables that have their names: `name` of a stage or gate, `key` of a table or figure.
 fn by_name(root: &mut Table, key: &str, named: &Table, what: &str, sink: &mut Sink) {
-    let handle = if key == "table" { "key" } else { "name" };
+    let handle = if matches!(key, "table" | "figure") { "key" } else { "name" };
     let mut none = Vec::new();
     let elements = match root.entries.iter_mut().find(|e| e.key == key).map(|e| &mut e.node.value) {
         Some(Tree::Array(elements)) => elements,
@@ -301,6 +306,7 @@ struct ReadStudy {
     seeds: Vec<u32>,
     stages: Vec<super::Stage>,
     tables: Vec<Value>,
+    figures: Vec<Value>,
     signoff: Vec<Value>,
     budget: Option<Budget>,
     retry: Retry,
@@ -336,11 +342,12 @@ fn read_study(
     }
     let with_results: BTreeSet<&str> = sections.iter().filter_map(|(t, _)| t.text("name")).collect();
     let tables = result_tables(&top, &with_results, sink);
+    let figures = result_figures(&top, &with_results, &tables, sink);
     let signoff = gate::signoff(&top, &with_results, sink);
     let gates = top.tables("gate", sink);
     let mut all = with_results.clone();
     all.extend(gates.iter().filter_map(|(t, _)| t.text("name")));
-    let around = Surroundings { known, dir, stages: &all, tables: &tables, exists };
+    let around = Surroundings { known, dir, stages: &all, tables: &tables, figures: &figures, exists };
     let mut reads: Vec<stage::Read> = sections
         .iter()
         .enumerate()
@@ -353,9 +360,10 @@ fn read_study(
     graph::check(&reads, &all, seeds.as_ref().is_none_or(|s| !s.is_empty()), sink);
     for read in &reads {
         tables_need(read, &tables, sink);
+        figures_need(read, &figures, &with_results, sink);
     }
     let stages = reads.into_iter().map(|r| r.stage).collect();
-    Some(ReadStudy { name: name?, seeds: seeds?, stages, tables, signoff, budget, retry })
+    Some(ReadStudy { name: name?, seeds: seeds?, stages, tables, figures, signoff, budget, retry })
 }
 
 /// The `schema` of a study or cluster file.
@@ -421,9 +429,7 @@ fn result_tables(top: &Section<'_>, stages: &BTreeSet<&str>, sink: &mut Sink) ->
         let section = table.to_json();
         let name = table.text("key").unwrap_or("without a key");
         for problem in TableSpec::parse(&section, &stages).err().unwrap_or_default() {
-            let known: Vec<&str> = problem.known.iter().map(String::as_str).collect();
-            let help = problem.word.map(|word| suggestion(&word, &known)).unwrap_or_default();
-            sink.push(&place(table, &at, &problem.path), format!("table {name}: {}", problem.message), help);
+            section_problem(problem, &format!("table {name}"), table, &at, sink);
         }
         if table.get("key").is_some() && !keys.insert(name) {
             sink.push(
@@ -435,6 +441,51 @@ fn result_tables(top: &Section<'_>, stages: &BTreeSet<&str>, sink: &mut Sink) ->
         tables.push(section);
     }
     tables
+}
+
+/// What its owner says of a section, at its place.
+fn section_problem(problem: SpecProblem, what: &str, table: &Table, at: &Span, sink: &mut Sink) {
+    let known: Vec<&str> = problem.known.iter().map(String::as_str).collect();
+    let help = problem.word.map(|word| suggestion(&word, &known)).unwrap_or_default();
+    sink.push(&place(table, at, &problem.path), format!("{what}: {}", problem.message), help);
+}
+
+/// `[[figure]]` sections, checked by their owner, the report wing.
+fn result_figures(top: &Section<'_>, stages: &BTreeSet<&str>, tables: &[Value], sink: &mut Sink) -> Vec<Value> {
+    let stages: Vec<&str> = stages.iter().copied().collect();
+    let mut keys = BTreeSet::new();
+    let mut figures = Vec::new();
+    for (figure, at) in top.tables("figure", sink) {
+        let section = figure.to_json();
+        let name = figure.text("key").unwrap_or("without a key");
+        for problem in FigureSpec::parse(&section, &stages, tables).err().unwrap_or_default() {
+            section_problem(problem, &format!("figure {name}"), figure, &at, sink);
+        }
+        if figure.get("key").is_some() && !keys.insert(name) {
+            let at = place(figure, &at, &[PathStep::Key("key".to_owned())]);
+            sink.push(&at, format!("two figures have the key `{name}`"), "rename one");
+        }
+        figures.push(section);
+    }
+    figures
+}
+
+/// As [`tables_need`], for the lines of figures.
+fn figures_need(read: &stage::Read, figures: &[Value], known: &BTreeSet<&str>, sink: &mut Sink) {
+    let super::Run::Builtin(spec) = &read.stage.run else { return };
+    if spec.needs.is_empty() || !spec.fields.iter().any(|f| f.ty == FieldType::Figures) {
+        return;
+    }
+    for figure in figures {
+        let key = figure.get("key").and_then(Value::as_str).unwrap_or("without a key");
+        let lines = figure.get("lines").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let stages = lines.iter().filter_map(|l| l.get("stage")?.as_str()).filter(|s| known.contains(s));
+        let stages: BTreeSet<&str> = stages.collect();
+        for unneeded in stages.into_iter().filter(|s| !read.needs.iter().any(|(n, _)| n.as_str() == *s)) {
+            let message = format!("stage {} makes figure {key}, which shows stage `{unneeded}`", read.stage.name);
+            sink.push(&read.needs_at, message, format!("add \"{unneeded}\" to its `needs`"));
+        }
+    }
 }
 
 /// A stage that makes the study's tables must need every stage that they read; else the table could only be

@@ -65,6 +65,8 @@ pub struct Study {
     pub stages: Vec<Stage>,
     /// `[[table]]` sections as JSON; their owner is the report wing.
     pub tables: Vec<Value>,
+    /// `[[figure]]` sections as JSON; their owner is the report wing.
+    pub figures: Vec<Value>,
     /// The conditions of `[signoff]` as JSON: what its checklist asks of results.
     pub signoff: Vec<Value>,
     /// What the study may cost; `run_all` refuses to submit beyond it.

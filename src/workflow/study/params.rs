@@ -17,6 +17,8 @@ pub(super) struct Rules<'r> {
     pub(super) dir: &'r Path,
     /// The study's tables.
     pub(super) tables: &'r [Value],
+    /// The study's figures.
+    pub(super) figures: &'r [Value],
     /// Whether a path is there; `None` if nobody asks.
     pub(super) exists: Option<&'r dyn Fn(&Path) -> bool>,
 }
@@ -35,6 +37,7 @@ pub(super) fn resolve(rules: &Rules<'_>, table: &Table, at: &Span, what: &str, s
         let entry = table.get(field.name);
         let value = match entry {
             None if field.ty == FieldType::Tables => Some(Value::from(rules.tables)),
+            None if field.ty == FieldType::Figures && !rules.figures.is_empty() => Some(Value::from(rules.figures)),
             Some(entry) => {
                 places.insert(field.name, entry.key_span.clone());
                 match value(rules, field, &entry.node.value) {
@@ -157,6 +160,7 @@ fn value(rules: &Rules<'_>, field: &Field, value: &Tree) -> Result<Value, String
         }
         (FieldType::Path, _) => not("a path in quotes".to_owned()),
         (FieldType::Tables, _) => Err("is made of the study's `[[table]]` sections: remove it".to_owned()),
+        (FieldType::Figures, _) => Err("is made of the study's `[[figure]]` sections: remove it".to_owned()),
         (FieldType::Conditions, _) => Err("is made of a `[[gate]]` section: write one".to_owned()),
     }
 }

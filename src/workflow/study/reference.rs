@@ -67,6 +67,7 @@ fn kind_of(ty: FieldType) -> String {
         FieldType::NeedMap => "table of names of needed stages".to_owned(),
         FieldType::Path => "path, from the study file's directory".to_owned(),
         FieldType::Tables => "not said: the file's `[[table]]` sections".to_owned(),
+        FieldType::Figures => "not said: the file's `[[figure]]` sections".to_owned(),
         FieldType::Conditions => "the `conditions` of a `[[gate]]`".to_owned(),
     }
 }
