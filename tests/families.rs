@@ -1,4 +1,4 @@
-//! Four families, the libtorch engine, adapters and translators against `transformers` and PyTorch.
+//! Five families, the libtorch engine, adapters and translators against `transformers` and PyTorch.
 //!
 //! The numbers come from `scripts/references/families.py`: small committed fixtures, and with
 //! `SEEDBED_PEERS=<python>` other random models, live.
@@ -15,7 +15,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::model::stored;
 
-const MODELS: [&str; 4] = ["llama", "mistral", "qwen2", "neox_tied"];
+const MODELS: [&str; 5] = ["llama", "mistral", "qwen2", "ministral", "neox_tied"];
 const AT: GrainAt = GrainAt { seed: 42, step: 3, grain: 1 };
 
 fn fixtures() -> PathBuf {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Reference numbers for the decoders of four families, their adapters and translators, from transformers.
+"""Reference numbers for the decoders of five families, their adapters and translators, from transformers.
 
     python3 scripts/references/families.py OUT [SEED]           writes a directory a model into OUT
     python3 scripts/references/families.py --logits DIR IDS OUT loads DIR, writes the logits of IDS
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Ministral3Config, MistralConfig, Qwen2Config
 
 torch.set_num_threads(1)
 
@@ -42,6 +42,17 @@ LLAMA3 = dict(
     high_freq_factor=4.0,
     original_max_position_embeddings=16,
 )
+YARN = dict(
+    rope_type="yarn",
+    rope_theta=100.0,
+    factor=4.0,
+    original_max_position_embeddings=4,
+    beta_fast=1.5,
+    beta_slow=0.1,
+    mscale=1.0,
+    mscale_all_dim=0.5,
+    llama_4_scaling_beta=0.3,
+)
 MODELS = {
     # Grouped heads, stretched rotations, a head width that is not h / n.
     "llama": LlamaConfig(**COMMON, num_key_value_heads=2, head_dim=8, rope_parameters=LLAMA3, tie_word_embeddings=False),
@@ -59,6 +70,11 @@ MODELS = {
         max_window_layers=1,
         rope_parameters=dict(rope_type="default", rope_theta=1e6),
     ),
+    # Rows three times as long as the original context: blended rotations, and queries that grow.
+    # Its own padding id would hide the gradient of one embedding.
+    "ministral": Ministral3Config(
+        **COMMON, num_key_value_heads=2, head_dim=8, rope_parameters=YARN, tie_word_embeddings=True, pad_token_id=None
+    ),
     # Tied embeddings and the other residual in the other family.
     "neox_tied": GPTNeoXConfig(
         **{**COMMON, "num_attention_heads": 3},
@@ -68,7 +84,7 @@ MODELS = {
         tie_word_embeddings=True,
     ),
 }
-TARGETS = {"llama": ("q_proj", "v_proj"), "mistral": ("q_proj", "v_proj"), "qwen2": ("q_proj", "v_proj"), "neox_tied": ("query_key_value",)}
+TARGETS = {"llama": ("q_proj", "v_proj"), "mistral": ("q_proj", "v_proj"), "qwen2": ("q_proj", "v_proj"), "ministral": ("q_proj", "v_proj"), "neox_tied": ("query_key_value",)}
 RANK, ALPHA = 4, 8
 
 

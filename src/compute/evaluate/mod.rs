@@ -4,6 +4,9 @@
 //! alone; `batch_rows` only says how many groups are in flight. Sums are f64, counts are i64, added in
 //! order, so the same list gives the same bits with any batch size.
 
+pub mod choice;
+pub mod rolling;
+
 use tch::{Kind, Tensor};
 
 use crate::compute::data::{IGNORED, Sample, Samples, Tokens};

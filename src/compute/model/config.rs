@@ -1,5 +1,5 @@
-//! What a decoder is: the numbers and switches of a `config.json` in the Hugging Face layout, for four
-//! families: GPT-NeoX (Pythia), Llama, Mistral and Qwen2.
+//! What a decoder is: the numbers and switches of a `config.json` in the Hugging Face layout, for five
+//! families: GPT-NeoX (Pythia), Llama, Mistral, Qwen2 and Ministral 3.
 //!
 //! Promises that an architecture, activation or position scaling that the decoder does not compute is
 //! refused by name, never approximated. It does not hold weights. The reading and writing of the JSON is in
@@ -19,11 +19,14 @@ pub enum Family {
     Mistral,
     /// Llama with biases on query, key and value, often with tied embeddings.
     Qwen2,
+    /// Llama with stretched rotations (YaRN), and queries that grow with their position. The text tower of a
+    /// vision-language model.
+    Ministral3,
 }
 
 impl Family {
     /// All, in the order of the enum.
-    pub const ALL: [Self; 4] = [Self::GptNeox, Self::Llama, Self::Mistral, Self::Qwen2];
+    pub const ALL: [Self; 5] = [Self::GptNeox, Self::Llama, Self::Mistral, Self::Qwen2, Self::Ministral3];
 
     /// Its `model_type` in `config.json`.
     pub fn word(self) -> &'static str {
@@ -32,6 +35,7 @@ impl Family {
             Self::Llama => "llama",
             Self::Mistral => "mistral",
             Self::Qwen2 => "qwen2",
+            Self::Ministral3 => "ministral3",
         }
     }
 
@@ -47,6 +51,7 @@ impl Family {
             Self::Llama => "LlamaForCausalLM",
             Self::Mistral => "MistralForCausalLM",
             Self::Qwen2 => "Qwen2ForCausalLM",
+            Self::Ministral3 => "Ministral3ForCausalLM",
         }
     }
 }
@@ -100,6 +105,15 @@ pub enum Norm {
     Rms,
 }
 
+/// How the wavelengths of the rotation are stretched beyond the context of the first training.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RopeScaling {
+    /// `rope_type = "llama3"`.
+    Llama3(Llama3Scaling),
+    /// `rope_type = "yarn"`.
+    Yarn(YarnScaling),
+}
+
 /// The stretching of long wavelengths that Llama 3.1 came with (`rope_type = "llama3"`).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Llama3Scaling {
@@ -110,6 +124,33 @@ pub struct Llama3Scaling {
     /// `original_max_position_embeddings / high_freq_factor` is the limit below which nothing is.
     pub high_freq_factor: f64,
     /// Context of the model before the stretching, tokens.
+    pub original_max_position_embeddings: i64,
+}
+
+/// YaRN (Peng et al. 2023): pairs that turn more than `beta_fast` times within the original context stay, those that
+/// turn less than `beta_slow` times are stretched, those between are blended.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct YarnScaling {
+    /// By which wavelengths are multiplied.
+    pub factor: f64,
+    /// Context of the model before the stretching, tokens.
+    pub original_max_position_embeddings: i64,
+    /// Turns within the original context above which nothing is stretched.
+    pub beta_fast: f64,
+    /// Turns within the original context below which all is.
+    pub beta_slow: f64,
+    /// Factor of cosines and sines.
+    pub attention_factor: f64,
+    /// Whether the bounds of the blend are rounded to whole pairs.
+    pub truncate: bool,
+}
+
+/// Queries grow with their position: they are multiplied by 1 + beta ln(1 + floor(position / original context)).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QueryScaling {
+    /// `llama_4_scaling_beta`.
+    pub beta: f64,
+    /// Positions below it have the factor 1.
     pub original_max_position_embeddings: i64,
 }
 
@@ -165,7 +206,9 @@ pub struct ModelConfig {
     /// Base of the rotation's wavelengths.
     pub rope_theta: f64,
     /// Stretching of the wavelengths.
-    pub rope_scaling: Option<Llama3Scaling>,
+    pub rope_scaling: Option<RopeScaling>,
+    /// Growth of the queries with their position.
+    pub query_scaling: Option<QueryScaling>,
     /// Activation of the feed-forward layers.
     pub hidden_act: Activation,
     /// Kind of all norms.
@@ -216,6 +259,7 @@ impl ModelConfig {
             rotary_dims: if neox { head_dim / 4 } else { head_dim },
             rope_theta: 10_000.0,
             rope_scaling: None,
+            query_scaling: None,
             hidden_act: if neox { Activation::Gelu } else { Activation::Silu },
             norm: if neox { Norm::Layer } else { Norm::Rms },
             norm_eps: if neox { 1e-5 } else { 1e-6 },
@@ -295,7 +339,7 @@ impl ModelConfig {
         if !(self.rope_theta > 0.0 && self.norm_eps > 0.0) {
             return Err("has a rope_theta (rotary_emb_base) or norm eps that is not positive: correct it".to_owned());
         }
-        if let Some(s) = self.rope_scaling {
+        if let Some(RopeScaling::Llama3(s)) = self.rope_scaling {
             let sound = s.factor >= 1.0
                 && s.low_freq_factor > 0.0
                 && s.high_freq_factor > s.low_freq_factor
@@ -305,6 +349,28 @@ impl ModelConfig {
                      high_freq_factor above low_freq_factor above 0"
                     .to_owned());
             }
+        }
+        if let Some(RopeScaling::Yarn(s)) = self.rope_scaling {
+            let sound = s.factor >= 1.0
+                && s.beta_slow > 0.0
+                && s.beta_fast >= s.beta_slow
+                && s.attention_factor > 0.0
+                && s.original_max_position_embeddings > 0
+                && self.rope_theta != 1.0;
+            if !sound {
+                return Err(
+                    "has a rope_scaling `yarn` whose factors do not fit: factor must be at least 1, beta_fast at \
+                     least beta_slow above 0, attention_factor above 0"
+                        .to_owned(),
+                );
+            }
+        }
+        if let Some(q) = self.query_scaling
+            && !(q.beta >= 0.0 && q.original_max_position_embeddings > 0)
+        {
+            return Err("has a llama_4_scaling_beta that is negative or has no original_max_position_embeddings: \
+                 correct it"
+                .to_owned());
         }
         if let Some(window) = self.sliding_window {
             if window.size < 1 || window.first_layer < 0 {

@@ -1,4 +1,4 @@
-//! The forward pass of the four families, as functions of (parameter view, input): [`embed`],
+//! The forward pass of the families, as functions of (parameter view, input): [`embed`],
 //! [`Decoder::block`], [`Decoder::head`]. They hold no weights and do not know who trains them.
 //!
 //! Shapes: B rows, T positions, h width, n heads, d width of a head, V vocabulary. Weights and activations have
@@ -121,6 +121,14 @@ impl Decoder {
             let all = qkv.f_view([b, t, n + 2 * kv, d])?;
             let qk = self.rotate(&all.f_narrow(2, 0, n + kv)?, at)?;
             (qk.f_narrow(2, 0, n)?, qk.f_narrow(2, n, kv)?, all.f_narrow(2, n + kv, kv)?)
+        };
+        let q = match &at.query_factors {
+            // The order of the reference: the factor is rounded to the type of the query.
+            Some(factors) => {
+                let [rows, t] = [factors.size()[0], factors.size()[1]];
+                q.f_mul(&factors.f_view([rows, t, 1, 1])?.f_to_kind(q.kind())?)?
+            }
+            None => q,
         };
         let (q, k, v) = (q.f_transpose(1, 2)?, k.f_transpose(1, 2)?, v.f_transpose(1, 2)?);
         let (mask, past) = match at.sight_of(layer) {

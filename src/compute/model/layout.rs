@@ -152,7 +152,7 @@ impl Names {
                 out: "embed_out.weight",
                 prefix: "gpt_neox.",
             },
-            Family::Llama | Family::Mistral | Family::Qwen2 => Self {
+            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Ministral3 => Self {
                 embed: "model.embed_tokens.weight",
                 layers: "model.layers",
                 last_norm: "model.norm",

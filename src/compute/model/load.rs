@@ -13,7 +13,7 @@ use serde_json::Value;
 use tch::{Kind, Tensor};
 
 use super::save::{MODEL_FILE, ModelFile, PARAMETERS_FILE, SIGN_SUFFIX};
-use super::{Model, ModelConfig, Span, Variant, as_f32_mut, save};
+use super::{Family, Model, ModelConfig, Span, Variant, as_f32_mut, save};
 use crate::compute::{ComputeError, Result};
 use crate::record::{RecordError, files};
 
@@ -204,7 +204,9 @@ fn fill(model: &mut Model, mapped: &Mapped, tensors: &SafeTensors<'_>, wanted: &
     let layout = model.layout.clone();
     let names = super::layout::Names::of(model.config().family);
     let places: BTreeMap<&str, (usize, &Span)> = layout.spans().map(|(g, s)| (s.name.as_str(), (g, s))).collect();
+    let tower = model.config().family == Family::Ministral3;
     for (name, view) in tensors.tensors() {
+        let Some(name) = (if tower { of_text_tower(&name) } else { Some(name) }) else { continue };
         // Names without the prefix are those of a decoder that was saved without its head.
         let place = places.get(name.as_str()).or_else(|| places.get(format!("{}{name}", names.prefix).as_str()));
         let Some(&(g, span)) = place else {
@@ -222,6 +224,21 @@ fn fill(model: &mut Model, mapped: &Mapped, tensors: &SafeTensors<'_>, wanted: &
         wanted.remove(&span.name);
     }
     Ok(())
+}
+
+/// The name of a tensor of a vision-language model within its text tower; none for the other towers.
+fn of_text_tower(name: &str) -> Option<String> {
+    let other = ["vision_tower.", "multi_modal_projector."];
+    let whole = name.strip_prefix("model.").unwrap_or(name);
+    if other.iter().any(|tower| whole.starts_with(tower)) {
+        return None;
+    }
+    // Older files say `language_model.model.layers`, newer ones `model.language_model.layers`.
+    Some(match (name.strip_prefix("language_model."), name.strip_prefix("model.language_model.")) {
+        (Some(rest), _) => rest.to_owned(),
+        (None, Some(rest)) => format!("model.{rest}"),
+        (None, None) => name.to_owned(),
+    })
 }
 
 /// Buffers that older files carry and that are computed here.
@@ -257,5 +274,26 @@ impl ModelFile {
         serde_json::from_value(value).map_err(|e| {
             ComputeError::Record(RecordError::damaged(path, format!("{e}: run the cell that wrote it again")))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::of_text_tower;
+
+    #[test]
+    fn the_text_tower_is_found_by_old_names_and_new_ones() {
+        for (name, expected) in [
+            ("language_model.model.layers.0.mlp.up_proj.weight", Some("model.layers.0.mlp.up_proj.weight")),
+            ("language_model.lm_head.weight", Some("lm_head.weight")),
+            ("model.language_model.norm.weight", Some("model.norm.weight")),
+            ("lm_head.weight", Some("lm_head.weight")),
+            ("model.layers.0.mlp.up_proj.weight", Some("model.layers.0.mlp.up_proj.weight")),
+            ("vision_tower.patch_conv.weight", None),
+            ("model.vision_tower.patch_conv.weight", None),
+            ("model.multi_modal_projector.norm.weight", None),
+        ] {
+            assert_eq!(of_text_tower(name).as_deref(), expected, "{name}");
+        }
     }
 }

@@ -32,7 +32,9 @@ use sha2::{Digest as _, Sha256};
 use tch::{Kind, Tensor};
 
 pub use batch::{Batch, Mask};
-pub use config::{Activation, Family, Llama3Scaling, ModelConfig, Norm, Sizes, SlidingWindow};
+pub use config::{
+    Activation, Family, Llama3Scaling, ModelConfig, Norm, QueryScaling, RopeScaling, Sizes, SlidingWindow, YarnScaling,
+};
 pub use constraint::{Constraint, Variant};
 pub use decoder::Decoder;
 pub use flat::{as_f32, as_f32_mut};

@@ -1,6 +1,8 @@
 //! Where the tokens of a batch stand: rotations by position, and who sees whom. Made once a batch, used by
 //! every block.
 
+use std::borrow::Cow;
+
 use tch::{Device, Kind, Tensor};
 
 use super::batch::{Batch, Mask};
@@ -23,6 +25,8 @@ pub(super) enum Sight {
 pub struct Places {
     /// Cosine and sine, fp32 `[1 or B, T, rotary_dims / 2]`; absent if nothing is rotated.
     pub(super) rotation: Option<(Tensor, Tensor)>,
+    /// Factors of the queries, fp32 `[1 or B, T]`; absent where all are 1.
+    pub(super) query_factors: Option<Tensor>,
     sight: Sight,
     /// For blocks with a sliding window, where it cuts something off.
     windowed: Option<(i64, Sight)>,
@@ -59,7 +63,8 @@ impl Places {
             }
             _ => None,
         };
-        Ok(Self { rotation: rotation(config, batch, [b, t], device)?, sight, windowed })
+        let rotation = rotation(config, batch, [b, t], device)?;
+        Ok(Self { rotation, query_factors: query_factors(config, batch, [b, t], device)?, sight, windowed })
     }
 
     /// What block `layer` sees.
@@ -77,27 +82,42 @@ fn rotation(config: &ModelConfig, batch: &Batch, [b, t]: [i64; 2], device: Devic
     if config.rotary_dims == 0 {
         return Ok(None);
     }
-    let counted: Vec<i32>;
-    let (positions, rows) = match &batch.positions {
-        Some(positions) => (positions, b),
-        None => {
-            // No row is longer than 2^24 tokens.
-            counted = (0..t as i32).collect();
-            (&counted, 1)
-        }
-    };
-    check_len("positions", positions.len(), (rows * t) as usize)?;
-    let inverse = config.inverse_frequencies();
+    let (positions, rows) = positions(batch, [b, t])?;
+    let (inverse, factor) = (config.inverse_frequencies(), config.rotation_factor());
     let mut cos = Vec::with_capacity(positions.len() * inverse.len());
     let mut sin = Vec::with_capacity(cos.capacity());
-    for &p in positions {
+    for &p in positions.iter() {
         // The angle is rounded to fp32 before cosine and sine: parity with the reference.
-        cos.extend(inverse.iter().map(|f| (p as f32 * f).cos()));
-        sin.extend(inverse.iter().map(|f| (p as f32 * f).sin()));
+        cos.extend(inverse.iter().map(|f| (p as f32 * f).cos() * factor));
+        sin.extend(inverse.iter().map(|f| (p as f32 * f).sin() * factor));
     }
     let shape = [rows, t, inverse.len() as i64];
     let table = |values: &[f32]| -> Result<Tensor> { Ok(Tensor::f_from_slice(values)?.f_view(shape)?.f_to(device)?) };
     Ok(Some((table(&cos)?, table(&sin)?)))
+}
+
+/// The positions of a batch, and how many rows of them: one, if all rows count from 0.
+fn positions(batch: &Batch, [b, t]: [i64; 2]) -> Result<(Cow<'_, [i32]>, i64)> {
+    let (positions, rows) = match &batch.positions {
+        Some(positions) => (Cow::Borrowed(positions.as_slice()), b),
+        // No row is longer than 2^24 tokens.
+        None => (Cow::Owned((0..t as i32).collect()), 1),
+    };
+    check_len("positions", positions.len(), (rows * t) as usize)?;
+    Ok((positions, rows))
+}
+
+/// What the queries are multiplied by, where a position lies beyond the original context.
+fn query_factors(config: &ModelConfig, batch: &Batch, [b, t]: [i64; 2], device: Device) -> Result<Option<Tensor>> {
+    if config.query_scaling.is_none() {
+        return Ok(None);
+    }
+    let (positions, rows) = positions(batch, [b, t])?;
+    let factors: Vec<f32> = positions.iter().map(|&p| config.query_factor(i64::from(p))).collect();
+    if factors.iter().all(|f| *f == 1.0) {
+        return Ok(None);
+    }
+    Ok(Some(Tensor::f_from_slice(&factors)?.f_view([rows, t])?.f_to(device)?))
 }
 
 /// Who sees whom under a window of `window` keys. A query always sees itself, so that padding has a defined

@@ -111,7 +111,7 @@ mod tests {
         let adamw = AdamW::default();
         let ids: Vec<i32> = (0..64).map(|i| i * 7 % 67).collect();
         let batch = Batch::causal(2, 32, ids.clone(), ids.iter().map(|i| i * 3 % 67).collect());
-        for family in [Family::GptNeox, Family::Llama, Family::Mistral, Family::Qwen2] {
+        for family in Family::ALL {
             let model = Model::random(&ModelConfig::new(family, sizes), 3).unwrap();
             let ends = [Device::Cpu, Device::Cuda(0)].map(|device| {
                 let choice = Choice { engine: EngineName::Libtorch, ..Choice::default() };

@@ -7,7 +7,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::{Activation, Family, Llama3Scaling, ModelConfig, Sizes, SlidingWindow};
+use super::{
+    Activation, Family, Llama3Scaling, ModelConfig, QueryScaling, RopeScaling, Sizes, SlidingWindow, YarnScaling,
+};
 use crate::compute::{ComputeError, Result};
 
 type Parsed<T> = std::result::Result<T, String>;
@@ -37,12 +39,16 @@ impl ModelConfig {
     /// The rest of a sentence about the file: which key is wrong, and what to do.
     pub fn from_json(value: &Value) -> Parsed<Self> {
         let map = value.as_object().ok_or("is no JSON object: copy it again from the model's source")?;
+        let map = text_tower(map)?;
         let word = map.get("model_type").and_then(Value::as_str).unwrap_or("");
         let family = Family::parse(word).ok_or_else(|| {
             let known: Vec<String> = Family::ALL.iter().map(|f| format!("`{}`", f.word())).collect();
             format!("says model_type {word:?}, which is not computed here: use a model of {}", known.join(", "))
         })?;
         let keys = Keys(map);
+        if family == Family::Ministral3 {
+            only_known(map)?;
+        }
         let sizes = Sizes {
             hidden_size: keys.integer("hidden_size")?,
             num_hidden_layers: keys.integer("num_hidden_layers")?,
@@ -78,11 +84,12 @@ impl ModelConfig {
                 config.qkv_bias = keys.switch("attention_bias", true)?;
                 config.attention_out_bias = config.qkv_bias;
             }
-            Family::Llama | Family::Mistral | Family::Qwen2 => {
+            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Ministral3 => {
                 let heads = config.num_attention_heads;
                 // Mistral's own default differs; every file that means it says so.
                 config.num_key_value_heads = keys.optional_integer("num_key_value_heads")?.unwrap_or(heads);
-                config.norm_eps = keys.number("rms_norm_eps", 1e-6)?;
+                let eps = if family == Family::Ministral3 { 1e-5 } else { 1e-6 };
+                config.norm_eps = keys.number("rms_norm_eps", eps)?;
             }
         }
         match family {
@@ -92,7 +99,7 @@ impl ModelConfig {
                 config.attention_out_bias = config.qkv_bias;
                 config.mlp_bias = keys.switch("mlp_bias", false)?;
             }
-            Family::Mistral => {
+            Family::Mistral | Family::Ministral3 => {
                 let size = keys.optional_integer("sliding_window")?;
                 config.sliding_window = size.map(|size| SlidingWindow { size, first_layer: 0 });
             }
@@ -159,20 +166,62 @@ impl ModelConfig {
                     let value = scaling.get(name).and_then(Value::as_f64);
                     value.ok_or_else(|| format!("has {key} `llama3` without the number `{name}`: add it"))
                 };
-                self.rope_scaling = Some(Llama3Scaling {
+                self.rope_scaling = Some(RopeScaling::Llama3(Llama3Scaling {
                     factor: number("factor")?,
                     low_freq_factor: number("low_freq_factor")?,
                     high_freq_factor: number("high_freq_factor")?,
                     original_max_position_embeddings: Keys(scaling)
                         .optional_integer("original_max_position_embeddings")?
                         .unwrap_or(self.max_position_embeddings),
-                });
+                }));
                 Ok(())
             }
+            Some("yarn") if self.family != Family::GptNeox => self.read_yarn(key, &Keys(scaling)),
             kind => Err(format!(
                 "asks for {key} {:?}, which is not computed here: use a model without it",
                 kind.unwrap_or("of no type")
             )),
+        }
+    }
+
+    /// YaRN's numbers; the factor of cosines and sines is what `mscale` and `mscale_all_dim` come to.
+    fn read_yarn(&mut self, key: &str, keys: &Keys<'_>) -> Parsed<()> {
+        let number = |name: &str| -> Parsed<Option<f64>> {
+            match keys.0.get(name) {
+                None | Some(Value::Null) => Ok(None),
+                Some(_) => keys.number(name, 0.0).map(Some),
+            }
+        };
+        let needed = |name: &str| format!("has {key} `yarn` without `{name}`: add it");
+        let factor = number("factor")?.ok_or_else(|| needed("factor"))?;
+        let original = keys
+            .optional_integer("original_max_position_embeddings")?
+            .ok_or_else(|| needed("original_max_position_embeddings"))?;
+        let grown = |by: f64| if factor <= 1.0 { 1.0 } else { 0.1 * by * factor.ln() + 1.0 };
+        // Zero counts as absent, as in Python.
+        let positive = |name: &str| Ok::<_, String>(number(name)?.filter(|x| *x != 0.0));
+        let attention_factor = match (number("attention_factor")?, positive("mscale")?, positive("mscale_all_dim")?) {
+            (Some(given), ..) => given,
+            (None, Some(mscale), Some(all)) => grown(mscale) / grown(all),
+            (None, ..) => grown(1.0),
+        };
+        self.rope_scaling = Some(RopeScaling::Yarn(YarnScaling {
+            factor,
+            original_max_position_embeddings: original,
+            beta_fast: positive("beta_fast")?.unwrap_or(32.0),
+            beta_slow: positive("beta_slow")?.unwrap_or(1.0),
+            attention_factor,
+            truncate: keys.switch("truncate", true)?,
+        }));
+        match number("llama_4_scaling_beta")? {
+            Some(_) if self.family != Family::Ministral3 => Err(format!(
+                "has llama_4_scaling_beta, which is not computed for {}: use a model without it",
+                self.family.word()
+            )),
+            beta => {
+                self.query_scaling = beta.map(|beta| QueryScaling { beta, original_max_position_embeddings: original });
+                Ok(())
+            }
         }
     }
 
@@ -216,7 +265,7 @@ impl ModelConfig {
         set("head_dim", json!(self.head_dim));
         set("rms_norm_eps", json!(self.norm_eps));
         set("rope_scaling", Value::Null);
-        if let Some(s) = self.rope_scaling {
+        if let Some(RopeScaling::Llama3(s)) = self.rope_scaling {
             let scaling = json!({
                 "rope_type": "llama3",
                 "factor": s.factor,
@@ -226,13 +275,30 @@ impl ModelConfig {
             });
             set("rope_scaling", scaling);
         }
+        if let Some(RopeScaling::Yarn(s)) = self.rope_scaling {
+            let mut scaling = json!({
+                "rope_type": "yarn",
+                "rope_theta": self.rope_theta,
+                "factor": s.factor,
+                "original_max_position_embeddings": s.original_max_position_embeddings,
+                "beta_fast": s.beta_fast,
+                "beta_slow": s.beta_slow,
+                "attention_factor": s.attention_factor,
+                "truncate": s.truncate,
+            });
+            if let Some(q) = self.query_scaling {
+                scaling["llama_4_scaling_beta"] = json!(q.beta);
+            }
+            set("rope_scaling", Value::Null);
+            set("rope_parameters", scaling);
+        }
         match self.family {
             Family::GptNeox => {}
             Family::Llama => {
                 set("attention_bias", json!(self.qkv_bias));
                 set("mlp_bias", json!(self.mlp_bias));
             }
-            Family::Mistral => set("sliding_window", json!(self.sliding_window.map(|w| w.size))),
+            Family::Mistral | Family::Ministral3 => set("sliding_window", json!(self.sliding_window.map(|w| w.size))),
             Family::Qwen2 => {
                 set("use_sliding_window", json!(self.sliding_window.is_some()));
                 set("sliding_window", json!(self.sliding_window.map(|w| w.size)));
@@ -247,6 +313,96 @@ impl ModelConfig {
     fn rotary_factor(&self) -> f64 {
         let factor = self.rotary_dims as f64 / self.head_dim as f64;
         if Self::rotary_part(self.head_dim, factor) == self.rotary_dims { factor } else { factor.next_up() }
+    }
+}
+
+/// The part of a configuration that describes the decoder: of a vision-language model its text tower. The vision
+/// tower is left out, by name; its tensors are skipped when weights are read.
+fn text_tower(map: &Map<String, Value>) -> Parsed<&Map<String, Value>> {
+    let quantised = |map: &Map<String, Value>| {
+        let method = map.get("quantization_config")?.get("quant_method")?.as_str()?.to_owned();
+        Some(format!(
+            "has weights that are quantised ({method}), which are not read: use the release in bf16, whose name often \
+             ends in -BF16"
+        ))
+    };
+    if let Some(problem) = quantised(map) {
+        return Err(problem);
+    }
+    if map.get("model_type").and_then(Value::as_str) != Some("mistral3") {
+        return Ok(map);
+    }
+    let text = map.get("text_config").and_then(Value::as_object);
+    let text =
+        text.ok_or("says model_type \"mistral3\" without a `text_config`: copy it again from the model's source")?;
+    quantised(text).map_or(Ok(text), Err)
+}
+
+/// Keys of a Ministral 3 that change nothing that is computed here.
+const WITHOUT_EFFECT: [&str; 12] = [
+    "_name_or_path",
+    "architectures",
+    "attention_dropout",
+    "chunk_size_feed_forward",
+    "dtype",
+    "initializer_range",
+    "is_encoder_decoder",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "torch_dtype",
+    "use_cache",
+];
+
+/// The family is young: a key that is not known may be a rule that is not computed.
+fn only_known(map: &Map<String, Value>) -> Parsed<()> {
+    const COMPUTED: [&str; 17] = [
+        "bos_token_id",
+        "eos_token_id",
+        "head_dim",
+        "hidden_act",
+        "hidden_size",
+        "intermediate_size",
+        "max_position_embeddings",
+        "model_type",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "pad_token_id",
+        "rms_norm_eps",
+        "rope_parameters",
+        "sliding_window",
+        "tie_word_embeddings",
+        "vocab_size",
+    ];
+    const OF_ROPE: [&str; 14] = [
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "factor",
+        "llama_4_scaling_beta",
+        "max_position_embeddings",
+        "mscale",
+        "mscale_all_dim",
+        "original_max_position_embeddings",
+        "partial_rotary_factor",
+        "rope_theta",
+        "rope_type",
+        "truncate",
+        "type",
+    ];
+    let others = ["rope_scaling", "rope_theta", "transformers_version"];
+    let known = |key: &str| COMPUTED.contains(&key) || WITHOUT_EFFECT.contains(&key) || others.contains(&key);
+    let unknown = map.iter().find(|(key, value)| !known(key) && !value.is_null()).map(|(key, _)| key.clone());
+    let in_rope = ["rope_parameters", "rope_scaling"].iter().find_map(|name| {
+        let rope = map.get(*name)?.as_object()?;
+        rope.keys().find(|key| !OF_ROPE.contains(&key.as_str())).map(|key| format!("{name}.{key}"))
+    });
+    match unknown.or(in_rope) {
+        None => Ok(()),
+        Some(key) => Err(format!(
+            "has `{key}`, which is not known of a ministral3 and may change what it computes: remove it if it does not"
+        )),
     }
 }
 
@@ -435,6 +591,53 @@ mod tests {
         ] {
             let error = ModelConfig::from_json(&with(config, key, value)).unwrap_err();
             assert!(error.contains(named) && error.contains(':'), "{key}: {error}");
+        }
+    }
+
+    /// The text tower as published with Ministral-3-3B.
+    fn ministral() -> Value {
+        json!({
+            "model_type": "mistral3",
+            "vision_config": {"model_type": "pixtral", "hidden_size": 1024},
+            "text_config": {
+                "model_type": "ministral3", "hidden_size": 3072, "num_hidden_layers": 26, "num_attention_heads": 32,
+                "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 9216, "vocab_size": 131072,
+                "max_position_embeddings": 262144, "hidden_act": "silu", "rms_norm_eps": 1e-5, "use_cache": true,
+                "sliding_window": null, "tie_word_embeddings": true, "attention_dropout": 0.0,
+                "rope_parameters": {"type": "yarn", "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0,
+                    "original_max_position_embeddings": 16384, "max_position_embeddings": 262144, "beta_fast": 32.0,
+                    "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}
+            }
+        })
+    }
+
+    #[test]
+    fn the_text_tower_of_a_vision_model_is_read() {
+        let config = read(&ministral());
+        assert_eq!((config.family, config.hidden_size, config.query_width()), (Family::Ministral3, 3072, 4096));
+        let Some(RopeScaling::Yarn(yarn)) = config.rope_scaling else { panic!("{config:?}") };
+        assert_eq!((yarn.factor, yarn.attention_factor, config.rope_theta), (16.0, 1.0, 1e6));
+        assert_eq!(config.query_scaling.map(|q| q.original_max_position_embeddings), Some(16384));
+        assert!(config.tie_word_embeddings && !config.qkv_bias && config.sliding_window.is_none());
+
+        let changed = |edit: &dyn Fn(&mut Value)| {
+            let mut value = ministral();
+            edit(&mut value);
+            ModelConfig::from_json(&value)
+        };
+        let one = changed(&|v| v["text_config"]["rope_parameters"]["mscale_all_dim"] = json!(null)).unwrap();
+        let Some(RopeScaling::Yarn(yarn)) = one.rope_scaling else { panic!() };
+        assert!((yarn.attention_factor - (0.1 * 16f64.ln() + 1.0)).abs() < 1e-12);
+        for (edit, named) in [
+            (&(|v: &mut Value| v["text_config"]["layer_rules"] = json!(1)) as &dyn Fn(&mut Value), "layer_rules"),
+            (&|v| v["text_config"]["rope_parameters"]["gamma"] = json!(1), "rope_parameters.gamma"),
+            (&|v| v["text_config"]["rope_parameters"]["factor"] = json!(null), "factor"),
+            (&|v| v["text_config"]["rope_parameters"]["beta_fast"] = json!(0.5), "beta_fast"),
+            (&|v| v["quantization_config"] = json!({"quant_method": "fp8"}), "fp8"),
+            (&|v| v["text_config"] = json!(null), "text_config"),
+        ] {
+            let error = changed(edit).unwrap_err();
+            assert!(error.contains(named) && error.contains(':'), "{error}");
         }
     }
 }

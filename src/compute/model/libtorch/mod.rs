@@ -1,4 +1,4 @@
-//! The engine on libtorch: any device, fp32 and bf16, four families, masks, dropout, adapters, frozen weights and
+//! The engine on libtorch: any device, fp32 and bf16, all families, masks, dropout, adapters, frozen weights and
 //! taps. Autograd works inside a block only; between blocks the gradient is passed by hand ([`tape`]), and output
 //! matrix and loss are differentiated by hand in chunks ([`head`]).
 //!

@@ -199,7 +199,8 @@ fn isa() -> Isa {
 }
 
 fn turned(maps: &Maps) -> rotary::Heads<'_> {
-    rotary::Heads { row: maps.heads.layout.row, starts: &maps.heads.turned }
+    let layout = &maps.heads.layout;
+    rotary::Heads { row: layout.row, starts: &maps.heads.turned, queries: layout.queries, dim: layout.dim }
 }
 
 fn zeroed(room: &mut [f32], len: usize) -> &mut [f32] {

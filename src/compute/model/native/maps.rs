@@ -175,7 +175,7 @@ impl HeadsAt {
         let (first, step, row) = match config.family {
             // Per head query, key and value side by side.
             Family::GptNeox => ([0, dim, 2 * dim], 3 * dim, 3 * queries * dim),
-            Family::Llama | Family::Mistral | Family::Qwen2 => {
+            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Ministral3 => {
                 let (q, kv) = (queries * dim, key_values * dim);
                 ([0, q, q + kv], dim, q + 2 * kv)
             }
@@ -205,6 +205,8 @@ pub struct Maps {
     pub out: Option<Range<usize>>,
     /// Radians a position of every pair of rotated dimensions.
     pub frequencies: Vec<f32>,
+    /// The configuration that says what is multiplied by position.
+    pub config: ModelConfig,
     /// By group, what must be zero before a gradient is begun: all that no product overwrites.
     pub cleared: Vec<Vec<Range<usize>>>,
 }
@@ -273,6 +275,7 @@ impl Maps {
             last_norm,
             out,
             frequencies: config.inverse_frequencies(),
+            config: config.clone(),
             cleared,
         })
     }

@@ -3,7 +3,7 @@
 //! its memory fits the grain.
 //!
 //! Promises: the bits of a gradient depend on the grain, the weights and the GEMM backend only - not on earlier
-//! calls, alignment, or whether activations are kept or recomputed. All four families; dropout after the
+//! calls, alignment, or whether activations are kept or recomputed. All families; dropout after the
 //! embedding, on attention probabilities, and after both branches of a block.
 
 mod block;
@@ -113,7 +113,10 @@ impl NativePasses {
             let maps = &self.maps;
             // Grown by halves, at most to the model's context, which holds every position.
             let positions = (longest + longest / 2).min(maps.context);
-            self.table = rotary::Table::new(&maps.frequencies, positions);
+            let (config, factor) = (&maps.config, maps.config.rotation_factor());
+            // No context is longer than 2^24.
+            let query = |position: usize| config.query_factor(position as i64);
+            self.table = rotary::Table::scaled(&maps.frequencies, factor, positions, query);
         }
         let window = self.maps.blocks.iter().find_map(|b| b.window);
         self.seen.fill(batch, window)?;

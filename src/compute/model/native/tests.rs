@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::super::batch::{Batch, Mask};
-use super::super::config::{Family, Llama3Scaling, Sizes, SlidingWindow};
+use super::super::config::{Family, Llama3Scaling, QueryScaling, RopeScaling, Sizes, SlidingWindow, YarnScaling};
 use super::super::libtorch::{self, LibtorchPasses};
 use super::super::passes::{Accumulate, GrainAt, GrainSum, Hooks, NoHooks, Passes};
 use super::super::{Activation, Constraint, Model, ModelConfig, Variant, as_f32, as_f32_mut, decoder};
@@ -237,12 +237,25 @@ fn both_engines_say_the_same() {
     let t = 24;
     for family in Family::ALL {
         let mut config = config(family);
-        config.rope_scaling = (family == Family::Llama).then_some(Llama3Scaling {
-            factor: 4.0,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_max_position_embeddings: 32,
-        });
+        config.rope_scaling = match family {
+            Family::Llama => Some(RopeScaling::Llama3(Llama3Scaling {
+                factor: 4.0,
+                low_freq_factor: 1.0,
+                high_freq_factor: 4.0,
+                original_max_position_embeddings: 32,
+            })),
+            Family::Ministral3 => Some(RopeScaling::Yarn(YarnScaling {
+                factor: 4.0,
+                original_max_position_embeddings: 32,
+                beta_fast: 4.0,
+                beta_slow: 0.5,
+                attention_factor: 1.1,
+                truncate: true,
+            })),
+            _ => None,
+        };
+        config.query_scaling =
+            (family == Family::Ministral3).then_some(QueryScaling { beta: 0.4, original_max_position_embeddings: 5 });
         let model = model(&config, None);
         let plain = batch(2, t, config.vocab_size);
         let segments = (0..2 * t).map(|i| (i % t / 7) as i32).collect();
