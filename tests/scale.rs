@@ -207,3 +207,46 @@ fn a_chain_is_submitted_with_few_questions() {
     let expected = [("sbatch", 8), ("sbatch --test-only", 1), ("scontrol", 2)];
     assert_eq!(calls, expected.map(|(name, n)| (name.to_owned(), n)).into());
 }
+
+#[test]
+fn more_than_a_million_cells_are_refused_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let seeds: Vec<String> = (1..=100_000).map(|s| s.to_string()).collect();
+    let arms: Vec<String> = (0..11).map(|a| format!("{{name = \"a{a}\"}}")).collect();
+    let study = format!(
+        r#"schema = 1
+[study]
+name = "huge"
+seeds = [{}]
+[[stage]]
+name = "train"
+command = ["true"]
+per = ["arm", "seed"]
+arms = [{}]
+resources = {{time = "0:05:00"}}
+[[table]]
+key = "t"
+rows = [{{key = "a0", arm = "a0"}}]
+columns = [{{key = "x", stage = "train", metric = ".x"}}]
+"#,
+        seeds.join(","),
+        arms.join(",")
+    );
+    std::fs::write(dir.path().join("huge.toml"), study).unwrap();
+    for command in ["plan", "status", "aggregate"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_seedbed"))
+            .args([command, "huge.toml", "--local"])
+            .current_dir(dir.path())
+            .env_remove("SEEDBED_ROOT")
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(64), "{command}: {}", text(&output));
+        assert!(
+            text(&output).contains("1100000 cells") && text(&output).contains("fewer arms or seeds"),
+            "{}",
+            text(&output)
+        );
+        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["huge.toml"], "{command} wrote something");
+    }
+}

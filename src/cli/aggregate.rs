@@ -1,5 +1,6 @@
 //! `seedbed aggregate`: the study's tables from what is sealed now, without a job.
 
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -68,7 +69,8 @@ enum Format {
 }
 
 pub(crate) fn run(args: &Args) -> Result<u8> {
-    let prepared = prepare(&args.study.request(), Intent::Look)?;
+    // What a large study takes is given back by the end of the process, at once and not piece by piece.
+    let prepared = ManuallyDrop::new(prepare(&args.study.request(), Intent::Look)?);
     prepared.notes.iter().for_each(|n| output::note(n));
     let cells: Vec<_> =
         prepared.plan.cells.iter().filter(|c| prepared.study.stages[c.def.stage].kind() == SPEC.kind).collect();
@@ -99,7 +101,7 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
             Some(SealView::Sealed { seal, .. }) => Some(&**seal),
             _ => None,
         };
-        let inputs = aggregate::collect_sealed(&needs, &prepared.place.base, &known);
+        let inputs = ManuallyDrop::new(aggregate::collect_sealed(&needs, &prepared.place.base, &known));
         let missing: Vec<String> = inputs
             .iter()
             .filter_map(|i| i.run.as_ref().err().map(|why| format!("  {}: {why}", i.key.local_name())))

@@ -5,6 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -135,9 +136,64 @@ fn write_few<E: From<RecordError>>(
 
 /// Lets the disk begin with what was written to `file`. It is a hint: [`File::sync_all`] is what makes it durable.
 fn start_writing(file: &File) {
-    use std::os::fd::AsRawFd;
     // SAFETY: the descriptor is open for the duration of the call, which takes no memory.
     unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
+/// A directory that many files are opened below: the way to it is gone once.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    fd: OwnedFd,
+}
+
+impl Folder {
+    /// Opens a directory.
+    ///
+    /// # Errors
+    /// It is none, or not there.
+    pub fn open(path: &Path) -> std::io::Result<Self> {
+        let name = c_name(path)?;
+        let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
+        // SAFETY: the name ends with NUL and lives through the call.
+        let fd = unsafe { libc::open(name.as_ptr(), flags) };
+        if fd < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        // SAFETY: open succeeded, so this is an open descriptor that nobody else owns.
+        Ok(Self { path: path.to_path_buf(), fd: unsafe { OwnedFd::from_raw_fd(fd) } })
+    }
+
+    /// Opens `path`, which may lie below this directory, for reading. A link in its last place is not followed.
+    ///
+    /// # Errors
+    /// As of a file.
+    pub fn file(&self, path: &Path) -> std::io::Result<File> {
+        let Ok(below) = path.strip_prefix(&self.path) else { return File::open(path) };
+        let name = c_name(below)?;
+        let flags = libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+        // SAFETY: the descriptor is open, the name ends with NUL and lives through the call.
+        let fd = unsafe { libc::openat(self.fd.as_raw_fd(), name.as_ptr(), flags) };
+        if fd < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        // SAFETY: openat succeeded, so this is an open descriptor that nobody else owns.
+        Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// True if something is at `path`, which may lie below this directory; or if that cannot be told.
+    pub fn may_have(&self, path: &Path) -> bool {
+        let Ok(below) = path.strip_prefix(&self.path) else { return path.exists() };
+        let Ok(name) = c_name(below) else { return true };
+        // SAFETY: as above.
+        let found = unsafe { libc::faccessat(self.fd.as_raw_fd(), name.as_ptr(), libc::F_OK, 0) } == 0;
+        found || std::io::Error::last_os_error().kind() != std::io::ErrorKind::NotFound
+    }
+}
+
+fn c_name(path: &Path) -> std::io::Result<std::ffi::CString> {
+    use std::os::unix::ffi::OsStrExt;
+    std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(std::io::Error::other)
 }
 
 /// Writes `value` as indented JSON with a final newline, atomically.
@@ -297,15 +353,19 @@ fn version_of(value: &Value) -> u32 {
 /// # Errors
 /// As [`read_json`]; [`RecordError::Newer`] if its version is above `known`.
 pub fn read_versioned_json<T: DeserializeOwned>(path: &Path, known: u32) -> Result<T> {
-    let bytes = read_bytes(path).map_err(RecordError::io("read", path))?;
+    versioned_json(path, &read_bytes(path).map_err(RecordError::io("read", path))?, known)
+}
+
+/// As [`read_versioned_json`], of the bytes of `path`.
+pub(super) fn versioned_json<T: DeserializeOwned>(path: &Path, bytes: &[u8], known: u32) -> Result<T> {
     // Whatever is unusual is looked at anew below, in the order that is promised, and with its reason.
-    if let Ok(Versioned { version }) = serde_json::from_slice(&bytes)
+    if let Ok(Versioned { version }) = serde_json::from_slice(bytes)
         && version <= known
-        && let Ok(value) = serde_json::from_slice(&bytes)
+        && let Ok(value) = serde_json::from_slice(bytes)
     {
         return Ok(value);
     }
-    let value: Value = serde_json::from_slice(&bytes).map_err(|e| RecordError::damaged(path, e.to_string()))?;
+    let value: Value = serde_json::from_slice(bytes).map_err(|e| RecordError::damaged(path, e.to_string()))?;
     check_version(path, version_of(&value), known)?;
     from_value(path, None, value)
 }
@@ -318,7 +378,7 @@ struct Versioned {
 
 /// All bytes of a file: one open and as many reads as it takes. `std::fs::read` asks for the size as well, which on a
 /// network file system is a question more for each of many small files.
-fn read_bytes(path: &Path) -> std::io::Result<Vec<u8>> {
+pub(super) fn read_bytes(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut file = File::open(path)?;
     let mut bytes = vec![0; 8192];
     let mut filled = 0;

@@ -14,7 +14,7 @@ mod write;
 
 use std::path::Path;
 
-pub use self::many::{ManyRuns, Metrics, NotRead, SealedRun, SealedTree};
+pub use self::many::{Layers, ManyRuns, Metrics, NotRead, SealedRun, SealedTree};
 pub use self::write::write_run;
 
 use super::{RecordError, Result, RunRecord};
@@ -293,6 +293,22 @@ mod tests {
             assert_eq!(read.metrics.leaf("pile_test.baseline_pythia"), None);
             assert_eq!(read.metrics.leaf("lambada"), Some(json!(null)));
             assert_eq!(read.metrics.leaf("flags[0]"), Some(json!(true)));
+            assert_eq!(read.metrics.leaf("trigger"), Some(json!("naïve 文")));
+            let layers = many.layers(&path, &sealed).unwrap();
+            assert_eq!(
+                (layers.metrics.tree().unwrap(), layers.environment.tree().unwrap()),
+                (run.metrics.clone(), run.environment.clone())
+            );
+            for (at, touched) in [
+                ("host", true),
+                ("host.x", true),
+                ("hos", false),
+                ("hosts", false),
+                ("", true),
+                ("training_time_seconds[0]", true),
+            ] {
+                assert_eq!(layers.environment.touches(at), touched, "{at}");
+            }
             let tree = many.tree(&path, &sealed).unwrap();
             assert_eq!(tree.run, RunRecord { series: BTreeMap::new(), items: BTreeMap::new(), ..run.clone() });
             assert_eq!(tree.content, run.content_digest());

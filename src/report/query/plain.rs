@@ -21,8 +21,9 @@ pub trait Tree: fmt::Debug + Send + Sync {
     /// There is none, in words.
     fn tree(&self) -> Result<Cow<'_, Value>, String>;
 
-    /// The value at a path in the flat form of [`crate::record::tree`], if it can be told without the tree.
-    fn leaf(&self, path: &str) -> Option<Value>;
+    /// The value at a path in the flat form of [`crate::record::tree`], if it can be told without the tree. `near` is where it
+    /// was found in a tree before.
+    fn leaf(&self, path: &str, near: &mut usize) -> Option<Value>;
 }
 
 impl Tree for Value {
@@ -30,7 +31,7 @@ impl Tree for Value {
         Ok(Cow::Borrowed(self))
     }
 
-    fn leaf(&self, _: &str) -> Option<Value> {
+    fn leaf(&self, _: &str, _: &mut usize) -> Option<Value> {
         None
     }
 }
@@ -40,8 +41,8 @@ impl Tree for Metrics {
         Self::tree(self).map(Cow::Owned)
     }
 
-    fn leaf(&self, path: &str) -> Option<Value> {
-        Self::leaf(self, path)
+    fn leaf(&self, path: &str, near: &mut usize) -> Option<Value> {
+        self.leaf_near(path, near)
     }
 }
 
@@ -50,8 +51,8 @@ impl<T: Tree + ?Sized> Tree for std::sync::Arc<T> {
         (**self).tree()
     }
 
-    fn leaf(&self, path: &str) -> Option<Value> {
-        (**self).leaf(path)
+    fn leaf(&self, path: &str, near: &mut usize) -> Option<Value> {
+        (**self).leaf(path, near)
     }
 }
 
@@ -68,9 +69,20 @@ enum Step {
 
 /// A filter that is a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Path(Vec<Step>);
+pub(super) struct Path {
+    steps: Vec<Step>,
+    /// In the flat form, if no step depends on `$row`.
+    flat: Option<String>,
+    /// Where it was found last.
+    near: usize,
+}
 
 impl Path {
+    /// Whether some step depends on `$row`.
+    pub(super) fn asks_row(&self) -> bool {
+        self.flat.is_none()
+    }
+
     /// The path that a filter is, if it is one.
     pub(super) fn parse(code: &str) -> Option<Self> {
         let mut rest = code.trim_matches([' ', '\t', '\n']).strip_prefix('.')?;
@@ -94,24 +106,37 @@ impl Path {
             }
             named = false;
         }
-        Some(Self(steps))
+        let mut path = Self { steps, flat: None, near: 0 };
+        path.flat = path.places(&Value::Null).map(|places| flat(&places));
+        Some(path)
     }
 
-    /// The answer on `input`, if it is plain that jaq gives it.
-    pub(super) fn answer(&self, input: &dyn Tree, row: &Value) -> Option<Value> {
-        let mut steps = Vec::with_capacity(self.0.len());
-        for step in &self.0 {
-            steps.push(match step {
+    /// The steps on a row; `None` if the row lacks a text that they ask for.
+    fn places<'a>(&'a self, row: &'a Value) -> Option<Vec<Place<'a>>> {
+        let place = |step: &'a Step| {
+            Some(match step {
                 Step::Key(key) => Place::Key(key),
                 Step::Index(i) => Place::Index(*i),
                 Step::Row(name) => Place::Key(row.as_object()?.get(name)?.as_str()?),
-            });
-        }
-        if let Some(leaf) = input.leaf(&flat(&steps)) {
+            })
+        };
+        self.steps.iter().map(place).collect()
+    }
+
+    /// The answer on `input`, if it is plain that jaq gives it.
+    pub(super) fn answer(&mut self, input: &dyn Tree, row: &Value) -> Option<Value> {
+        let mut near = self.near;
+        let leaf = match &self.flat {
+            Some(path) => input.leaf(path, &mut near),
+            None => input.leaf(&flat(&self.places(row)?), &mut near),
+        };
+        self.near = near;
+        if let Some(leaf) = leaf {
             return printed(Cow::Owned(leaf));
         }
+        let places = self.places(row)?;
         let tree = input.tree().ok()?;
-        printed(Cow::Borrowed(follow(&tree, &steps)?))
+        printed(Cow::Borrowed(follow(&tree, &places)?))
     }
 }
 
@@ -195,7 +220,7 @@ mod tests {
 
     #[track_caller]
     fn same(code: &str, input: &Value, row: &Value) -> Option<Value> {
-        let path = Path::parse(code).unwrap_or_else(|| panic!("{code} is not plain"));
+        let mut path = Path::parse(code).unwrap_or_else(|| panic!("{code} is not plain"));
         let expected = of_jaq(code, input, row);
         let metrics = Metrics::of(input).unwrap();
         // An error is left to jaq; an answer is its answer, from the tree and from the rows of the file.
@@ -254,6 +279,27 @@ mod tests {
         // Not what a plain path is: left to jaq.
         for (code, row) in [(".a[$row.n]", &row), (".a[$row.absent]", &row), (".a[$row.model]", &json!(null))] {
             assert_eq!(Path::parse(code).unwrap().answer(&input, row), None, "{code}");
+        }
+    }
+
+    /// A plain path is not given to jaq to be checked: whatever is taken for one must be one.
+    #[test]
+    fn a_plain_path_compiles() {
+        for word in
+            "and or not def if then elif else end as reduce foreach try catch label import include module limit first \
+                     null true false nan infinite empty error env input inputs debug halt break __loc__ _ A z9 ltrimstr"
+                .split_whitespace()
+        {
+            for code in
+                [format!(".{word}"), format!(".a.{word}"), format!(".[\"{word}\"].{word}[$row.{word}][0].{word}")]
+            {
+                assert!(Path::parse(&code).is_some(), "{code}");
+                Filter::compile(&code, &["$row"], Scope::Closed).unwrap_or_else(|e| panic!("{code}: {e}"));
+            }
+        }
+        for code in [".[\"\"]", ".[\"a#b|c(\u{e9}\"]", ".[\"$x\"]", ".[0][\"[\"]", ".[\"// ,\"].a"] {
+            assert!(Path::parse(code).is_some(), "{code}");
+            Filter::compile(code, &["$row"], Scope::Closed).unwrap_or_else(|e| panic!("{code}: {e}"));
         }
     }
 

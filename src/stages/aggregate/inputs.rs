@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::record::decision::GATE_KIND;
 use crate::record::run_h5::{ManyRuns, Metrics, NotRead, RUN_FILE};
-use crate::record::seal::SealedFile;
+use crate::record::seal::{SealedFile, Vouched};
 use crate::record::{CellKey, Digest, Fingerprint, Name, Need, Outcome, RecordError, RunRecord, Seal};
 use crate::report::table::{Expected, Run};
 
@@ -78,7 +78,7 @@ pub fn collect_sealed<'s>(
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let readers = needs.len().div_ceil(RUNS_OF_A_READER).clamp(1, MOST_READERS.min(cores));
     let read_all = |needs: &[&Need]| -> Vec<Input> {
-        let mut runs = ManyRuns::default();
+        let mut runs = ManyRuns::below(base);
         let input = |need: &&Need| Input {
             key: need.key.clone(),
             kind: need.kind.clone(),
@@ -99,40 +99,35 @@ pub fn collect_sealed<'s>(
 }
 
 fn read(dir: &Path, need: &Need, known: Option<&Seal>, runs: &mut ManyRuns) -> Result<Found, String> {
-    let own;
-    let seal = match known {
-        Some(seal) => seal,
-        None => match Seal::read(dir) {
-            Ok(Some(seal)) => {
-                own = seal;
-                &own
-            }
-            Ok(None) => return Err("not sealed".to_owned()),
-            // The path in the message would tell where this was made.
-            Err(_) => return Err("its seal is damaged or was edited".to_owned()),
+    let vouched = match known {
+        Some(seal) => Vouched::of(seal, RUN_FILE),
+        // The path in the message would tell where this was made.
+        None => match runs.vouched(dir).map_err(|_| "its seal is damaged or was edited")? {
+            Some(vouched) => vouched,
+            None => return Err("not sealed".to_owned()),
         },
     };
-    if seal.fingerprint != need.fingerprint {
+    if vouched.fingerprint != need.fingerprint {
         return Err("stale: sealed under other parameters".to_owned());
     }
-    if seal.outcome == Outcome::Stopped {
+    if vouched.outcome == Outcome::Stopped {
         return Err("stopped by a gate or kill criterion".to_owned());
     }
     let path = dir.join(RUN_FILE);
-    let Some(file) = seal.output(RUN_FILE) else { return Err(format!("its {RUN_FILE} is not what was sealed")) };
-    let run = runs.metrics(&path, file).map_err(why)?;
+    let Some(file) = vouched.file else { return Err(format!("its {RUN_FILE} is not what was sealed")) };
+    let run = runs.metrics(&path, &file).map_err(why)?;
     let mut found = Found {
         metrics: Arc::new(run.metrics),
         param_digest: run.param_digest,
-        fingerprint: seal.fingerprint.clone(),
-        content: seal.fingerprint.clone(),
+        content: vouched.fingerprint.clone(),
+        fingerprint: vouched.fingerprint,
         path,
-        file: file.clone(),
+        file,
         tree: OnceLock::new(),
         record: OnceLock::new(),
     };
-    found.content = match &seal.content {
-        Some(content) => content.clone(),
+    found.content = match vouched.content {
+        Some(content) => content,
         None => found.record()?.content_digest(),
     };
     Ok(found)

@@ -91,6 +91,9 @@ fn needed<'a>(needs: &[usize], cells: impl Fn(usize) -> &'a CellDef) -> BTreeMap
     needs.map(|cell| (cell.key.local_name(), cell.fingerprint.clone())).collect()
 }
 
+/// Most cells of a study. Beyond, a list of them is no plan that anybody reads, and a slip of the finger is more likely.
+pub const MOST_CELLS: usize = 1_000_000;
+
 /// The cells of a study under some seeds.
 #[derive(Debug, Clone)]
 pub struct Expansion {
@@ -112,6 +115,14 @@ pub enum PlanError {
         /// The path.
         path: PathBuf,
     },
+    /// More cells than can be planned.
+    #[error(
+        "the study has {cells} cells, stages x arms x seeds, and at most {MOST_CELLS} can be planned: give it fewer arms or seeds, or make it several studies"
+    )]
+    TooMany {
+        /// How many there would be.
+        cells: usize,
+    },
     /// Needs that go in a circle or to nowhere; the study's own check has missed it.
     #[error("the needs of stage `{0}` cannot be ordered: run `seedbed plan` on the study to see why")]
     Order(String),
@@ -127,6 +138,14 @@ pub fn expand(study: &Study, seeds: &[u32], digests: &BTreeMap<PathBuf, Digest>)
     seeds.dedup();
     if seeds.is_empty() && study.stages.iter().any(|s| s.axes.seed) {
         return Err(PlanError::NoSeeds);
+    }
+    let of_stage = |stage: &Stage| {
+        let arms = if stage.axes.arm { stage.arms.len() } else { 1 };
+        arms.saturating_mul(if stage.axes.seed { seeds.len() } else { 1 })
+    };
+    let count = study.stages.iter().fold(0usize, |sum, stage| sum.saturating_add(of_stage(stage)));
+    if count > MOST_CELLS {
+        return Err(PlanError::TooMany { cells: count });
     }
     let mut cells: Vec<Arc<CellDef>> = Vec::new();
     let mut blocks: Vec<Block> = Vec::new();

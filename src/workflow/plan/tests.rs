@@ -53,6 +53,19 @@ fn stage(number: u32, stage: &str, needs: &[&str], axes: &str) -> Stage {
     }
 }
 
+#[test]
+fn more_than_a_million_cells_are_refused_before_one_is_made() {
+    let study = study_of(vec![stage(0, "train", &[], "as"), stage(1, "gather", &["train"], "")]);
+    let seeds: Vec<u32> = (0..500_000).collect();
+    let error = expand(&study, &seeds, &BTreeMap::new()).unwrap_err();
+    assert_eq!(error, PlanError::TooMany { cells: 1_000_001 });
+    assert!(error.to_string().contains("at most 1000000 can be planned"), "{error}");
+    let mut wide = stage(0, "train", &[], "as");
+    wide.arms = vec![wide.arms[0].clone(); 3_000_000];
+    let error = expand(&study_of(vec![wide]), &[1], &BTreeMap::new()).unwrap_err();
+    assert_eq!(error, PlanError::TooMany { cells: 3_000_000 });
+}
+
 /// The monotone study's shape.
 fn eight_stages() -> Study {
     let stages = vec![
