@@ -58,7 +58,7 @@ fn bad_use_of_a_bench_is_named_and_ends_with_64() {
 
 #[test]
 fn bad_use_of_the_benches_of_the_workflow_is_named_and_ends_with_64() {
-    for script in ["plan-scale", "submit"] {
+    for script in ["plan-scale", "submit", "aggregate", "query"] {
         for (words, named) in [(&["--rouns", "3"][..], "--rouns"), (&["--rounds", "0"], "0"), (&["explain"], "explain")]
         {
             let output = bench(script, words);
@@ -346,6 +346,116 @@ fn the_peer_of_the_training_benches_is_a_gpt_neox() {
             .output()
             .unwrap();
         succeed(output);
+    }
+}
+
+// --- results -----------------------------------------------------------------------------------------------
+
+/// In place of a Python with h5py: it knows the numbers from the exports beside the runs, and resamples as slowly as that
+/// is written. `OFF` is added to every number.
+const OTHER_SIDE: &str = r##"#!/usr/bin/env python3
+import json, random, sys
+_, script, what, told = sys.argv
+told = json.load(open(told))
+OFF = 0.0
+def value(arm, seed, column):
+    found = json.load(open(f"{told['base']}/{told['stage']}/{arm}/seed-{seed}/metrics.json"))
+    for key in column.split("."):
+        found = found[key]
+    return found + OFF
+def interval(values):
+    means = sorted(sum(random.choices(values, k=len(values))) / len(values) for _ in range(2000))
+    return [means[49], means[1949]]
+rows = []
+for arm in told["arms"]:
+    samples = [[value(arm, seed, column) for seed in told["seeds"]] for column in told["columns"]]
+    if what == "query":
+        print(*samples[0], sep="
+")
+    rows.append({"arm": arm, "means": [sum(s) / len(s) for s in samples]})
+    if what == "aggregate":
+        rows[-1]["intervals"] = [interval(s) for s in samples]
+if what != "query":
+    print(json.dumps(rows))
+"##;
+
+/// The directory of built programs with the one that makes results, if that was built, too.
+fn programs_with_examples() -> Option<PathBuf> {
+    let programs = Path::new(env!("CARGO_BIN_EXE_seedbed")).parent().unwrap().to_path_buf();
+    let there = programs.join("examples/results-tree").exists();
+    if !there {
+        eprintln!(
+            "skipped: examples/results-tree is not built, which `cargo test` does and `cargo test --test` does not"
+        );
+    }
+    there.then_some(programs)
+}
+
+fn results_bench(name: &str, words: &[&str], off: &str, dir: &Path, programs: &Path) -> Output {
+    let other = dir.join("python");
+    fs::write(&other, OTHER_SIDE.replace("OFF = 0.0", &format!("OFF = {off}"))).unwrap();
+    fs::set_permissions(&other, fs::Permissions::from_mode(0o755)).unwrap();
+    let place = tempfile::tempdir().unwrap();
+    let output = Command::new("python3")
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("SEEDBED_BENCH_DIR", place.path())
+        .arg(repository().join("scripts/bench").join(name))
+        .args(["--rehearse", "--rounds", "1", "--python"])
+        .arg(&other)
+        .arg("--programs")
+        .arg(programs)
+        .args(words)
+        .output()
+        .unwrap();
+    assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0, "data was left behind");
+    output
+}
+
+#[test]
+fn a_rehearsal_of_tables_and_queries_compares_numbers_and_writes_its_rows() {
+    let Some(programs) = programs_with_examples() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    for (name, measured, lines) in [
+        ("aggregate", &["aggregate-fast", "aggregate-read-one", "aggregate-scale"][..], &["scale aggregate "][..]),
+        ("query", &["query", "query-jq"], &["ratio query-jq ", "h5dump "]),
+    ] {
+        let page = dir.path().join("page.md");
+        fs::write(&page, format!("<!-- bench {name} -->\n<!-- end {name} -->\n")).unwrap();
+        let doc = ["--doc", page.to_str().unwrap()];
+        let said = succeed(results_bench(name, &[measured, &doc].concat(), "0.0", dir.path(), &programs));
+        assert!(lines.iter().all(|line| said.lines().any(|l| l.starts_with(line))), "{said}");
+        let table = fs::read_to_string(&page).unwrap();
+        assert!(measured.iter().all(|m| table.contains(&format!("| {m} |"))), "{table}");
+    }
+    for (name, measured) in [("aggregate", "aggregate-read"), ("query", "query")] {
+        let output = results_bench(name, &[measured], "1e-6", dir.path(), &programs);
+        assert_eq!(output.status.code(), Some(69), "{}", text(&output));
+        assert!(text(&output).contains("do not do the same work"), "{}", text(&output));
+    }
+}
+
+/// The peers in Python do that work.
+#[test]
+fn the_peers_of_the_results_benches_find_the_same_numbers() {
+    let Some(python) = std::env::var_os("SEEDBED_PEERS") else {
+        eprintln!("skipped: it needs the peers, scripts/test --peers");
+        return;
+    };
+    let Some(programs) = programs_with_examples() else { return };
+    for name in ["aggregate", "query"] {
+        let place = tempfile::tempdir().unwrap();
+        let output = Command::new("python3")
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("SEEDBED_BENCH_DIR", place.path())
+            .arg(repository().join("scripts/bench").join(name))
+            .args(["--rehearse", "--rounds", "1", "--python"])
+            .arg(&python)
+            .arg("--programs")
+            .arg(&programs)
+            .output()
+            .unwrap();
+        let said = succeed(output);
+        assert!(said.lines().filter(|l| l.starts_with("ratio ")).count() >= 3, "{said}");
     }
 }
 
