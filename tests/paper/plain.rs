@@ -2,6 +2,10 @@
 
 use serde_json::Value;
 
+use seedbed::report::paper::spec::Spec;
+
+use crate::support::repository;
+
 use super::{Desk, NUMBERS, fixture, pdflatex};
 
 /// The second seed finds more.
@@ -14,6 +18,13 @@ fn line_of(text: &str, words: &str) -> usize {
 #[test]
 fn a_plain_paper_is_filled_once_and_the_same_again() {
     let desk = Desk::with_plain_paper();
+    let said = desk.says("check", &["--section", "4.3"], 1);
+    for what in [
+        "paper.tex:22: the placeholder `[pending]` is left",
+        "paper.tex:17: `The gap is 460.7\\,\\%, or 5.6x, and attack success falls by 38.4\\,\\% at 2 seeds.` goes here",
+    ] {
+        assert!(said.contains(what), "{what} is not in\n{said}");
+    }
     let said = desk.says("fill", &[], 0);
     assert_eq!(desk.read("paper/paper.tex"), fixture("monotone.filled.tex"), "{said}");
     assert_eq!(desk.read("paper/rows.tex"), fixture("rows.tex"));
@@ -43,7 +54,7 @@ fn a_plain_paper_is_filled_once_and_the_same_again() {
     let number = &place.unwrap()["numbers"][0];
     assert_eq!(number["key"], "foundation/monotonic/delta/full");
     assert_eq!((number["occurrence"].as_u64(), &number["printed"]), (Some(1), &Value::from("$30.96 \\pm 0.23$")));
-    assert_eq!(record["runs"].as_object().unwrap().len(), 2, "{record}");
+    assert_eq!(record["keys"]["gap"]["runs"].as_object().unwrap().len(), 2, "{record}");
 }
 
 #[test]
@@ -139,6 +150,36 @@ fn a_row_of_a_file_that_the_table_inputs_is_filled_there() {
     let said = desk.says("check", &[], 1);
     assert!(said.contains("rows.tex:1: `foundation/baseline/perplexity` was edited by hand: 6.73"), "{said}");
     assert!(said.contains("two places disagree about `foundation/baseline/perplexity`"), "{said}");
+}
+
+#[test]
+fn rows_of_a_study_s_table_are_printed_whole() {
+    let desk = Desk::new();
+    let paper = "\\documentclass{article}\n\\usepackage{graphicx,xcolor}\n\\begin{document}\n\\begin{table}\n\\caption{x}\\label{tab:x}\n\
+                 \\resizebox{\\textwidth}{!}{%\n\\begin{tabular}{lrrr}\nModel & P & D & A \\\\ \\hline\n\
+                 {\\color{red}Pythia-1.4B (Baseline)} & ? & {\\color{red} ?} && \\\\ % last\n\\end{tabular}}\n\\end{table}\n\\end{document}\n";
+    desk.write("paper/paper.tex", &paper.replace("&&", "&"));
+    desk.write(
+        "paper/paper.fill.toml",
+        "schema = 1\nstudies = [\"../configs/small.toml\"]\n[[fill]]\nlabel = \"tab:x\"\nnote = \"Over [[foundation/baseline/attack/n]] seeds.\"\nrows = [\n\
+         {first = \"Pythia-1.4B (Baseline)\", from = \"foundation/baseline\"},\n\
+         {first = \"Pythia-1.4B (Monotonic)\", from = \"small/foundation/monotonic\", after = \"Pythia-1.4B (Baseline)\"},\n]\n",
+    );
+    desk.says("fill", &[], 0);
+    let filled = "{lrrr}\nModel & P & D & A \\\\ \\hline\nPythia-1.4B (Baseline) & $6.72 \\pm 0.03$ & -- & 69.0 \\\\ % last\n\
+                  Pythia-1.4B (Monotonic) & $37.68 \\pm 0.25$ & $30.96 \\pm 0.23$ & 42.5 \\\\\n\\end{tabular}}\n\
+                  \\par\\smallskip{\\footnotesize Over 2 seeds.\\par}\n\\end{table}";
+    let text = desk.read("paper/paper.tex");
+    assert!(text.contains(filled), "{text}");
+    let before = desk.files();
+    desk.says("fill", &[], 0);
+    assert_eq!(desk.files(), before);
+    desk.says("check", &[], 0);
+    pdflatex(&desk.path("paper"), "paper.tex");
+    // A row of other columns than the table's.
+    desk.write("paper/paper.tex", &paper.replace("{lrrr}", "{lrrrr}").replace("& A", "& A & B").replace("&&", "& &"));
+    let said = desk.says("fill", &[], 64);
+    assert!(said.contains("table `tab:x` has 5 columns, row `Pythia-1.4B (Baseline)` has 4"), "{said}");
 }
 
 #[test]
@@ -239,6 +280,20 @@ fn what_can_be_meant_in_two_ways_is_refused() {
         ("paper.fill.toml", "[[gap]]\\\\,\\\\%", "[[gap", "is no key: use names of letters"),
         ("paper.fill.toml", "keep   = true", "kept   = true", "unknown field `kept`"),
         ("paper.tex", "Looking closer,", "% seedbed begin foundation\n", "region `foundation` does not end"),
+        ("paper.tex", "Looking closer,", "% seedbed end foundation\n", "region `foundation` ends but does not begin"),
+        ("paper.tex", "Looking closer,", "x % seedbed begin foundation\n", "a marker stands alone on its line"),
+        (
+            "paper.tex",
+            "Looking closer,",
+            "% seedbed begin a\n% seedbed begin b\n% seedbed end b\n% seedbed end a\n",
+            "region `b` begins inside `a`",
+        ),
+        (
+            "paper.tex",
+            "Looking closer,",
+            "% seedbed begin a\n% seedbed end a\n% seedbed begin a\n% seedbed end a\n",
+            "region `a` begins a second time, first at paper.tex:21",
+        ),
         ("paper.tex", "Looking closer,", "\\input{paper}", "`paper.tex` inputs itself"),
     ] {
         refused(file, from, to, words);
@@ -265,10 +320,38 @@ fn a_result_that_is_not_there_leaves_its_places_alone() {
     std::fs::write(&metrics, text.replace("37.50", "37.40")).unwrap();
     let said = desk.says("check", &[], 1);
     assert!(said.contains("evaluate/seed-42 ("), "{said}");
+    let record = desk.read("paper/paper.tex.seedbed.json");
+    desk.write("paper/paper.tex.seedbed.json", &record[..record.len() / 2]);
+    let said = desk.says("fill", &[], 65);
+    assert!(said.contains("paper.tex.seedbed.json` is damaged") && said.contains("delete it and fill again"), "{said}");
+    // Without the record the paper still says what it should, and is recorded anew.
+    std::fs::remove_file(desk.path("paper/paper.tex.seedbed.json")).unwrap();
+    std::fs::write(&metrics, &text).unwrap();
+    desk.says("fill", &[], 0);
+    assert_eq!((desk.read("paper/paper.tex"), desk.read("paper/paper.tex.seedbed.json")), (filled.clone(), record));
     // An unknown key is named with what there is.
-    std::fs::write(&metrics, text).unwrap();
     desk.edit("paper/paper.fill.toml", "[[gap]]\\\\,", "[[gapp]]\\\\,");
     let said = desk.says("fill", &[], 1);
     assert!(said.contains("`gapp` has no value: `gapp` is no key"), "{said}");
     assert_eq!(desk.read("paper/paper.tex"), filled);
+}
+
+#[test]
+fn the_fill_files_of_the_documents_are_fill_files() {
+    let mut count = 0;
+    for page in ["docs/paper.md", "docs/monotone.md"] {
+        let text = std::fs::read_to_string(repository().join(page)).unwrap();
+        for block in text.split("```toml\n").skip(1) {
+            let lines = block.lines().take_while(|l| !l.trim_start().starts_with("```"));
+            let block: String = lines.map(|l| format!("{}\n", l.trim_start())).collect();
+            // A part of one, or of a study.
+            let part = block.contains("[[fill]]") && !block.contains("schema");
+            let block = if part { format!("schema = 1\n{block}") } else { block };
+            if block.contains("studies") || part {
+                count += 1;
+                Spec::parse(&block).unwrap_or_else(|problems| panic!("{page}:\n{block}\n{problems:#?}"));
+            }
+        }
+    }
+    assert_eq!(count, 3);
 }

@@ -154,6 +154,11 @@ impl Desk {
         let record: PaperRecord = match files::read_versioned_json(&record_path(&path), PAPER_VERSION) {
             Ok(record) => record,
             Err(e) if e.is_not_found() => PaperRecord::empty(),
+            Err(RecordError::Damaged { path, reason }) => {
+                let what = "restore it from a copy, or delete it and fill again: cells are then filled anew, and sentences \
+                            that are not what they would be today are named";
+                return Err(RecordError::damaged(path, format!("{reason}: {what}")).into());
+            }
             Err(e) => return Err(e.into()),
         };
         let document = match Document::new(&name, &text, &mut |input| read_input(&dir, input)) {

@@ -38,7 +38,7 @@ pub struct Checked {
 
 /// Compares a paper with the results. `current` reads generated files as they are.
 pub fn check(paper: Paper<'_>, options: &Options, current: &dyn Fn(&str) -> Option<String>) -> Checked {
-    let plan = plan(paper, Force::No);
+    let mut plan = plan(paper, Force::No);
     let mut checked = Checked { problems: plan.problems.clone(), ..Checked::default() };
     if !checked.problems.is_empty() {
         return checked;
@@ -48,7 +48,7 @@ pub fn check(paper: Paper<'_>, options: &Options, current: &dyn Fn(&str) -> Opti
     }
     checked.numbers = plan.places.iter().map(|p| p.numbers.len()).sum();
     untold(paper, &plan, &mut checked);
-    generated_files(paper, &plan, current, &mut checked);
+    generated_files(paper, &mut plan, current, &mut checked);
     disagreements(&plan, &mut checked);
     placeholders(paper, &mut checked);
     sections(paper, &plan, options, &mut checked);
@@ -71,8 +71,8 @@ fn untold(paper: Paper<'_>, plan: &Plan, checked: &mut Checked) {
     }
 }
 
-fn generated_files(paper: Paper<'_>, plan: &Plan, current: &dyn Fn(&str) -> Option<String>, checked: &mut Checked) {
-    for file in &plan.generated {
+fn generated_files(paper: Paper<'_>, plan: &mut Plan, current: &dyn Fn(&str) -> Option<String>, checked: &mut Checked) {
+    for file in plan.generated.clone() {
         // Why it cannot be made was said.
         let Some(now) = &file.text else { continue };
         let Some(text) = current(&file.file) else {
@@ -101,12 +101,15 @@ fn generated_files(paper: Paper<'_>, plan: &Plan, current: &dyn Fn(&str) -> Opti
     }
 }
 
-fn keyed_values(paper: Paper<'_>, plan: &Plan, text: &str, checked: &mut Checked) {
+fn keyed_values(paper: Paper<'_>, plan: &mut Plan, text: &str, checked: &mut Checked) {
     let stored = values::read_macros(text);
     for used in paper.document.uses(MACRO) {
         let Some(now) = plan.keys.get(&used.key) else { continue };
         checked.numbers += 1;
         let place = paper.document.place(used.token);
+        if let Some((printed, _)) = stored.get(&used.key) {
+            plan.prints.entry(used.key.clone()).or_default().push((place.clone(), printed.clone()));
+        }
         match stored.get(&used.key) {
             Some((printed, _)) if *printed == now.printed => {}
             Some((printed, _)) => {

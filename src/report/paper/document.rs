@@ -80,9 +80,9 @@ pub struct Section {
 /// Red text: a placeholder that somebody is to replace.
 #[derive(Debug, Clone)]
 pub struct Red {
-    /// Everything from its command on; for `\color{red}` the command alone.
+    /// Everything from its command on, or its group; for a bare `\color{red}` the command alone.
     pub outer: Range<usize>,
-    /// What is red, for `\textcolor{red}{...}`.
+    /// What is red, for `\textcolor{red}{...}` and `{\color{red} ...}`.
     pub inner: Option<Range<usize>>,
 }
 
@@ -403,9 +403,15 @@ impl Document {
                 continue;
             }
             let inner = if command == "textcolor" { self.group(behind) } else { None };
-            let red = match inner {
-                Some((inner, end)) => Red { outer: i..end, inner: Some(inner) },
-                None => Red { outer: i..behind, inner: None },
+            // `{\color{red} ...}`: the group.
+            let open = (0..i).rev().find(|n| !matches!(self.kind(*n), Some(Kind::Space | Kind::Comment)));
+            let group = open.and_then(|open| Some((open, self.close_of(open)?))).filter(|_| command == "color");
+            let red = match (inner, group) {
+                (Some((inner, end)), _) => Red { outer: i..end, inner: Some(inner) },
+                (None, Some((open, close))) if behind <= close => {
+                    Red { outer: open..close + 1, inner: Some(behind..close) }
+                }
+                (None, _) => Red { outer: i..behind, inner: None },
             };
             // The definition of a command is no text.
             if !self.source(red.outer.clone()).contains('#') {

@@ -107,12 +107,9 @@ pub fn plan(paper: Paper<'_>, force: Force) -> Plan {
 impl Plan {
     /// The record of a paper that this was done to.
     pub fn record(&self, paper: Paper<'_>, studies: Vec<super::spec::StudyRef>) -> PaperRecord {
-        let mut runs = BTreeMap::new();
         let mut keys = BTreeMap::new();
         for (key, value) in &self.keys {
-            runs.extend(value.runs.iter().map(|(run, content)| (run.clone(), content.clone())));
-            let record = KeyRecord { printed: value.printed.clone(), runs: value.runs.keys().cloned().collect() };
-            keys.insert(key.clone(), record);
+            keys.insert(key.clone(), KeyRecord { printed: value.printed.clone(), runs: value.runs.clone() });
         }
         // What has no value now keeps what is known of it: the number still stands in the paper.
         let unmade: Vec<String> = self
@@ -127,26 +124,13 @@ impl Plan {
                 || self.places.iter().flat_map(|p| &p.numbers).any(|n| n.key == *key)
         };
         for (key, old) in &paper.record.keys {
-            if keys.contains_key(key) || !stands(key) {
-                continue;
+            if !keys.contains_key(key) && stands(key) {
+                keys.insert(key.clone(), old.clone());
             }
-            for run in &old.runs {
-                if let Some(content) = paper.record.runs.get(run) {
-                    runs.entry(run.clone()).or_insert_with(|| content.clone());
-                }
-            }
-            keys.insert(key.clone(), old.clone());
         }
         let mut places = self.places.clone();
         places.sort_by(|a, b| a.place.cmp(&b.place));
-        PaperRecord {
-            version: PAPER_VERSION,
-            studies,
-            files: generated::written(self, paper.record),
-            places,
-            keys,
-            runs,
-        }
+        PaperRecord { version: PAPER_VERSION, studies, files: generated::written(self, paper.record), places, keys }
     }
 }
 
@@ -285,6 +269,10 @@ impl<'a> Planner<'a> {
         match table.row(document, &row.first, row.second.as_deref()) {
             Err(problem) => self.plan.problems.push(problem),
             Ok(Some(found)) => {
+                let columns = found.columns();
+                if row.from.is_some() && templates.len() + 1 != columns {
+                    return self.other_columns(fill, row, found, columns, templates.len() + 1);
+                }
                 self.unwrap_red(found.cells[0].content.clone());
                 for (n, template) in templates.iter().enumerate().filter(|(_, t)| !is_empty(t)) {
                     self.cell(found, fill, row, n + 2, template);
@@ -361,6 +349,14 @@ impl<'a> Planner<'a> {
         }
     }
 
+    fn other_columns(&mut self, fill: &TableFill, row: &RowFill, at: &Row, columns: usize, given: usize) {
+        let text = format!(
+            "table `{}` has {columns} columns, row `{}` has {given}: give a text for each by `cells`",
+            fill.label, row.first
+        );
+        self.plan.problems.push(self.paper.document.finding(at.cells[0].whole.start, text));
+    }
+
     fn insert(&mut self, table: &Table, fill: &TableFill, row: &RowFill, after: &str, templates: &[Template]) {
         let document = self.document();
         let above = match table.row(document, after, None) {
@@ -378,16 +374,9 @@ impl<'a> Planner<'a> {
             Err(problem) => return self.plan.problems.push(problem),
         };
         let start = above.cells[0].whole.start;
-        let columns =
-            table.rows.iter().filter_map(|r| r.cells.last()).map(|c| c.column + c.span - 1).max().unwrap_or(0);
+        let columns = table.rows.iter().map(Row::columns).max().unwrap_or(0);
         if templates.len() + 1 != columns {
-            let text = format!(
-                "table `{}` has {columns} columns, row `{}` has {}: give a text for each",
-                fill.label,
-                row.first,
-                templates.len() + 1
-            );
-            return self.plan.problems.push(document.finding(start, text));
+            return self.other_columns(fill, row, above, columns, templates.len() + 1);
         }
         let last = above.cells.last().map_or(start, |c| c.content.end.max(c.whole.start));
         let at = above.ending.clone().map_or(last, |e| e.end);
@@ -427,7 +416,7 @@ impl<'a> Planner<'a> {
         let indent: String = source[line_start..].chars().take_while(|c| *c == ' ' || *c == '\t').collect();
         let end = if above.ending.is_none() { " \\\\" } else { "" };
         let text = format!("{end}\n{indent}{} \\\\", cells.join(" & "));
-        self.plan.changes.push(Finding::at(where_, format!("row `{}` is inserted", row.first)));
+        self.plan.changes.push(Finding::at(where_, format!("row `{}` goes behind this one", row.first)));
         self.plan.edits.push(Edit { span: Span { file, range: byte..byte }, text });
     }
 
@@ -520,7 +509,7 @@ impl<'a> Planner<'a> {
     fn write_all(&mut self, piece: Piece, template: &Template, now: &[String]) {
         let text = template.fill(now);
         let at = self.document().line_of(&piece.span);
-        self.plan.changes.push(Finding::at(at, format!("`{text}` is filled in")));
+        self.plan.changes.push(Finding::at(at, format!("`{text}` goes here")));
         let text = match piece.span.range.is_empty() {
             true => format!("{}{text}{}", piece.around.0, piece.around.1),
             false => text,

@@ -181,7 +181,7 @@ fn region(planner: &mut Planner<'_>, region: &super::document::Region, text: &st
     let (file, line) = place.clone();
     let changes = differences(planner.paper, &planner.plan.keys, &region.table, inside, text);
     if region.digest.is_none() || changes.is_empty() {
-        planner.plan.changes.push(Finding::at(place, format!("region `{}` is written", region.table)));
+        planner.plan.changes.push(Finding::at(place, format!("region `{}` gets its table", region.table)));
     }
     if region.digest.is_some() {
         planner.plan.changes.extend(changes.into_iter().map(|f| Finding {

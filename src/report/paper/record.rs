@@ -25,8 +25,6 @@ pub struct PaperRecord {
     pub places: Vec<Place>,
     /// What each key printed, and from which runs.
     pub keys: BTreeMap<String, KeyRecord>,
-    /// Content digests of these runs.
-    pub runs: BTreeMap<String, Digest>,
 }
 
 /// A generated file.
@@ -108,8 +106,8 @@ pub struct Number {
 pub struct KeyRecord {
     /// What it printed.
     pub printed: String,
-    /// The runs behind it.
-    pub runs: Vec<String>,
+    /// The runs behind it, with what they found.
+    pub runs: BTreeMap<String, Digest>,
 }
 
 impl PaperRecord {
@@ -121,7 +119,6 @@ impl PaperRecord {
             files: Vec::new(),
             places: Vec::new(),
             keys: BTreeMap::new(),
-            runs: BTreeMap::new(),
         }
     }
 
@@ -136,13 +133,13 @@ impl PaperRecord {
         let mut changed: Vec<String> = recorded
             .runs
             .iter()
-            .filter_map(|run| match (self.runs.get(run), now.get(run)) {
-                (Some(then), Some(now)) if then == now => None,
-                (_, Some(_)) => Some(run.clone()),
-                (_, None) => Some(format!("{run} (not there)")),
+            .filter_map(|(run, then)| match now.get(run) {
+                Some(now) if then == now => None,
+                Some(_) => Some(run.clone()),
+                None => Some(format!("{run} (not there)")),
             })
             .collect();
-        changed.extend(now.keys().filter(|run| !recorded.runs.contains(run)).map(|run| format!("{run} (new)")));
+        changed.extend(now.keys().filter(|run| !recorded.runs.contains_key(*run)).map(|run| format!("{run} (new)")));
         changed
     }
 }

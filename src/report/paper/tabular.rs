@@ -82,6 +82,11 @@ pub struct Cell {
 }
 
 impl Row {
+    /// Columns that its cells cover.
+    pub fn columns(&self) -> usize {
+        self.cells.last().map_or(0, |c| c.column.saturating_add(c.span) - 1)
+    }
+
     /// The cell of a column.
     pub fn cell(&self, column: usize) -> Option<&Cell> {
         self.cells.iter().find(|c| c.column == column)
@@ -101,7 +106,9 @@ impl Table {
             return Err(document.finding(0, format!("no table has the label `{label}`{hint}")));
         };
         let is_float = |e: &&Environment| {
-            e.begin < *at && *at < e.end && (e.name.contains("table") || arguments(&e.name).is_some())
+            e.begin < *at
+                && *at < e.end
+                && (e.name.contains("table") || e.name.contains("figure") || arguments(&e.name).is_some())
         };
         let Some(float) = document.environments().iter().filter(is_float).next_back() else {
             return Err(document.finding(*at, format!("label `{label}` stands in no table")));
@@ -136,7 +143,7 @@ impl Table {
             Reader { document, rows: Vec::new(), header: None, head_ends: 0, covered: None, at: environment.end };
         reader.rows(at, environment.end);
         let header = if reader.head_ends > 0 { reader.head_ends } else { reader.header.unwrap_or(1) };
-        let behind = document.group(environment.end + 1).map_or(environment.end + 1, |(_, behind)| behind);
+        let behind = outside_boxes(document, environment);
         Ok(Self { header: header.min(reader.rows.len()), rows: reader.rows, behind })
     }
 
@@ -166,6 +173,23 @@ impl Table {
             }
         }
     }
+}
+
+/// Behind the tabular, and behind the boxes around it: in a `\resizebox` no paragraph can stand.
+fn outside_boxes(document: &Document, tabular: &Environment) -> usize {
+    let behind = |e: &Environment| document.group(e.end + 1).map_or(e.end + 1, |(_, behind)| behind);
+    let float = document.environments().iter().filter(|e| e.begin < tabular.begin && e.end > tabular.end);
+    let (boxes, floats): (Vec<_>, Vec<_>) = float.partition(|e| e.name.contains("box"));
+    let from = floats.last().map_or(0, |e| e.body);
+    let mut at = boxes.first().map_or(behind(tabular), |e| behind(e));
+    for open in from..tabular.begin {
+        // The first is the outermost.
+        if let Some(close) = document.close_of(open).filter(|close| *close >= at) {
+            at = close + 1;
+            break;
+        }
+    }
+    at
 }
 
 fn arguments(name: &str) -> Option<usize> {
@@ -405,6 +429,22 @@ mod tests {
             (document.line_of(&span).0.as_str(), &document.sources[span.file].text[span.range]),
             ("rows.tex", "2")
         );
+    }
+
+    #[test]
+    fn a_note_comes_behind_the_boxes_around_a_tabular() {
+        for (before, behind) in [
+            ("", ""),
+            ("\\resizebox{\\textwidth}{!}{%\n", "}"),
+            ("\\begin{adjustbox}{w}{\\small ", "}\\end{adjustbox}"),
+        ] {
+            let text = format!(
+                "\\begin{{table}}\\label{{t}}{before}\\begin{{tabular}}{{l}}a\\\\\\end{{tabular}}{behind}|\\end{{table}}"
+            );
+            let document = Document::new("p.tex", &text, &mut |_| Ok(None)).unwrap();
+            let at = Table::find(&document, "t", None).unwrap().behind;
+            assert_eq!(document.text(at), "|", "{text}");
+        }
     }
 
     #[test]

@@ -42,18 +42,13 @@ pub struct Token {
     pub end: usize,
 }
 
-/// Environments whose content is not LaTeX.
-const VERBATIM: [&str; 9] = [
-    "verbatim",
-    "verbatim*",
-    "Verbatim",
-    "lstlisting",
-    "minted",
-    "comment",
-    "filecontents",
-    "filecontents*",
-    "VerbatimOut",
-];
+/// Whether the content of an environment is not LaTeX.
+fn is_verbatim(name: &str) -> bool {
+    let plain = name.trim_end_matches('*');
+    plain.starts_with("lst")
+        || plain.to_lowercase().contains("verbatim")
+        || matches!(plain, "minted" | "comment" | "filecontents")
+}
 
 /// Commands whose argument is an address: `%` and `#` mean themselves there.
 const ADDRESSES: [&str; 4] = ["url", "href", "path", "nolinkurl"];
@@ -84,7 +79,7 @@ const CONDITIONALS: [&str; 20] = [
 
 /// The tokens of a source.
 pub fn tokens(text: &str) -> Vec<Token> {
-    let mut reader = Reader { text, bytes: text.as_bytes(), at: 0, tokens: Vec::new() };
+    let mut reader = Reader { text, bytes: text.as_bytes(), at: 0, depth: 0, tokens: Vec::new() };
     while reader.at < text.len() {
         reader.next();
     }
@@ -100,11 +95,18 @@ struct Reader<'a> {
     text: &'a str,
     bytes: &'a [u8],
     at: usize,
+    /// Braces that are open.
+    depth: usize,
     tokens: Vec<Token>,
 }
 
 impl Reader<'_> {
     fn push(&mut self, kind: Kind, end: usize) {
+        match kind {
+            Kind::Open => self.depth += 1,
+            Kind::Close => self.depth = self.depth.saturating_sub(1),
+            _ => {}
+        }
         self.tokens.push(Token { kind, start: self.at, end });
         self.at = end;
     }
@@ -156,7 +158,11 @@ impl Reader<'_> {
                 }
             }
             "begin" => return self.environment(end),
-            "end" if text[end..].trim_start_matches([' ', '\t']).starts_with("{document}") => {
+            // In braces, and not on a line of its own, it is what some command is to do later.
+            "end"
+                if (self.depth == 0 || self.begins_line())
+                    && text[end..].trim_start_matches([' ', '\t']).starts_with("{document}") =>
+            {
                 self.push(Kind::Command, end);
                 let close = end + text[end..].find('}').map_or(0, |n| n + 1);
                 self.argument(close);
@@ -178,6 +184,12 @@ impl Reader<'_> {
             _ => {}
         }
         self.push(Kind::Command, end);
+    }
+
+    /// Only spaces stand before this place on its line.
+    fn begins_line(&self) -> bool {
+        let before = &self.text[..self.at];
+        before[before.rfind('\n').map_or(0, |n| n + 1)..].trim().is_empty()
     }
 
     /// The tokens of `{name}` up to `end`.
@@ -212,7 +224,7 @@ impl Reader<'_> {
         let inner = rest.trim_start_matches([' ', '\t']);
         let name = inner.strip_prefix('{').and_then(|r| r.split_once('}')).map(|(name, _)| name);
         self.push(Kind::Command, end);
-        let Some(name) = name.filter(|n| VERBATIM.contains(n)) else { return };
+        let Some(name) = name.filter(|n| is_verbatim(n)) else { return };
         let body = end + (rest.len() - inner.len()) + name.len() + 2;
         self.argument(body);
         let close = self.text[body..].find(&format!("\\end{{{name}}}")).map_or(self.text.len(), |n| body + n);
@@ -223,11 +235,17 @@ impl Reader<'_> {
 
     /// The end of `\iffalse ... \fi`.
     fn hidden(&self, from: usize) -> Option<usize> {
-        let (mut at, mut depth) = (from, 1usize);
+        let (mut at, mut depth, mut braces) = (from, 1usize, 0usize);
         loop {
-            at += self.text[at..].find(['\\', '%'])?;
-            if self.bytes[at] == b'%' {
-                at = self.until(at, |b| b == b'\n');
+            at += self.text[at..].find(['\\', '%', '{', '}'])?;
+            match self.bytes[at] {
+                b'%' => at = self.until(at, |b| b == b'\n'),
+                b'{' => (at, braces) = (at + 1, braces + 1),
+                // It is an argument: what it hides stands elsewhere.
+                b'}' => (at, braces) = (at + 1, braces.checked_sub(1)?),
+                _ => {}
+            }
+            if self.bytes.get(at) != Some(&b'\\') {
                 continue;
             }
             let start = at + 1;
@@ -362,6 +380,14 @@ mod tests {
             ]
         );
         assert_eq!(shown("\\iffalse { \\ifx a \\fi & \\fi b"), ["Opaque \\iffalse { \\ifx a \\fi & \\fi", "Text b"]);
+        assert_eq!(shown("{\\iffalse}b\\fi").len(), 5, "an argument hides nothing here");
+        assert_eq!(shown("\\begin{lstcode}{\\end{lstcode}").iter().filter(|t| t.starts_with("Opaque")).count(), 1);
+        assert_eq!(
+            shown("{\n \\end{document}{").last().unwrap(),
+            "Opaque {",
+            "a brace that is not closed hides no end"
+        );
+        assert!(!shown("{\\end{document}} {x}").iter().any(|t| t.starts_with("Opaque")));
         let end = shown("\\end{document} } rest");
         assert_eq!(end.last().unwrap(), "Opaque  } rest");
     }
