@@ -284,3 +284,35 @@ fn problems_of_figures_have_their_places() {
         "{output}"
     );
 }
+
+#[test]
+fn a_study_without_tables_has_a_page_with_its_gates() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("configs")).unwrap();
+    fs::copy(repository().join("configs/gated.toml"), dir.path().join("configs/gated.toml")).unwrap();
+    let run = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir(dir.path());
+        for name in ["SEEDBED_ROOT", "SEEDBED_CLUSTER", "EXPERIMENT_SEED"] {
+            command.env_remove(name);
+        }
+        command.output().unwrap()
+    };
+    let run_all = run(env!("CARGO_BIN_EXE_run_all"), &["configs/gated.toml", "--local", "--yes"]);
+    let decision = fs::read_to_string(dir.path().join("results/gated/default/gap/decision.json"));
+    let decision: Value = serde_json::from_str(&decision.unwrap_or_else(|_| panic!("{}", said(&run_all)))).unwrap();
+    for (out, options) in [("own", &["--output", "own"][..]), ("public", &["--output", "public", "--public"])] {
+        let arguments = [&["aggregate", "configs/gated.toml", "--local"], options].concat();
+        let output = run(env!("CARGO_BIN_EXE_seedbed"), &arguments);
+        assert!(output.status.success(), "{}", said(&output));
+        let page = fs::read_to_string(dir.path().join(out).join("report.html")).unwrap();
+        let evidence = decision["evidence"].as_str().unwrap();
+        let content = decision["inputs"][0]["content"].as_str().unwrap();
+        for there in ["base_rate", "at most 0.3", "waiting", evidence, content, "4 of 7 cells are done."] {
+            assert!(page.contains(there), "{out}: {there}");
+        }
+        // What a person has to do is for those who run the study.
+        assert_eq!(page.contains("a person has to confirm"), out == "own");
+        assert!(!page.contains(dir.path().to_str().unwrap()));
+    }
+}

@@ -353,10 +353,25 @@ fn cells(page: &Page, own: bool) -> String {
     if page.cells.is_empty() {
         return String::new();
     }
-    let mut head = vec!["stage", "arm", "seed", "state", "content", "fingerprint"];
-    if own {
-        head.extend(["job", "host", "attempts", "time, s", "code", "sealed", "detail"]);
-    }
+    let head = if own {
+        &[
+            "stage",
+            "arm",
+            "seed",
+            "state",
+            "detail",
+            "content",
+            "fingerprint",
+            "job",
+            "host",
+            "attempts",
+            "time, s",
+            "code",
+            "sealed",
+        ][..]
+    } else {
+        &["stage", "arm", "seed", "state", "content", "fingerprint"]
+    };
     let mut out = String::from("<div class=\"scroll sortable\">\n<table>\n<thead><tr>");
     head.iter().for_each(|name| out.push_str(&format!("<th scope=\"col\">{name}</th>")));
     out.push_str("</tr></thead>\n<tbody>\n");
@@ -369,13 +384,16 @@ fn cells(page: &Page, own: bool) -> String {
         };
         let seed = cell.seed.map(|s| s.to_string()).unwrap_or_default();
         out.push_str(&format!(
-            "<tr><th scope=\"row\">{}</th><td>{}</td><td data-value=\"{seed}\">{seed}</td><td><span class=\"state {class}\">{}</span></td>{}{}",
+            "<tr><th scope=\"row\">{}</th><td>{}</td><td data-value=\"{seed}\">{seed}</td><td><span class=\"state {class}\">{}</span></td>",
             html(&cell.stage),
             html(cell.arm.as_deref().unwrap_or_default()),
             html(&cell.state),
-            digest(cell.content.as_deref().unwrap_or_default()),
-            digest(cell.fingerprint.as_deref().unwrap_or_default()),
         ));
+        if own {
+            out.push_str(&format!("<td class=\"words\">{}</td>", html(&cell.detail)));
+        }
+        out.push_str(&digest(cell.content.as_deref().unwrap_or_default()));
+        out.push_str(&digest(cell.fingerprint.as_deref().unwrap_or_default()));
         if own {
             let made = cell.origin.as_ref().unwrap_or(&none);
             let (attempts, wall) = match &cell.origin {
@@ -383,12 +401,11 @@ fn cells(page: &Page, own: bool) -> String {
                 None => (String::new(), String::new()),
             };
             out.push_str(&format!(
-                "<td>{}</td><td>{}</td><td data-value=\"{attempts}\">{attempts}</td><td data-value=\"{wall}\">{wall}</td><td>{}</td><td>{}</td><td class=\"words\">{}</td>",
+                "<td>{}</td><td>{}</td><td data-value=\"{attempts}\">{attempts}</td><td data-value=\"{wall}\">{wall}</td><td>{}</td><td>{}</td>",
                 html(&made.jobs.join(" ")),
                 html(&made.host),
                 html(&made.code),
                 html(&made.sealed_at),
-                html(&cell.detail)
             ));
         }
         out.push_str("</tr>\n");

@@ -247,6 +247,9 @@ fn two_seeds_worked_out_by_hand() {
     for ending in ["tex", "md", "csv", "html", "json", "txt"] {
         assert!(out.join(format!("tables/foundation.{ending}")).is_file(), "{ending}");
     }
+    for ending in ["svg", "png", "csv"] {
+        assert!(out.join(format!("figures/attack_success.{ending}")).is_file(), "{ending}");
+    }
     let summary = std::fs::read_to_string(out.join("seed-42/experiment_summary.txt")).unwrap();
     for said in [
         "gap: 20.0 %",
