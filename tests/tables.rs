@@ -111,10 +111,26 @@ fn a_study_of_foreign_programs_has_its_tables() {
     let seeds: Vec<&str> = rows.iter().map(|r| r["label"].as_str().unwrap()).collect();
     assert_eq!(seeds, ["1", "2", "3", "1", "2", "3"]);
     assert_eq!(rows[5]["cells"][0]["value"], 7.0);
-    // On the terminal, both.
+    // On the terminal the table; its appendix is for files.
     let output = work.aggregate(&["small.toml"]);
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains("5.00 ± 2.00") && text.contains("The value of each seed."), "{text}");
+    assert!(text.contains("5.00 ± 2.00") && !text.contains("The value of each seed."), "{text}");
+    let output = work.aggregate(&["small.toml", "--format", "markdown"]);
+    assert!(String::from_utf8(output.stdout).unwrap().contains("The value of each seed."));
+}
+
+#[test]
+fn a_table_that_says_mark_is_made_of_what_is_there() {
+    let work = Workspace::new();
+    let second = SCORES.replace("\"scores\"", "\"marked\"\npartial = \"mark\"").replace("appendix = true", "");
+    work.study("small", 2, &[SCORES, &second]);
+    work.run_all("small.toml");
+    std::fs::remove_file(work.path("results/small/default/evaluate/seed-3/seal.json")).unwrap();
+    let output = work.aggregate(&["small.toml"]);
+    assert_eq!(output.status.code(), Some(66), "{}", said(&output));
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(table.contains("missing: evaluate/seed-3 (not sealed)") && table.contains("4.00"), "{table}");
+    assert_eq!(table.matches("Scores.").count(), 1, "the other table is not made: {table}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::record::{Need, digest, exit, files};
 use crate::report::figure::Figure;
 use crate::report::page::{Audience, page as page_text};
 use crate::report::render::{self, render};
-use crate::report::table::{Grid, Partial};
+use crate::report::table::{APPENDIX_ENDING, Grid, Partial};
 use crate::stages::aggregate::{self, SPEC};
 use crate::workflow::plan::{PlannedCell, SealView};
 use crate::workflow::run::{Intent, Prepared, prepare};
@@ -116,7 +116,6 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
             if partial.is_none() {
                 output::note(&format!("run `run_all {}` to finish them, or say --partial mark", args.study.again()));
                 code = exit::MISSING_INPUT;
-                continue;
             }
         }
         let models: Vec<&str> = models.iter().map(String::as_str).collect();
@@ -155,8 +154,12 @@ fn tables(
     partial: Option<Partial>,
     made: &mut Made,
 ) -> Result<u8> {
-    let (several, own): (Vec<Value>, Vec<Value>) =
+    let (several, mut own): (Vec<Value>, Vec<Value>) =
         prepared.study.tables.iter().cloned().partition(aggregate::reads_studies);
+    if partial.is_none() {
+        // What is missing was named: only tables that do without it are made.
+        own.retain(|section| does_without(section, inputs));
+    }
     let (mut grids, mut problems) = aggregate::tables(&own, inputs, partial);
     for section in several {
         let of_studies = merged::inputs(&args.study, prepared, &section)?;
@@ -164,7 +167,9 @@ fn tables(
         grids.extend(more);
         problems.extend(wrong);
     }
-    if args.output.is_some() {
+    // Figures say of no seed that it is missing: they wait for all, or for a word.
+    let whole = partial.is_some() || inputs.iter().all(|i| i.run.is_ok());
+    if args.output.is_some() && whole {
         let (figures, more) = aggregate::figures(&prepared.study.figures, models, inputs, &grids);
         problems.extend(more);
         made.figures.extend(figures);
@@ -182,11 +187,21 @@ fn tables(
             Format::Html => render::Format::Html,
             Format::Json => render::Format::Json,
         };
-        for grid in &grids {
+        // A value for each seed is for a file, not for a terminal.
+        let shown = |grid: &&Grid| format != render::Format::Text || !grid.is_appendix();
+        for grid in grids.iter().filter(shown) {
             output::text(&render(grid, format))?;
         }
     }
     Ok(if problems.is_empty() { exit::DONE } else { exit::INCOMPLETE })
+}
+
+/// Whether a table says itself what to do about missing cells, or reads none that is missing.
+fn does_without(section: &Value, inputs: &[aggregate::Input]) -> bool {
+    let says = section.get("partial").and_then(Value::as_str).is_some_and(|word| word != "error");
+    let columns = section.get("columns").and_then(Value::as_array).into_iter().flatten();
+    let stages: Vec<&str> = columns.filter_map(|column| column.get("stage")?.as_str()).collect();
+    says || !inputs.iter().any(|i| i.run.is_err() && stages.contains(&i.key.stage.as_str()))
 }
 
 /// The tables of an aggregation as they are printed in a terminal.
@@ -195,7 +210,8 @@ pub(crate) fn printed_tables(dir: &Path) -> Vec<String> {
         Ok(entries) => entries.filter_map(std::result::Result::ok).map(|e| e.path()).collect(),
         Err(_) => Vec::new(),
     };
-    paths.retain(|p| p.extension().is_some_and(|e| e == "txt"));
+    let appendix = |path: &PathBuf| path.file_stem().is_some_and(|s| s.to_string_lossy().ends_with(APPENDIX_ENDING));
+    paths.retain(|p| p.extension().is_some_and(|e| e == "txt") && !appendix(p));
     paths.sort();
     paths.iter().filter_map(|p| std::fs::read_to_string(p).ok()).collect()
 }

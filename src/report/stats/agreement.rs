@@ -22,29 +22,48 @@ pub struct Mcnemar {
 /// McNemar's test of two fixed classifiers on one set of items: `b` and `c` count the items that only the
 /// first, only the second gets right. Tables of several seeds must not be added up: the items repeat.
 pub fn mcnemar(b: u64, c: u64) -> Mcnemar {
-    let n = b + c;
+    // Counts that do not fit are none that anybody counted.
+    let n = b.saturating_add(c);
     if n == 0 {
         return Mcnemar { exact_p: 1.0, mid_p: 1.0, chi2: None, chi2_corrected: None };
     }
-    let (tail, point) = half_binomial(n, b.min(c));
+    let sums = (n <= MOST_SUMMED).then(|| half_binomial(n, b.min(c)));
     let (n, gap) = (n as f64, b.abs_diff(c) as f64);
     let with_p = |statistic: f64| {
         // One degree of freedom is a valid parameter; 1 is the tail at zero.
         let p = ChiSquared::new(1.0).map_or(1.0, |d| d.sf(statistic));
         (statistic, p)
     };
-    Mcnemar {
-        exact_p: (2.0 * tail).min(1.0),
-        mid_p: (2.0 * tail).min(1.0) - point,
-        chi2: Some(with_p(gap * gap / n)),
-        chi2_corrected: Some(with_p((gap - 1.0).max(0.0).powi(2) / n)),
-    }
+    let (chi2, corrected) = (with_p(gap * gap / n), with_p((gap - 1.0).max(0.0).powi(2) / n));
+    // Beyond any test set the normal forms are the exact ones.
+    let (exact_p, mid_p) =
+        sums.map_or((corrected.1, chi2.1), |(tail, point)| ((2.0 * tail).min(1.0), (2.0 * tail).min(1.0) - point));
+    Mcnemar { exact_p, mid_p, chi2: Some(chi2), chi2_corrected: Some(corrected) }
 }
 
-/// P[Bin(n, 1/2) <= k] and P[Bin(n, 1/2) = k] for k <= n/2, summed exactly from the largest term down;
-/// incomplete-beta routines are off by 2e-13 here.
+/// Up to so many differing items binomial terms are summed: about the square root of this many.
+const MOST_SUMMED: u64 = 1 << 40;
+
+/// Below so many, the probability of a split is a product; above, Loader's formula.
+const PRODUCT: u64 = 10_000;
+
+/// P[Bin(n, 1/2) <= k] and P[Bin(n, 1/2) = k] for k <= n/2, summed from the largest term down until the rest changes
+/// nothing; incomplete-beta routines are off by 2e-13 here.
 fn half_binomial(n: u64, k: u64) -> (f64, f64) {
-    // C(n, k) / 2^n as a product that never overflows: halve whenever it exceeds 1.
+    let point = if k <= PRODUCT { by_product(n, k) } else { by_loader(n, k) };
+    let (mut tail, mut term) = (0.0, point);
+    for j in (0..=k).rev() {
+        tail += term;
+        term *= j as f64 / (n - j + 1) as f64;
+        if term <= tail * 1e-20 {
+            break;
+        }
+    }
+    (tail, point)
+}
+
+/// C(n, k) / 2^n as a product that never overflows: halved whenever it exceeds 1.
+fn by_product(n: u64, k: u64) -> f64 {
     let (mut point, mut halvings) = (1.0f64, n);
     for i in 1..=k {
         point *= (n - k + i) as f64 / i as f64;
@@ -58,12 +77,36 @@ fn half_binomial(n: u64, k: u64) -> (f64, f64) {
         point *= 0.5f64.powi(step as i32);
         halvings -= step;
     }
-    let (mut tail, mut term) = (0.0, point);
-    for j in (0..=k).rev() {
-        tail += term;
-        term *= j as f64 / (n - j + 1) as f64;
+    point
+}
+
+/// C(n, k) / 2^n without large numbers that cancel (Loader 2000, "Fast and accurate computation of binomial
+/// probabilities"). Both k and n - k are large.
+fn by_loader(n: u64, k: u64) -> f64 {
+    let (all, hits, misses) = (n as f64, k as f64, (n - k) as f64);
+    // What Stirling's formula lacks of ln x!.
+    let stirling = |x: f64| (1.0 / 12.0 - (1.0 / 360.0 - 1.0 / 1260.0 / (x * x)) / (x * x)) / x;
+    let exponent =
+        stirling(all) - stirling(hits) - stirling(misses) - deviance(hits, all / 2.0) - deviance(misses, all / 2.0);
+    (all / (2.0 * std::f64::consts::PI * hits * misses)).sqrt() * exponent.exp()
+}
+
+/// x ln(x / m) + m - x, by its series where x is near m.
+fn deviance(x: f64, m: f64) -> f64 {
+    if (x - m).abs() >= 0.1 * (x + m) {
+        return x * (x / m).ln() + m - x;
     }
-    (tail, point)
+    let v = (x - m) / (x + m);
+    let (mut total, mut power) = ((x - m) * v, 2.0 * x * v);
+    for j in 1..1000 {
+        power *= v * v;
+        let next = total + power / f64::from(2 * j + 1);
+        if next == total {
+            break;
+        }
+        total = next;
+    }
+    total
 }
 
 /// Cohen's h of two proportions: 2 asin sqrt(p1) - 2 asin sqrt(p2).
@@ -163,7 +206,7 @@ impl Proportions {
         if table.iter().any(|row| row.len() != k) {
             return Err(Degenerate::OutOfRange);
         }
-        let total: u64 = table.iter().flatten().sum();
+        let total: u128 = table.iter().flatten().map(|x| u128::from(*x)).sum();
         if total == 0 {
             return Err(Degenerate::TooFew { have: 0, need: 1 });
         }
@@ -222,6 +265,14 @@ mod tests {
         let got = mcnemar(500_000, 501_000);
         assert!(got.exact_p > 0.3 && got.exact_p < 0.33, "{got:?}");
         assert!((got.exact_p - got.chi2_corrected.unwrap().1).abs() < 1e-6);
+        // Both ways to the probability of a split, where one takes over from the other.
+        for (n, k) in [(40_000, 20_000), (41_000, 19_500), (100_000, 49_900), (25_000, 10_001)] {
+            assert_close(by_loader(n, k), by_product(n, k), 1e-10);
+        }
+        // 10^12 and more items, which would take hours one by one.
+        let huge = mcnemar(1_000_000_000_000, 1_000_001_000_000);
+        assert_close(huge.exact_p, huge.chi2_corrected.unwrap().1, 1e-6);
+        assert!(mcnemar(u64::MAX, u64::MAX).exact_p <= 1.0);
         // Binomial(2000, 1/2) at 0: 2^-1999 is below the smallest f64.
         assert_eq!(mcnemar(0, 2000).exact_p, 0.0);
     }

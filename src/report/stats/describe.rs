@@ -1,6 +1,6 @@
 //! Centre and spread of one sample.
 
-use super::{Answer, Degenerate, check};
+use super::{Answer, Degenerate, check, finite};
 
 /// Sum with Neumaier's compensation: the order of runs does not show in the printed digits.
 pub(super) fn sum(values: impl Iterator<Item = f64>) -> f64 {
@@ -22,7 +22,7 @@ pub fn mean(values: &[f64]) -> Answer<f64> {
     if values.iter().all(|x| *x == values[0]) {
         return Ok(values[0]);
     }
-    Ok(sum(values.iter().copied()) / values.len() as f64)
+    finite(sum(values.iter().copied()) / values.len() as f64)
 }
 
 /// Sample standard deviation, divisor n - 1. Equal values give 0 exactly.
@@ -32,7 +32,7 @@ pub fn mean(values: &[f64]) -> Answer<f64> {
 pub fn sample_sd(values: &[f64]) -> Answer<f64> {
     check(values, 2)?;
     let centre = mean(values)?;
-    Ok((sum(values.iter().map(|x| (x - centre).powi(2))) / (values.len() - 1) as f64).sqrt())
+    finite((sum(values.iter().map(|x| (x - centre).powi(2))) / (values.len() - 1) as f64).sqrt())
 }
 
 /// Median; the mean of the two middle values when their number is even.
@@ -76,7 +76,9 @@ pub(super) fn quantile_of_sorted(ascending: &[f64], p: f64) -> f64 {
     let below = place.floor() as usize;
     let above = (below + 1).min(ascending.len() - 1);
     let (low, high) = (ascending[below], ascending[above]);
-    if low == high { low } else { low + (high - low) * (place - below as f64) }
+    let share = place - below as f64;
+    // Without the difference, which may be beyond the range of floats.
+    if low == high { low } else { low * (1.0 - share) + high * share }
 }
 
 /// Cohen's d of two samples that are not matched: difference of the means / pooled standard deviation.
@@ -92,7 +94,7 @@ pub fn cohens_d(left: &[f64], right: &[f64]) -> Answer<f64> {
     if pooled <= 8.0 * f64::EPSILON * scale {
         return Err(Degenerate::NoVariance);
     }
-    Ok((mean(left)? - mean(right)?) / pooled)
+    finite((mean(left)? - mean(right)?) / pooled)
 }
 
 /// The values in ascending order; all are finite.

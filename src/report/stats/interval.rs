@@ -3,7 +3,7 @@
 use serde::Serialize;
 use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
 
-use super::{Answer, Degenerate, check, mean, sample_sd};
+use super::{Answer, Degenerate, check, finite, mean, sample_sd};
 
 /// A two-sided interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -29,7 +29,7 @@ pub fn t_interval(values: &[f64], level: f64) -> Answer<Interval> {
     check_level(level)?;
     let half = t_quantile(0.5 + level / 2.0, values.len() - 1)? * sample_sd(values)? / (values.len() as f64).sqrt();
     let centre = mean(values)?;
-    Ok(Interval { lower: centre - half, upper: centre + half })
+    Ok(Interval { lower: finite(centre - half)?, upper: finite(centre + half)? })
 }
 
 /// Quantile of Student's t with `df` degrees of freedom.

@@ -76,6 +76,14 @@ fn check(values: &[f64], need: usize) -> Answer<()> {
     if values.iter().all(|x| x.is_finite()) { Ok(()) } else { Err(Degenerate::NotFinite) }
 }
 
+/// A result that is a number: sums of huge values are none.
+fn finite(x: f64) -> Answer<f64> {
+    if x.is_finite() { Ok(x) } else { Err(Degenerate::NotFinite) }
+}
+
+#[cfg(test)]
+mod tests;
+
 #[cfg(test)]
 #[track_caller]
 fn assert_close(got: f64, expected: f64, relative: f64) {

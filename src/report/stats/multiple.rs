@@ -103,7 +103,8 @@ pub fn fdr(p: &[f64]) -> Answer<Vec<f64>> {
     let mut adjusted = vec![0.0; p.len()];
     let mut smallest = 1.0f64;
     for (rank, i) in ascending(p).into_iter().enumerate().rev() {
-        smallest = smallest.min(p.len() as f64 * p[i] / (rank + 1) as f64);
+        // m / m may round to less than 1: a correction makes no p smaller.
+        smallest = smallest.min((p.len() as f64 * p[i] / (rank + 1) as f64).max(p[i]));
         adjusted[i] = smallest;
     }
     Ok(adjusted)

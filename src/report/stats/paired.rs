@@ -4,7 +4,7 @@ use serde::Serialize;
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
 use super::describe::sum;
-use super::{Answer, Degenerate, Rng, check, mean, sample_sd};
+use super::{Answer, Degenerate, Rng, check, finite, mean, sample_sd};
 
 /// Paired t-test.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -44,7 +44,7 @@ pub fn paired_t(left: &[f64], right: &[f64]) -> Answer<PairedT> {
     let d = differences(left, right, 2)?;
     let sd = spread(left, right, &d)?;
     let mean_difference = mean(&d)?;
-    let t = mean_difference / (sd / (d.len() as f64).sqrt());
+    let t = finite(mean_difference / (sd / (d.len() as f64).sqrt()))?;
     let df = d.len() - 1;
     let student = StudentsT::new(0.0, 1.0, df as f64).map_err(|_| Degenerate::OutOfRange)?;
     Ok(PairedT { mean_difference, t, df, p: (2.0 * student.sf(t.abs())).min(1.0) })
@@ -56,7 +56,7 @@ pub fn paired_t(left: &[f64], right: &[f64]) -> Answer<PairedT> {
 /// As [`paired_t`].
 pub fn cohens_d_paired(left: &[f64], right: &[f64]) -> Answer<f64> {
     let d = differences(left, right, 2)?;
-    Ok(mean(&d)? / spread(left, right, &d)?)
+    finite(mean(&d)? / spread(left, right, &d)?)
 }
 
 /// Sign-flip (randomisation) test of matched differences.
@@ -84,6 +84,8 @@ pub fn sign_flip(differences: &[f64], max_flips: u64, seed: u64) -> Answer<SignF
         return Err(Degenerate::OutOfRange);
     }
     let n = differences.len();
+    // Sums beyond the range of floats could not be compared.
+    finite(differences.iter().map(|d| d.abs()).sum())?;
     let observed = sum(differences.iter().copied()).abs();
     // Equal sums in another order differ in the last bits; they count as equal.
     let slack = 1e-12 * sum(differences.iter().map(|d| d.abs()));

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::describe::{quantile_of_sorted, sum};
 use super::interval::t_quantile;
-use super::{Answer, Bootstrap, Degenerate, Interval, Resamples, Rng, check, mean, sample_sd};
+use super::{Answer, Bootstrap, Degenerate, Interval, Resamples, Rng, check, finite, mean, sample_sd};
 
 /// A ratio of means.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -46,7 +46,8 @@ pub fn ratio(left: &[f64], right: &[f64], level: f64) -> Answer<Ratio> {
     let se = combined(error(s1, left.len()), error(s2, right.len()));
     let n = [(s1, left.len()), (s2, right.len())].iter().filter(|(s, _)| s.is_some()).map(|(_, n)| *n).min();
     // One of the sides varies, so it has two values.
-    let half = t_quantile(0.5 + level / 2.0, n.unwrap_or(2) - 1)? * se;
+    let half = finite(t_quantile(0.5 + level / 2.0, n.unwrap_or(2) - 1)? * se)?;
+    finite(sd).and(finite(ratio - half)).and(finite(ratio + half))?;
     Ok(Ratio { ratio, sd: Some(sd), interval: Some(Interval { lower: ratio - half, upper: ratio + half }) })
 }
 
@@ -81,11 +82,11 @@ pub fn bootstrap_ratio(pairs: &[(f64, f64)], level: f64, resamples: Resamples) -
         return Err(Degenerate::NotFinite);
     }
     ratios.sort_by(f64::total_cmp);
-    Ok(summary(&ratios, level))
+    summary(&ratios, level)
 }
 
 /// Percentiles and spread of resampled statistics in ascending order.
-pub(super) fn summary(ascending: &[f64], level: f64) -> Bootstrap {
+pub(super) fn summary(ascending: &[f64], level: f64) -> Answer<Bootstrap> {
     let count = ascending.len();
     let centre = sum(ascending.iter().copied()) / count as f64;
     let se = (sum(ascending.iter().map(|x| (x - centre).powi(2))) / count.saturating_sub(1).max(1) as f64).sqrt();
@@ -93,7 +94,8 @@ pub(super) fn summary(ascending: &[f64], level: f64) -> Bootstrap {
         lower: quantile_of_sorted(ascending, (1.0 - level) / 2.0),
         upper: quantile_of_sorted(ascending, 0.5 + level / 2.0),
     };
-    Bootstrap { interval, se, resamples: count, exact: false }
+    finite(interval.lower).and(finite(interval.upper)).and(finite(se))?;
+    Ok(Bootstrap { interval, se, resamples: count, exact: false })
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
-use super::spec::{Better, Partial, Show};
+use super::spec::{APPENDIX_ENDING, Better, Partial, Show};
 use crate::record::{CellKey, Digest, Fingerprint};
 use crate::report::stats::Interval;
 
@@ -35,6 +35,13 @@ pub struct Grid {
     pub signature: String,
     /// How the LaTeX is set.
     pub layout: Layout,
+}
+
+impl Grid {
+    /// Whether it has the values of each seed behind another table.
+    pub fn is_appendix(&self) -> bool {
+        self.key.ends_with(APPENDIX_ENDING)
+    }
 }
 
 /// How a table's LaTeX is set.

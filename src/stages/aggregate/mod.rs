@@ -209,7 +209,7 @@ pub fn run(context: &Context) -> Result<Option<RunRecord>, StageError> {
     write_tables(out, &grids)?;
     write_figures(out, &made)?;
     files::write_atomic(&out.join("multi_seed_summary.txt"), texts.join("\n").as_bytes())?;
-    for grid in &grids {
+    for grid in grids.iter().filter(|grid| !grid.is_appendix()) {
         eprintln!("{}", render(grid, Format::Text));
     }
     Ok(Some(record))

@@ -64,6 +64,10 @@ impl Builder<'_> {
         } else if let Some(what) = self.lacks(spec, sample, &cell) {
             cell.notes.push(self.notes.add(what));
         }
+        if sample.one_sided > 0 && cell.n > 0 {
+            let text = format!("paired on the n = {} seeds that both sides have", cell.n);
+            cell.notes.push(self.notes.add(text));
+        }
         cell.printed = printed(spec, &cell);
         cell
     }

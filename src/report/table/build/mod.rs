@@ -70,6 +70,9 @@ pub struct TableProblem(pub String);
 /// What makes the bootstrap of every sample.
 pub type Resample<'a> = &'a dyn Fn(&[Resampling<'_>]) -> Vec<Answer<Bootstrap>>;
 
+/// Most problems of one table that are told one by one: a screen or two, all of one kind.
+const MOST_PROBLEMS: usize = 200;
+
 /// The metrics that [`build`] needs answered, in the order in which it takes the answers.
 pub fn requests(spec: &TableSpec, expected: &[Expected]) -> Vec<Request> {
     let join = Join::new(spec, expected);
@@ -133,6 +136,7 @@ pub fn grids_with(
         answers: answers.iter(),
         dead: vec![false; spec.columns.len()],
         problems: Vec::new(),
+        untold: 0,
         notes: Notes::default(),
         runs: BTreeMap::new(),
         drawn: BTreeMap::new(),
@@ -162,6 +166,10 @@ pub fn grids_with(
     builder.mark_unequal(&mut rows);
     let tested = builder.tests(&samples, &mut rows);
     if !builder.problems.is_empty() {
+        if builder.untold > 0 {
+            let text = format!("table `{}`: {} more problems of this table", spec.key, builder.untold);
+            builder.problems.push(TableProblem(text));
+        }
         return Err(builder.problems);
     }
     marks::mark_best(spec, &mut rows);
@@ -211,6 +219,8 @@ struct Builder<'a> {
     /// Columns whose metric matched no run: told once.
     dead: Vec<bool>,
     problems: Vec<TableProblem>,
+    /// Problems beyond those.
+    untold: usize,
     notes: Notes,
     /// Runs that cells share, by index of the expected cell.
     runs: BTreeMap<usize, Arc<RunRef>>,
@@ -219,8 +229,11 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
+    /// Notes a problem, each once. What is beyond [`MOST_PROBLEMS`] is counted only.
     fn tell(&mut self, text: String) {
-        if !self.problems.iter().any(|p| p.0 == text) {
+        if self.problems.len() >= MOST_PROBLEMS {
+            self.untold += 1;
+        } else if !self.problems.iter().any(|p| p.0 == text) {
             self.problems.push(TableProblem(text));
         }
     }

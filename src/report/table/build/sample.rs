@@ -25,6 +25,8 @@ pub(super) struct Sample {
     pub(super) unplanned: usize,
     /// The row that a comparison is made with.
     pub(super) reference: bool,
+    /// Of a comparison: seeds that one side alone expects.
+    pub(super) one_sided: usize,
     /// Runs that answered, and how many of them with null.
     answered: usize,
     nulls: usize,
@@ -57,10 +59,10 @@ impl Sample {
 pub(super) struct Paired {
     /// Seed, left, right.
     pub(super) values: Vec<(Option<u32>, f64, f64)>,
-    /// Seeds that either side expects.
+    /// Seeds that both sides expect.
     pub(super) expected: BTreeSet<Option<u32>>,
     /// Seeds that one side alone expects.
-    pub(super) one_sided: Vec<Option<u32>>,
+    pub(super) one_sided: usize,
 }
 
 /// Pairs by seed. A side whose stage has no seeds is one value for all of the other's.
@@ -73,13 +75,13 @@ pub(super) fn pair(left: &Sample, right: &Sample) -> Paired {
             Some(c) => many.values.iter().map(|&(s, x)| if flip { (s, c, x) } else { (s, x, c) }).collect(),
             None => Vec::new(),
         };
-        return Paired { values, expected: many.expected.clone(), one_sided: Vec::new() };
+        return Paired { values, expected: many.expected.clone(), one_sided: 0 };
     }
     let there: BTreeMap<Option<u32>, f64> = right.values.iter().copied().collect();
     Paired {
         values: left.values.iter().filter_map(|&(s, x)| Some((s, x, *there.get(&s)?))).collect(),
-        expected: left.expected.union(&right.expected).copied().collect(),
-        one_sided: left.expected.symmetric_difference(&right.expected).copied().collect(),
+        expected: left.expected.intersection(&right.expected).copied().collect(),
+        one_sided: left.expected.symmetric_difference(&right.expected).count(),
     }
 }
 
@@ -228,25 +230,28 @@ impl Builder<'_> {
         }
         let (here, there) = (&samples[row][of], &samples[other.0][other.1]);
         let paired = pair(here, there);
+        // Only what both sides expect can be compared, and be missing.
+        let both = |seed: &Option<u32>| seed.is_none() || paired.expected.contains(seed);
+        let cells = here.cells.iter().chain(&there.cells).filter(|(seed, _)| both(seed));
         let mut sample = Sample {
-            lost: here.lost.clone(),
-            cells: here.cells.iter().chain(&there.cells).copied().collect(),
-            expected: paired.expected,
+            cells: cells.copied().collect(),
+            one_sided: paired.one_sided,
+            expected: paired.expected.clone(),
             unplanned: here.unplanned.max(there.unplanned),
             ..Sample::default()
         };
         sample.cells.sort_unstable();
         sample.cells.dedup();
-        for lost in &there.lost {
+        for lost in here.lost.iter().chain(&there.lost).filter(|lost| both(&lost.seed)) {
             if !sample.lost.contains(lost) {
                 sample.lost.push(lost.clone());
             }
         }
         let name =
             |seed: Option<u32>| seed.map_or_else(|| "the cell without a seed".to_owned(), |s| format!("seed-{s}"));
-        for seed in paired.one_sided {
-            let reason = "only one of the two sides expects it".to_owned();
-            sample.lost.push(Lost { seed, cell: name(seed), reason });
+        if sample.expected.is_empty() && paired.one_sided > 0 {
+            let reason = "the two sides have no seed in common".to_owned();
+            sample.lost.push(Lost { seed: None, cell: self.spec.columns[of].key.clone(), reason });
         }
         for (seed, x, base) in paired.values {
             let value = match (&spec.delta, spec.ratio.is_some()) {

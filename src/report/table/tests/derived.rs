@@ -50,12 +50,15 @@ fn differences_pair_on_the_common_seeds_and_say_how_many() {
     let mut less = cells();
     // Seed 3 of the base was never planned; the row has it alone.
     less.retain(|c| c.key.arm.as_ref().unwrap().as_str() != "base" || c.key.seed != Some(3));
-    let mut marked = section(columns.clone());
-    marked["partial"] = json!("mark");
-    let grid = build_now(&spec(&marked), &less).unwrap();
+    let grid = build_now(&spec(&section(columns.clone())), &less).unwrap();
     let cell = &grid.rows[1].cells[2];
-    assert_eq!((cell.n, cell.n_expected, cell.mean), (2, 3, Some(12.5)));
-    assert_eq!(grid.notes[cell.notes[0]].text, "2 of 3 runs; missing: seed-3 (only one of the two sides expects it)");
+    assert_eq!((cell.n, cell.n_expected, cell.mean), (2, 2, Some(12.5)));
+    assert_eq!(cell.runs.len(), 4, "seed 3 is no part of it");
+    assert_eq!(grid.notes[cell.notes[0]].text, "paired on the n = 2 seeds that both sides have");
+    less.retain(|c| c.key.arm.as_ref().unwrap().as_str() != "base" || c.key.seed == Some(7));
+    less.extend(scored("base", &[(7, 1.0, 1.0)]));
+    let problems = build_now(&spec(&section(columns.clone())), &less).unwrap_err();
+    assert!(problems[0].contains("missing: after (the two sides have no seed in common)"), "{problems:#?}");
     // Whole, the n of the differences is printed once.
     let grid = grid_of(columns, &cells());
     assert_eq!(grid.notes[0].text, "Differences are paired on the common seeds, n = 3.");
