@@ -76,6 +76,17 @@ fn a_packed_paper_compiles_alone_and_names_nobody() {
     let log = pdflatex(&copy, "paper.tex");
     assert!(!log.contains("Package seedbed Warning"), "{log}");
 
+    for (name, bytes) in desk.files() {
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(!text.contains("canary") && !said.contains("canary"), "{}", name.display());
+    }
+    for word in ["canary-user@there", "/home/canary-home/x"] {
+        desk.write("paper/part.tex", &format!("By {word}."));
+        let said = desk.says("pack", &[&out_text], 1);
+        assert!(said.contains("part.tex:1: this names `"), "{said}");
+        desk.write("paper/part.tex", "A part.\n");
+    }
+
     // A path in the text itself, and a folder that is there.
     desk.edit("paper/part.tex", "A part.", &format!("\\texttt{{{here}}}"));
     let said = desk.says("pack", &[&out_text], 1);

@@ -86,6 +86,13 @@ fn a_change_of_results_is_told_and_changes_those_numbers_only() {
         "{said}"
     );
     assert!(!said.contains("foundation/baseline"), "these are what they were: {said}");
+    let said = desk.paper("check", &["--format", "json"]);
+    let found: Value = serde_json::from_slice(&said.stdout).unwrap();
+    let attack =
+        found["errors"].as_array().unwrap().iter().find(|f| f["key"] == "foundation/monotonic/attack").unwrap();
+    let fields = [&attack["file"], &attack["printed"], &attack["now"], &attack["changed"][0]];
+    assert_eq!(fields, ["paper.tex", "42.5", "42.0", "small/default/evaluate/seed-1337"]);
+    assert_eq!(attack["line"], line);
     assert_eq!(desk.read("paper/paper.tex"), wrapped, "a check writes nothing");
     desk.says("fill", &[], 0);
     let mut expected = wrapped.clone();

@@ -337,11 +337,11 @@ fn fill(desk: &Desk, force: Force, format: Format) -> Result<u8> {
 /// Red text that the fill does not take away.
 fn left_red(desk: &Desk, plan: &Plan) -> Vec<Finding> {
     let document = &desk.document;
-    let left = |red: &paper::document::Red| {
+    let left = |red: &paper::red::Red| {
         let tok = document.toks[red.outer.start];
         !plan.filled_red.contains(&(tok.file, tok.token.start))
     };
-    let words = |red: &paper::document::Red| document.finding(red.outer.start, "red text is left here");
+    let words = |red: &paper::red::Red| document.finding(red.outer.start, "red text is left here");
     document.reds().iter().filter(|r| left(r)).map(words).collect()
 }
 

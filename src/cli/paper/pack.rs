@@ -208,19 +208,46 @@ fn tell_tales(desk: &Desk, packed: &Packed, problems: &mut Vec<Finding>) {
     }
     words.retain(|w| w.len() > 3 && w != "localhost");
     for (file, bytes) in packed {
-        for word in &words {
-            for at in places(bytes, word.as_bytes()) {
-                let line = 1 + bytes[..at].iter().filter(|b| **b == b'\n').count();
-                let text = format!("this names `{word}`: take it out before the paper leaves the house");
-                problems.push(Finding::at((file.clone(), line), text));
-            }
+        for (at, word) in named(bytes, &words) {
+            let line = 1 + bytes[..at].iter().filter(|b| **b == b'\n').count();
+            let text = format!("this names `{word}`: take it out before the paper leaves the house");
+            problems.push(Finding::at((file.clone(), line), text));
         }
     }
 }
 
+/// Where some of `words` stand, each as a word of its own.
+fn named<'w>(bytes: &[u8], words: &'w BTreeSet<String>) -> Vec<(usize, &'w str)> {
+    // Thousands of jobs are looked up by the words of a file, a few paths are looked for.
+    let (names, others): (BTreeSet<&str>, BTreeSet<&str>) =
+        words.iter().map(String::as_str).partition(|w| w.bytes().all(is_part));
+    let mut found = Vec::new();
+    let mut at = 0;
+    for word in bytes.split(|b| !is_part(*b)) {
+        let name = std::str::from_utf8(word).ok().and_then(|word| names.get(word));
+        if let Some(name) = name.filter(|name| !name.bytes().all(|b| b.is_ascii_digit()) || is_of_a_job(bytes, at)) {
+            found.push((at, *name));
+        }
+        at += word.len() + 1;
+    }
+    found.extend(others.iter().flat_map(|word| places(bytes, word.as_bytes()).into_iter().map(move |at| (at, *word))));
+    found
+}
+
+/// A bare number is a job's where the text before it says so; elsewhere it may be a seed or a count.
+fn is_of_a_job(bytes: &[u8], at: usize) -> bool {
+    let before = String::from_utf8_lossy(&bytes[at.saturating_sub(12)..at]).to_lowercase();
+    before.contains("job") || before.contains("slurm")
+}
+
+/// Part of a word.
+fn is_part(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b == b'_'
+}
+
 /// Where `word` stands as a word of its own.
 fn places(bytes: &[u8], word: &[u8]) -> Vec<usize> {
-    let is_part = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_');
+    let is_part = |b: Option<&u8>| b.is_some_and(|b| is_part(*b));
     let ends = |at: usize| {
         let (first, last) = (word.first().copied().unwrap_or(b' '), word.last().copied().unwrap_or(b' '));
         let before = at.checked_sub(1).and_then(|i| bytes.get(i));
@@ -231,4 +258,36 @@ fn places(bytes: &[u8], word: &[u8]) -> Vec<usize> {
         return Vec::new();
     }
     (0..bytes.len().saturating_sub(word.len() - 1)).filter(|at| bytes[*at..].starts_with(word) && ends(*at)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_hosts_jobs_and_paths_are_found_as_words() {
+        let words = ["node17", "81723", "81724_3", "/home/ada", "ada@", "gpu-01.site"].map(str::to_owned);
+        let words = BTreeSet::from(words);
+        for (text, expected) in [
+            ("on node17, node170 and xnode17", vec!["node17"]),
+            ("81723 samples in job 81723", vec!["81723"]),
+            ("slurm-81723.out", vec!["81723"]),
+            ("task 81724_3", vec!["81724_3"]),
+            ("/home/ada/x and /home/adam", vec!["/home/ada"]),
+            ("ada@there, Ada", vec!["ada@"]),
+            ("at gpu-01.site.", vec!["gpu-01.site"]),
+            ("", vec![]),
+        ] {
+            let found: Vec<&str> = named(text.as_bytes(), &words).into_iter().map(|(_, word)| word).collect();
+            assert_eq!(found, expected, "{text}");
+        }
+        assert_eq!(named(b"\xff node17 \xff", &words), [(2, "node17")]);
+    }
+
+    #[test]
+    fn comments_are_emptied_and_tex_reads_the_same() {
+        let text = "a % b\n  \\verb|%| \\% c%\n\\url{x%20y}\n\\end{document}\nrest % x\n";
+        let expected = "a %\n  \\verb|%| \\% c%\n\\url{x%20y}\n\\end{document}\n";
+        assert_eq!(without_comments(text), expected);
+    }
 }

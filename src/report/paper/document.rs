@@ -12,6 +12,9 @@ use super::tex::{self, Kind, Token};
 const MAX_FILES: usize = 500;
 const MAX_DEPTH: usize = 20;
 
+/// Environments in each other.
+const MAX_NESTING: usize = 1000;
+
 /// A file of the paper.
 #[derive(Debug, Clone)]
 pub struct Source {
@@ -75,15 +78,6 @@ pub struct Section {
     level: usize,
     /// Tokens from its command to its end.
     pub tokens: Range<usize>,
-}
-
-/// Red text: a placeholder that somebody is to replace.
-#[derive(Debug, Clone)]
-pub struct Red {
-    /// Everything from its command on, or its group; for a bare `\color{red}` the command alone.
-    pub outer: Range<usize>,
-    /// What is red, for `\textcolor{red}{...}` and `{\color{red} ...}`.
-    pub inner: Option<Range<usize>>,
 }
 
 /// A keyed value in the text: `\seedbed{KEY}`.
@@ -282,7 +276,7 @@ impl Document {
         found.collect()
     }
 
-    fn commands<'a>(&'a self, name: &'a str) -> impl Iterator<Item = usize> + 'a {
+    pub(super) fn commands<'a>(&'a self, name: &'a str) -> impl Iterator<Item = usize> + 'a {
         (0..self.toks.len()).filter(move |i| self.command(*i) == Some(name))
     }
 
@@ -298,7 +292,10 @@ impl Document {
             let Some((inner, behind)) = self.group(i + 1) else { continue };
             let name = self.source(inner).trim().to_owned();
             if begin {
-                open.push((name, i, behind));
+                // Nobody nests deeper; a search among more would take long.
+                if open.len() < MAX_NESTING {
+                    open.push((name, i, behind));
+                }
             } else if let Some(at) = open.iter().rposition(|(n, ..)| *n == name) {
                 // What is inside and has no end of its own is left out.
                 let (name, begin, body) = open.swap_remove(at);
@@ -386,39 +383,6 @@ impl Document {
             }
             _ => Err(format!("several sections are called `{name}`: name it by its number or label")),
         }
-    }
-
-    /// Red text, in order.
-    pub fn reds(&self) -> Vec<Red> {
-        let mut found = Vec::new();
-        for i in 0..self.toks.len() {
-            let command = match self.command(i) {
-                Some(c @ ("textcolor" | "color")) => c,
-                _ => continue,
-            };
-            let at = self.option(i + 1).unwrap_or(i + 1);
-            let Some((color, behind)) = self.group(at) else { continue };
-            let color = self.source(color).split_whitespace().collect::<String>().to_lowercase();
-            if color != "red" && !color.starts_with("red!") && color != "1,0,0" {
-                continue;
-            }
-            let inner = if command == "textcolor" { self.group(behind) } else { None };
-            // `{\color{red} ...}`: the group.
-            let open = (0..i).rev().find(|n| !matches!(self.kind(*n), Some(Kind::Space | Kind::Comment)));
-            let group = open.and_then(|open| Some((open, self.close_of(open)?))).filter(|_| command == "color");
-            let red = match (inner, group) {
-                (Some((inner, end)), _) => Red { outer: i..end, inner: Some(inner) },
-                (None, Some((open, close))) if behind <= close => {
-                    Red { outer: open..close + 1, inner: Some(behind..close) }
-                }
-                (None, _) => Red { outer: i..behind, inner: None },
-            };
-            // The definition of a command is no text.
-            if !self.source(red.outer.clone()).contains('#') {
-                found.push(red);
-            }
-        }
-        found
     }
 
     /// Keyed values, in order.
@@ -623,5 +587,23 @@ impl Builder<'_, '_> {
             Ok(None) => self.unread.push(input.to_owned()),
             Err(why) => self.problems.push(Finding::at(place, why)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sections_are_numbered_as_latex_does() {
+        let text = "\\section{A}\\section*{B}\\section[short]{C \\emph{d}}\\label{sec:c}\\subsection{E}x\\label{sec:e}\\appendix\\section{F}\\subsection{G}";
+        let document = Document::new("p.tex", text, &mut |_| Ok(None)).unwrap();
+        let numbers: Vec<String> = document.sections().iter().map(|s| format!("{} {}", s.number, s.title)).collect();
+        assert_eq!(numbers, ["1 A", " B", "2 C d", "2.1 E", "A F", "A.1 G"]);
+        assert_eq!(document.section("sec:e").unwrap().number, "2.1");
+        assert_eq!(document.section("C d").unwrap().number, "2");
+        assert!(document.section("3").unwrap_err().contains("2.1 E"));
+        let book = Document::piece("\\chapter{X}\\section{Y}");
+        assert_eq!(book.sections()[1].number, "1.1");
     }
 }

@@ -13,6 +13,7 @@ mod numerals;
 mod passage;
 mod plain;
 pub mod record;
+pub mod red;
 pub mod spec;
 mod tabular;
 pub mod template;

@@ -1,10 +1,11 @@
 //! Red passages of a plain paper, and notes below its tables.
 
 use super::Finding;
-use super::document::{Red, Span};
+use super::document::Span;
 use super::fill::{Edit, Force, Piece, Planner};
 use super::plain::{plain, plain_text, squeeze};
 use super::record::Where;
+use super::red::Red;
 use super::spec::{RedFill, TableFill};
 use super::template::{Match, Squeezed, Template};
 
