@@ -28,6 +28,7 @@ mod query;
 #[cfg(feature = "mpi")]
 mod ranks;
 mod real_slurm;
+mod results;
 mod scale;
 mod scripts;
 #[cfg(feature = "compute")]

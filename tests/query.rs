@@ -12,7 +12,7 @@ use seedbed::record::{
     fingerprint, run_h5,
 };
 
-use seedbed::report::query::{Query, Seals, Style, query};
+use seedbed::report::query::{Load, Query, Reading, RowFormat, Seals, Style, query};
 
 use crate::support::repository;
 
@@ -116,27 +116,88 @@ fn example_runs(base: &Path) {
     }
 }
 
+/// Sealed runs or a directory of them, without a series or table left out unasked.
+fn strict(filter: &str, path: PathBuf, style: Style) -> Query {
+    let reading = Reading { seals: Seals::Require, load: Load::Small, always_array: false };
+    Query { reading, ..Query::new(filter, &[path], style) }
+}
+
 #[test]
 fn the_manual_is_true() {
     let dir = tempfile::tempdir().unwrap();
     example_runs(dir.path());
     let manual = manual();
     let mut count = 0;
+    let styles = [
+        ("", Style::Compact),
+        (" raw", Style::Raw),
+        (" csv", Style::Rows(RowFormat::Csv)),
+        (" tsv", Style::Rows(RowFormat::Tsv)),
+        (" latex", Style::Rows(RowFormat::Latex)),
+    ];
     for (which, path) in [("run", "evaluate/seed-42"), ("runs", "")] {
-        for example in fenced(&manual, &format!("example {which}")) {
-            let (filter, expected) = example.split_once("\n--> ").unwrap();
-            let expected: Vec<&str> = expected.split("\n--> ").collect();
-            let path = dir.path().join(path);
-            let question =
-                Query { filter: filter.to_owned(), paths: vec![path], style: Style::Compact, seals: Seals::Require };
-            let mut out = Vec::new();
-            query(&question, &mut out).unwrap();
-            let got = String::from_utf8(out).unwrap();
-            assert_eq!(got.lines().collect::<Vec<_>>(), expected, "{filter}");
-            count += 1;
+        for (name, style) in styles {
+            for example in fenced(&manual, &format!("example {which}{name}")) {
+                let (filter, expected) = example.split_once("\n--> ").unwrap();
+                let expected: Vec<&str> = expected.split("\n--> ").collect();
+                let mut out = Vec::new();
+                query(&strict(filter, dir.path().join(path), style), &mut out).unwrap();
+                let got = String::from_utf8(out).unwrap();
+                assert_eq!(got.lines().collect::<Vec<_>>(), expected, "{filter}");
+                count += 1;
+            }
         }
     }
-    assert!(count >= 13, "{count} examples");
+    assert!(count >= 25, "{count} examples");
+}
+
+/// What a checklist of a study of ours says to type, line by line; only the program is another.
+const CHECKLIST: [(&str, &str); 4] = [
+    (
+        "jq '.pile_test.baseline_pythia.perplexity' \\\n    $SCRATCH/foundation_llm_results/evaluation_results.json",
+        "6.919",
+    ),
+    (
+        "jq '.pile_test.monotonic_pythia.perplexity' \\\n    $SCRATCH/foundation_llm_results/evaluation_results.json",
+        "27.585",
+    ),
+    ("jq '.results.baseline_pythia.success_rate' \\\n    $SCRATCH/foundation_llm_results/hotflip_results.json", "0.69"),
+    (
+        "jq '.results.monotonic_pythia.success_rate' \\\n    $SCRATCH/foundation_llm_results/hotflip_results.json",
+        "0.425",
+    ),
+];
+
+#[test]
+fn the_commands_of_a_checklist_work_as_written_on_exports_and_on_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let results = dir.path().join("foundation_llm_results");
+    std::fs::create_dir(&results).unwrap();
+    let rates =
+        json!({"results": {"baseline_pythia": {"success_rate": 0.69}, "monotonic_pythia": {"success_rate": 0.425}}});
+    for (stage, export, metrics) in
+        [("evaluate", "evaluation_results", example_input()), ("hotflip", "hotflip_results", rates)]
+    {
+        let run = write_run(dir.path(), stage, 42, metrics);
+        std::fs::copy(run.join("export.json"), results.join(format!("{export}.json"))).unwrap();
+        std::fs::copy(run.join("run.h5"), results.join(format!("{export}.h5"))).unwrap();
+    }
+    let ours = format!("'{}' query", env!("CARGO_BIN_EXE_seedbed"));
+    let has_jq = Command::new("jq").arg("--version").output().is_ok();
+    if !has_jq {
+        eprintln!("jq is not installed: its own answers are not compared");
+    }
+    for (command, expected) in CHECKLIST {
+        let on_json = command.replacen("jq", &ours, 1);
+        let on_hdf5 = on_json.replace("_results.json", "_results.h5");
+        let mut commands = vec![on_json, on_hdf5];
+        commands.extend(has_jq.then(|| command.to_owned()));
+        for command in commands {
+            let output = Command::new("sh").args(["-c", &command]).env("SCRATCH", dir.path()).output().unwrap();
+            let (said, error) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+            assert_eq!(said.trim(), expected, "{command}\n{error}");
+        }
+    }
 }
 
 #[test]
@@ -155,6 +216,99 @@ fn the_same_number_as_jq_on_the_export() {
             Err(_) => eprintln!("skipped: jq is not installed"),
         }
     }
+}
+
+#[test]
+fn nan_and_infinity_survive() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = write_run(dir.path(), "evaluate", 42, json!({"x": 1.5}));
+    let run = run.to_str().unwrap();
+    let nlls = ".\"@items\".pile_test | map(.nll)";
+    assert_eq!(answers(&["-c", nlls, run]), "[120.5,\"NaN\"]\n");
+    assert_eq!(answers(&["-c", &format!("{nlls} | map(isnan)"), run]), "[false,true]\n");
+    assert_eq!(
+        answers(&["-c", "\"\\(.x / 0)\", [-1 / 0 | ., isinfinite]", run]),
+        "\"Infinity\"\n[\"-Infinity\",true]\n"
+    );
+    // As Python writes them.
+    let python = dir.path().join("python.json");
+    std::fs::write(&python, "{\"loss\": NaN, \"ppl\": Infinity, \"gap\": -Infinity, \"n\": null}").unwrap();
+    let python = python.to_str().unwrap();
+    assert_eq!(
+        answers(&["-c", "[.loss, .ppl, .gap, .n], [.loss, .ppl | isnan]", python]),
+        "[\"NaN\",\"Infinity\",\"-Infinity\",null]\n[true,false]\n"
+    );
+    assert_eq!(answers(&["--csv", "[.loss, .ppl, .gap, .n]", python]), "NaN,Infinity,-Infinity,\n");
+}
+
+#[test]
+fn large_arrays_are_left_out_and_said_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let long: Vec<f64> = (0..20_000).map(|i| f64::from(i) + 0.5).collect();
+    let run = write_run(dir.path(), "train", 42, json!({"losses": long, "short": [1.5, 2.5]}));
+    let path = run.to_str().unwrap();
+    let output = seedbed_query(&["-c", ".losses, .short", path]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap(),
+        "{\"elided\":true,\"length\":20000,\"values\":20000}\n[1.5,2.5]\n"
+    );
+    assert!(said.contains("`losses` is left out (20000 values): say `--load 'losses'` or `--all-arrays`"), "{said}");
+    for words in [&["--load", "losses"][..], &["--load", ".losses"], &["--all-arrays"]] {
+        let output = seedbed_query(&[words, &["-c", ".losses | length, last", path]].concat());
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), "20000\n19999.5\n", "{words:?}");
+        assert!(output.stderr.is_empty());
+    }
+    // Of several runs, series and items are there when they are asked for.
+    write_run(dir.path(), "train", 7, json!({"losses": [1.5]}));
+    let all = dir.path().to_str().unwrap();
+    assert_eq!(answers(&["-c", "map(has(\"series\"))", all]), "[false,false]\n");
+    assert_eq!(answers(&["-c", "map(.series.loss | last.value)", "--load", "@series.loss", all]), "[2.25,2.25]\n");
+}
+
+#[test]
+fn outputs_in_other_formats() {
+    let dir = tempfile::tempdir().unwrap();
+    example_runs(dir.path());
+    let all = dir.path().join("evaluate");
+    let all = all.to_str().unwrap();
+    let rows = "sort_by(.key.seed)[] | {seed: .key.seed, ppl: .metrics.pile_test.baseline_pythia.perplexity}";
+    assert_eq!(answers(&["--csv", rows, all]), "seed,ppl\n42,6.919\n1337,6.921\n");
+    assert_eq!(answers(&["--tsv", rows, all]), "seed\tppl\n42\t6.919\n1337\t6.921\n");
+    assert!(answers(&["--latex", rows, all]).contains("seed & ppl \\\\\n\\midrule\n42 & 6.919 \\\\\n"));
+    let json: Value = serde_json::from_str(&answers(&["--format", "json", rows, all])).unwrap();
+    assert_eq!(json, json!([{"seed": 42, "ppl": 6.919}, {"seed": 1337, "ppl": 6.921}]));
+    assert_eq!(answers(&["--format", "json", "empty", all]), "[]\n");
+    assert_eq!(answers(&["-n", "-c", "[inputs | length]", all]), "[2]\n");
+    let output = seedbed_query(&["--csv", "[1], [1, 2]", all]);
+    assert_eq!((output.status.code(), output.stdout), (Some(1), b"1\n".to_vec()));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("a row of 2 cells follows rows of 1"));
+    let output = seedbed_query(&["--csv", "--tsv", ".", all]);
+    assert_eq!(output.status.code(), Some(64));
+}
+
+#[test]
+fn a_filter_that_does_not_end_is_stopped_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = write_run(dir.path(), "evaluate", 42, json!({"x": 1.5}));
+    let path = run.to_str().unwrap();
+    for (filter, first) in
+        [("def f: f; f", ""), ("last(repeat(1))", ""), (".x, [range(1e12)]", "1.5\n"), ("def f: 1 + f; f", "")]
+    {
+        let began = std::time::Instant::now();
+        let output = seedbed_query(&["--time-s", "1", "--mem-mib", "64", filter, path]);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(began.elapsed().as_secs() < 20, "{filter}");
+        assert_eq!(output.status.code(), Some(1), "{filter}: {error}");
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), first, "{filter}");
+        let said = format!("the filter `{filter}` was stopped: it needs more than 1 s or 64 MiB");
+        assert!(error.contains(&said) && error.contains("--time-s"), "{error}");
+    }
+    // What a filter prints itself comes, too.
+    let output = seedbed_query(&["-c", ".x | debug | stderr | . + 1", path]);
+    assert_eq!(output.stdout, b"2.5\n");
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("[\"DEBUG:\",1.5]") && error.contains("1.5"), "{error}");
 }
 
 #[test]
@@ -185,6 +339,10 @@ fn bad_questions_say_what_to_do() {
     std::fs::create_dir(&empty).unwrap();
     let text = dir.path().join("a.json");
     std::fs::write(&text, "{\"a\": ").unwrap();
+    let deep = dir.path().join("deep.json");
+    std::fs::write(&deep, "[".repeat(1_000_000)).unwrap();
+    let blank = dir.path().join("blank.json");
+    std::fs::write(&blank, " \n").unwrap();
     for (arguments, code, said) in [
         ([".x | nosuch", path], 64, "line 1, column 6"),
         ([".x.y", path], 1, "cannot index"),
@@ -192,6 +350,9 @@ fn bad_questions_say_what_to_do() {
         ([".x", empty.to_str().unwrap()], 66, "holds no run.h5"),
         ([".x", cut.to_str().unwrap()], 65, "cut.h5"),
         ([".", text.to_str().unwrap()], 65, "a.json"),
+        ([".", deep.to_str().unwrap()], 65, "nested deeper than 512"),
+        ([".", blank.to_str().unwrap()], 65, "holds no JSON value"),
+        ([".x | meen", path], 64, "  .x | meen\n       ^"),
     ] {
         let output = seedbed_query(&arguments);
         let error = String::from_utf8(output.stderr).unwrap();

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::study::StudyArgs;
-use super::{CliError, Result, merged, output, page};
+use super::{CliError, Result, documents, merged, output, page};
 use crate::record::{Need, digest, exit, files};
 use crate::report::figure::Figure;
 use crate::report::page::{Audience, page as page_text};
 use crate::report::render::{self, render};
 use crate::report::table::{APPENDIX_ENDING, Grid, Partial};
 use crate::stages::aggregate::{self, SPEC};
-use crate::workflow::plan::{PlannedCell, SealView};
+use crate::workflow::plan::{CellDef, PlannedCell, SealView};
 use crate::workflow::run::{Intent, Prepared, prepare};
 use crate::workflow::submission::needs_of;
 
@@ -75,17 +75,18 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
     let cells: Vec<_> =
         prepared.plan.cells.iter().filter(|c| prepared.study.stages[c.def.stage].kind() == SPEC.kind).collect();
     // A study without an aggregation has its tables and figures all the same, of what they read.
-    let nothing = prepared.study.tables.is_empty() && prepared.study.figures.is_empty();
-    let groups: Vec<(Vec<String>, Vec<Need>)> = match cells.as_slice() {
+    let study = &prepared.study;
+    let nothing = study.tables.is_empty() && study.figures.is_empty() && study.documents.is_empty();
+    let groups: Vec<(Vec<String>, Option<&CellDef>, Vec<Need>)> = match cells.as_slice() {
         // Its page tells where it stands.
         [] if nothing && args.output.is_some() => Vec::new(),
         [] if nothing => {
             return Err(CliError::Usage("the study has no tables: add a `[[table]]` (docs/tables.md)".to_owned()));
         }
-        [] => vec![(Vec::new(), merged::needs_of_tables(&prepared))],
+        [] => vec![(Vec::new(), None, merged::needs_of_tables(&prepared))],
         cells => {
-            let needs = |cell: &&PlannedCell| needs_of(&prepared.study, &prepared.plan, &cell.def);
-            cells.iter().map(|cell| (models(&prepared, cell), needs(cell))).collect()
+            let needs = |cell: &PlannedCell| needs_of(&prepared.study, &prepared.plan, &cell.def);
+            cells.iter().map(|cell| (models(&prepared, cell), Some(&*cell.def), needs(cell))).collect()
         }
     };
     let partial = match args.partial {
@@ -95,7 +96,7 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
     };
     let mut code = exit::DONE;
     let mut made = Made::default();
-    for (models, needs) in groups {
+    for (models, cell, needs) in groups {
         // The plan has read the seals: nothing is gained by reading them again.
         let known = |need: &Need| match prepared.seals.get(&need.key.local_name()) {
             Some(SealView::Sealed { seal, .. }) => Some(&**seal),
@@ -120,9 +121,13 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
         }
         let models: Vec<&str> = models.iter().map(String::as_str).collect();
         code = code.max(tables(args, &prepared, &models, &inputs, partial, &mut made)?);
+        if let Some(dir) = &args.output {
+            code = code.max(documents::write(dir, &prepared, cell, &inputs, partial)?);
+        }
     }
     if let Some(dir) = &args.output {
         aggregate::write_tables(dir, &made.grids)?;
+        documents::write_sources(dir, &prepared, &made.grids)?;
         aggregate::write_figures(dir, &made.figures)?;
         let audience = if args.public { Audience::Public } else { Audience::Own };
         let report = page::of_study(&args.study.request(), &prepared, made)?;
@@ -154,19 +159,12 @@ fn tables(
     partial: Option<Partial>,
     made: &mut Made,
 ) -> Result<u8> {
-    let (several, mut own): (Vec<Value>, Vec<Value>) =
-        prepared.study.tables.iter().cloned().partition(aggregate::reads_studies);
+    let mut sections = prepared.study.tables.clone();
     if partial.is_none() {
         // What is missing was named: only tables that do without it are made.
-        own.retain(|section| does_without(section, inputs));
+        sections.retain(|section| aggregate::reads_studies(section) || does_without(section, inputs));
     }
-    let (mut grids, mut problems) = aggregate::tables(&own, inputs, partial);
-    for section in several {
-        let of_studies = merged::inputs(&args.study, prepared, &section)?;
-        let (more, wrong) = aggregate::tables(&[section], &of_studies, partial);
-        grids.extend(more);
-        problems.extend(wrong);
-    }
+    let (grids, mut problems) = merged::tables(&args.study, prepared, &sections, inputs, partial)?;
     // Figures say of no seed that it is missing: they wait for all, or for a word.
     let whole = partial.is_some() || inputs.iter().all(|i| i.run.is_ok());
     if args.output.is_some() && whole {
@@ -223,6 +221,7 @@ pub(crate) fn result_files(dir: &Path) -> Vec<PathBuf> {
         let text = path.to_string_lossy();
         text.starts_with("tables/")
             || text.starts_with("figures/")
+            || text.starts_with("documents/")
             || text.ends_with("summary.txt")
             || text.ends_with("results.json")
     };

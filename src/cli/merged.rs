@@ -8,7 +8,8 @@ use serde_json::Value;
 use super::study::StudyArgs;
 use super::{CliError, Result, output};
 use crate::record::Need;
-use crate::report::table::{StudyRef, TableSpec};
+use crate::report::document::DocumentSpec;
+use crate::report::table::{Grid, Partial, StudyRef, TableProblem, TableSpec};
 use crate::stages::aggregate::{self, Input};
 use crate::workflow::run::{Intent, Prepared, Request, prepare};
 use crate::workflow::study::claimed_elsewhere;
@@ -33,12 +34,36 @@ pub(super) fn inputs(args: &StudyArgs, prepared: &Prepared, section: &Value) -> 
     Ok(found)
 }
 
-/// The cells that the tables and figures of a study read which has no aggregation.
+/// The tables of some sections, those over several studies too. `of_this` are the cells of this study.
+pub(super) fn tables(
+    args: &StudyArgs,
+    prepared: &Prepared,
+    sections: &[Value],
+    of_this: &[Input],
+    partial: Option<Partial>,
+) -> Result<(Vec<Grid>, Vec<TableProblem>)> {
+    let (several, own): (Vec<Value>, Vec<Value>) = sections.iter().cloned().partition(aggregate::reads_studies);
+    let (mut grids, mut problems) = aggregate::tables(&own, of_this, partial);
+    for section in several {
+        let of_studies = inputs(args, prepared, &section)?;
+        let (more, wrong) = aggregate::tables(&[section], &of_studies, partial);
+        grids.extend(more);
+        problems.extend(wrong);
+    }
+    Ok((grids, problems))
+}
+
+/// The cells that the tables, figures and documents of a study read which has no aggregation.
 pub(super) fn needs_of_tables(prepared: &Prepared) -> Vec<Need> {
     let own = prepared.study.tables.iter().filter(|section| !aggregate::reads_studies(section));
     let columns = own.filter_map(|section| section.get("columns")?.as_array()).flatten();
     let figures = prepared.study.figures.iter().filter_map(|section| section.get("lines")?.as_array()).flatten();
-    let stages: BTreeSet<&str> = columns.chain(figures).filter_map(|part| part.get("stage")?.as_str()).collect();
+    let mut stages: BTreeSet<String> =
+        columns.chain(figures).filter_map(|part| Some(part.get("stage")?.as_str()?.to_owned())).collect();
+    let all: Vec<&str> = prepared.study.stages.iter().map(|stage| stage.name.as_str()).collect();
+    for document in prepared.study.documents.iter().filter_map(|section| DocumentSpec::parse(section, &all).ok()) {
+        stages.extend(document.stages().into_iter().map(str::to_owned));
+    }
     let read = prepared.plan.cells.iter().filter(|c| stages.contains(c.def.key.stage.as_str()));
     let mut needs: Vec<Need> = read.map(|c| need_of(&prepared.study, &c.def)).collect();
     needs.sort_by(|a, b| a.key.cmp(&b.key));

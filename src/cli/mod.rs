@@ -8,6 +8,7 @@ mod attempt;
 mod cancel;
 mod confirm;
 mod doctor;
+mod documents;
 mod explain;
 mod gates;
 mod generate;
@@ -46,6 +47,8 @@ pub(crate) enum CliError {
     Record(#[from] RecordError),
     #[error("{0}")]
     Usage(String),
+    #[error("{0}")]
+    Missing(String),
     #[error("cannot write to the terminal")]
     Output(#[source] std::io::Error),
 }
@@ -59,6 +62,7 @@ impl CliError {
             Self::Record(e) if e.is_disk_full() => exit::CANNOT_WRITE,
             Self::Record(_) => exit::STALE_INPUT,
             Self::Usage(_) => exit::USAGE,
+            Self::Missing(_) => exit::MISSING_INPUT,
             Self::Output(_) => exit::CANNOT_WRITE,
         }
     }

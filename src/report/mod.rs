@@ -2,12 +2,14 @@
 //!
 //! Data flows one way: value trees -> [`query`] -> numbers -> [`stats`] -> cells -> [`table`] -> grid ->
 //! [`render`] -> text -> [`paper`]; series and grids -> [`figure`] -> SVG, PNG; all of it -> [`page`]. All but `query`
-//! are pure.
+//! and `sources` are pure.
 
+pub mod document;
 pub mod figure;
 pub mod page;
 pub mod paper;
 pub mod query;
 pub mod render;
+pub mod sources;
 pub mod stats;
 pub mod table;

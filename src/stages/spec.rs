@@ -43,6 +43,8 @@ pub enum FieldType {
     Tables,
     /// The study's `[[figure]]` sections, an array of objects; absent where it has none, and `params` cannot say it.
     Figures,
+    /// The study's `[[document]]` sections, an array of objects; absent where it has none, and `params` cannot say it.
+    Documents,
     /// The conditions of a gate, an array of objects: its `[[gate]]` section fills it in.
     Conditions,
 }

@@ -18,8 +18,19 @@ const ARROWS: [(&str, &[&str]); 7] = [
     ("compute", &["compute", "record"]),
     ("report", &["report", "record"]),
     ("stages", &["stages", "compute", "report", "record"]),
-    // What stages say of themselves, and the specifications of tables and figures: data, always compiled.
-    ("workflow", &["workflow", "record", "report::table", "report::figure", "stages::*::SPEC", "stages::spec"]),
+    // What stages say of themselves, and the specifications of tables, figures and documents: data, always compiled.
+    (
+        "workflow",
+        &[
+            "workflow",
+            "record",
+            "report::table",
+            "report::figure",
+            "report::document",
+            "stages::*::SPEC",
+            "stages::spec",
+        ],
+    ),
     // The aggregation and the gate need no tensors: `seedbed aggregate` makes it anew, `seedbed signoff` asks conditions.
     ("cli", &["cli", "workflow", "report", "record", "stages::aggregate", "stages::gate"]),
     ("bin", &["cli", "stages"]),
@@ -29,12 +40,13 @@ const ARROWS: [(&str, &[&str]); 7] = [
 const STAGE_SPECS: [&str; 6] = ["all_specs", "Field", "FieldType", "Preset", "Role", "Spec"];
 
 /// Rooms without file, environment, process or clock.
-const PURE: [&str; 8] = [
+const PURE: [&str; 9] = [
     "workflow::plan",
     "workflow::slurm::script",
     "report::stats",
     "report::table",
     "report::render",
+    "report::document",
     "report::figure",
     "report::page",
     "report::paper",

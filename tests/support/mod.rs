@@ -4,6 +4,7 @@ pub mod chain;
 pub mod fake_slurm;
 pub mod gated;
 pub mod sandbox;
+pub mod scored;
 pub mod work;
 
 use std::path::PathBuf;

@@ -3,17 +3,53 @@
 //! Two scopes. [`Scope::Open`] is the language for a person at a terminal. [`Scope::Closed`] is for gates
 //! and tables: nothing that reads the environment, the clock or other input, prints, or halts; its filters
 //! mean the same everywhere. Modules cannot be loaded in either. A filter may still not end, or eat all
-//! memory: run those of a study through [`super::limit`].
+//! memory: [`super::limit`] runs it where that does no harm.
 
 use jaq_core::load::{Arena, File, Loader};
 use jaq_core::native::Fun;
-use jaq_core::{Compiler, Ctx, Vars, data, load};
+use jaq_core::{Compiler, Ctx, DataT, Lut, Vars, data, load, native};
 use jaq_json::{Num, Val};
+use jaq_std::input::{HasInputs, Inputs, RcIter};
 use serde_json::Value;
 
 use super::functions;
 
-type Data = data::JustLut<Val>;
+/// What native filters may see: values, and the inputs that nobody has taken yet.
+struct Data;
+
+#[derive(Clone)]
+struct Around<'a> {
+    lut: &'a Lut<Data>,
+    inputs: Inputs<'a, Val>,
+}
+
+impl DataT for Data {
+    type V<'a> = Val;
+    type Data<'a> = Around<'a>;
+}
+
+impl<'a> data::HasLut<'a, Data> for Around<'a> {
+    fn lut(&self) -> &'a Lut<Data> {
+        self.lut
+    }
+}
+
+impl<'a> HasInputs<'a, Val> for Around<'a> {
+    fn inputs(&self) -> Inputs<'a, Val> {
+        self.inputs
+    }
+}
+
+/// `input` and `inputs`. Generic, for mapping them where the type is known does not type-check.
+fn reading<D: DataT>() -> Vec<Fun<D>>
+where
+    for<'a> D::Data<'a>: HasInputs<'a, D::V<'a>>,
+{
+    jaq_std::input::funs::<D>().into_vec().into_iter().map(native::run).collect()
+}
+
+/// The environment, as an open filter sees it.
+const ENV: &str = "$ENV";
 
 /// Longest filter text that is compiled, bytes. jaq's parser recurses; this keeps it within any stack.
 const MAX_CODE_BYTES: usize = 4096;
@@ -24,7 +60,7 @@ const MAX_NESTING: usize = 64;
 /// What a filter may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// The whole language, with `env`, `now`, `debug`.
+    /// The whole language, with `input`, `env`, `now`, `debug`.
     Open,
     /// Values only.
     Closed,
@@ -70,6 +106,7 @@ pub enum FilterError {
 pub struct Filter {
     compiled: jaq_core::Filter<Data>,
     variables: usize,
+    scope: Scope,
 }
 
 impl Filter {
@@ -85,12 +122,18 @@ impl Filter {
             .chain(jaq_json::defs())
             .filter(|def| allowed(def.name))
             .chain(functions::defs());
-        let funs: Vec<Fun<Data>> = jaq_core::funs()
+        let mut funs: Vec<Fun<Data>> = jaq_core::funs()
             .chain(jaq_std::funs())
             .chain(jaq_json::funs())
-            .filter(|(name, ..)| allowed(name))
+            .filter(|(name, ..)| allowed(name) && !functions::REPLACED.contains(name))
             .chain(functions::funs())
             .collect();
+        let mut globals = variables.to_vec();
+        if scope == Scope::Open {
+            funs.extend(reading());
+            funs.extend(functions::open());
+            globals.push(ENV);
+        }
         let arena = Arena::default();
         let modules =
             Loader::new(defs).load(&arena, File { path: (), code }).map_err(|errors| first_load_error(code, errors))?;
@@ -98,10 +141,10 @@ impl Filter {
             .map_err(|errors| first_load_error(code, errors))?;
         let compiled = Compiler::default()
             .with_funs(funs)
-            .with_global_vars(variables.iter().copied())
+            .with_global_vars(globals)
             .compile(modules)
             .map_err(|errors| first_compile_error(code, scope, errors))?;
-        Ok(Self { compiled, variables: variables.len() })
+        Ok(Self { compiled, variables: variables.len(), scope })
     }
 
     /// Every output on `input`, in order. `variables` has a value for each name given to
@@ -122,32 +165,66 @@ impl Filter {
     ///
     /// # Errors
     /// [`FilterError::Run`] at the first error.
-    pub fn run_each(
+    pub fn run_each(&self, input: Val, variables: Vec<Val>, each: impl FnMut(Val) -> bool) -> Result<(), FilterError> {
+        self.run_all(vec![input], InputMode::Each, variables, each)
+    }
+
+    /// Runs on every input in turn. The filters `input` and `inputs` take from the same inputs.
+    ///
+    /// # Errors
+    /// [`FilterError::Run`] at the first error.
+    pub fn run_all(
         &self,
-        input: Val,
-        variables: Vec<Val>,
+        inputs: Vec<Val>,
+        mode: InputMode,
+        mut variables: Vec<Val>,
         mut each: impl FnMut(Val) -> bool,
     ) -> Result<(), FilterError> {
         if variables.len() != self.variables {
             return Err(FilterError::Run(format!("{} of {} variables are given", variables.len(), self.variables)));
         }
-        let ctx = Ctx::<Data>::new(&self.compiled.lut, Vars::new(variables));
-        for output in self.compiled.id.run((ctx, input)) {
-            match output {
-                Ok(value) => {
-                    if !each(value) {
-                        return Ok(());
-                    }
-                }
-                Err(exception) => match exception.get_err() {
-                    Ok(error) => return Err(FilterError::Run(shorten(&error.to_string()))),
-                    // `halt` ends the filter; whatever it printed before counts.
-                    Err(_) => return Ok(()),
+        if self.scope == Scope::Open {
+            variables.push(functions::environment());
+        }
+        let rest = RcIter::new(inputs.into_iter().map(Ok));
+        let rest: &RcIter<dyn Iterator<Item = Result<Val, String>>> = &rest;
+        let mut null = (mode == InputMode::Null).then_some(Val::Null);
+        loop {
+            let input = match (mode, null.take()) {
+                (InputMode::Null, Some(null)) => null,
+                (InputMode::Null, None) => return Ok(()),
+                (InputMode::Each, _) => match (&mut &*rest).next() {
+                    Some(Ok(input)) => input,
+                    _ => return Ok(()),
                 },
+            };
+            let around = Around { lut: &self.compiled.lut, inputs: rest };
+            let ctx = Ctx::<Data>::new(around, Vars::new(variables.clone()));
+            for output in self.compiled.id.run((ctx, input)) {
+                match output {
+                    Ok(value) => {
+                        if !each(value) {
+                            return Ok(());
+                        }
+                    }
+                    Err(exception) => match exception.get_err() {
+                        Ok(error) => return Err(FilterError::Run(shorten(&error.to_string()))),
+                        // `halt` ends the filter; whatever it printed before counts.
+                        Err(_) => return Ok(()),
+                    },
+                }
             }
         }
-        Ok(())
     }
+}
+
+/// What a filter is run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InputMode {
+    /// Each input in turn.
+    Each,
+    /// `null`, once: `input` and `inputs` read.
+    Null,
 }
 
 /// A JSON value for a filter. Whole numbers stay whole, others are floats.
@@ -377,7 +454,27 @@ mod tests {
             let error = Filter::compile(code, &[], Scope::Closed).map(|_| ()).unwrap_err().to_string();
             assert!(error.contains("not allowed") || error.contains("not defined"), "{code}: {error}");
         }
-        assert!(Filter::compile("env, now, debug, $row", &["$row"], Scope::Open).is_ok());
+        assert!(Filter::compile("env, now, debug, $row, $ENV.HOME, input", &["$row"], Scope::Open).is_ok());
+    }
+
+    #[test]
+    fn open_filters_read_the_inputs_that_are_left() {
+        let run = |code: &str, mode| {
+            let filter = Filter::compile(code, &[], Scope::Open).unwrap();
+            let inputs = [1, 2, 3].map(|i| to_val(&json!(i))).to_vec();
+            let mut got = Vec::new();
+            filter
+                .run_all(inputs, mode, vec![], |v| {
+                    got.push(print::compact(&v));
+                    true
+                })
+                .map(|()| got)
+        };
+        assert_eq!(run(". * 2", InputMode::Each).unwrap(), ["2", "4", "6"]);
+        assert_eq!(run("[., input]", InputMode::Each).unwrap(), ["[1,2]", "[3]"]);
+        assert_eq!(run("[inputs] | add", InputMode::Null).unwrap(), ["6"]);
+        assert_eq!(run("reduce inputs as $x (.; . + $x)", InputMode::Each).unwrap(), ["6"]);
+        assert_eq!(run("$ENV | type", InputMode::Null).unwrap(), ["\"object\""]);
     }
 
     #[test]

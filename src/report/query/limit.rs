@@ -1,8 +1,8 @@
-//! Filters of a study, run where they can do no harm: in a child process with limits on time and memory.
+//! Filters run where they can do no harm: in a child process with limits on time and memory.
 //!
-//! jq is a whole language: a gate or a table metric may loop for ever or build a list of 1e12 numbers. Here
-//! all filters of one table or gate go to one forked child, which answers a line for each; a child that
-//! exceeds a limit, or faults, is killed, and the filter it was working on is named.
+//! jq is a whole language: a gate, a table metric or a slip of the finger may loop for ever or build a list of 1e12
+//! numbers. All filters of one table or gate go to one forked child, which answers a line for each; a child that
+//! exceeds a limit, or faults, is killed, and the filter it was working on is named. [`forked`] is the child alone.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -31,6 +31,11 @@ impl Default for Limits {
     fn default() -> Self {
         Self { time: Duration::from_secs(20), mem_bytes: 1 << 30 }
     }
+}
+
+impl Limits {
+    /// What a person's own query may take, unless they say otherwise.
+    pub const OF_A_PERSON: Self = Self { time: Duration::from_secs(60), mem_bytes: 4 << 30 };
 }
 
 /// One closed filter on one value, with `$row` bound.
@@ -86,10 +91,17 @@ fn evaluate_apart(jobs: &[Job<'_>], limits: Limits) -> Vec<Outputs> {
     if jobs.is_empty() {
         return Vec::new();
     }
-    let bytes = match deep(|| in_child(jobs, limits)).and_then(|r| r) {
-        Ok(bytes) => bytes,
-        Err(what) => return vec![Err(what); jobs.len()],
-    };
+    let mut bytes = Vec::new();
+    let ran = deep(|| {
+        let take = |more: &[u8]| {
+            bytes.extend_from_slice(more);
+            true
+        };
+        forked(limits, Stderr::Silent, |pipe| answer(jobs, pipe), take)
+    });
+    if let Err(what) = ran.and_then(|r| r) {
+        return vec![Err(what); jobs.len()];
+    }
     let mut answers: Vec<Outputs> = bytes
         .split_inclusive(|b| *b == b'\n')
         .filter(|line| line.ends_with(b"\n"))
@@ -120,8 +132,26 @@ pub(super) fn deep<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String
     })
 }
 
-/// Forks, lets the child answer, and returns what it wrote before it ended or was killed.
-fn in_child(jobs: &[Job<'_>], limits: Limits) -> Result<Vec<u8>, String> {
+/// What becomes of what a child prints to stderr.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stderr {
+    /// Nothing: its failures are told by the parent.
+    Silent,
+    /// It goes where that of the parent goes.
+    Shared,
+}
+
+/// Forks; the child runs `work`, and `take` gets what it writes, as it comes, until it says false. The child is killed
+/// when it exceeds a limit; the time that `take` needs does not count.
+///
+/// # Errors
+/// The system gives no pipe or process.
+pub(super) fn forked(
+    limits: Limits,
+    stderr: Stderr,
+    work: impl FnOnce(&Pipe),
+    mut take: impl FnMut(&[u8]) -> bool,
+) -> Result<(), String> {
     let mut ends = [0; 2];
     let os_error = |what: &str| format!("cannot {what} for the filter: {}", std::io::Error::last_os_error());
     // SAFETY: `ends` has room for the two descriptors that pipe2 writes.
@@ -139,10 +169,13 @@ fn in_child(jobs: &[Job<'_>], limits: Limits) -> Result<Vec<u8>, String> {
     }
     if pid == 0 {
         drop(reader);
-        child(jobs, limits, &writer);
+        set_limits(limits, stderr);
+        work(&Pipe(writer));
+        // SAFETY: ends this process without running destructors or handlers of the parent.
+        unsafe { libc::_exit(0) }
     }
     drop(writer);
-    let bytes = read_until(reader, Instant::now() + limits.time);
+    let read = read_until(reader, limits.time, &mut take);
     // SAFETY: `pid` is our own child, not yet waited for.
     unsafe {
         libc::kill(pid, libc::SIGKILL);
@@ -151,63 +184,74 @@ fn in_child(jobs: &[Job<'_>], limits: Limits) -> Result<Vec<u8>, String> {
             && std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted
         {}
     }
-    bytes
+    read
 }
 
-/// Everything from the pipe until its end or the deadline.
-fn read_until(reader: OwnedFd, deadline: Instant) -> Result<Vec<u8>, String> {
+/// The child's end of the pipe.
+pub(super) struct Pipe(OwnedFd);
+
+impl Pipe {
+    /// Writes all of it; false when the parent is gone. What a signal cuts off the parent misses and says.
+    pub(super) fn write(&self, mut rest: &[u8]) -> bool {
+        use std::os::fd::AsRawFd;
+        while !rest.is_empty() {
+            // SAFETY: the pointer and length are those of a live slice.
+            let n = unsafe { libc::write(self.0.as_raw_fd(), rest.as_ptr().cast(), rest.len()) };
+            match usize::try_from(n) {
+                Ok(n) if n > 0 => rest = &rest[n..],
+                _ => return false,
+            }
+        }
+        true
+    }
+}
+
+/// Everything from the pipe until its end, or until `limit` has been waited for it.
+fn read_until(reader: OwnedFd, limit: Duration, take: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), String> {
     use std::os::fd::AsRawFd;
     let mut file = std::fs::File::from(reader);
-    let mut bytes = Vec::new();
     let mut buffer = [0u8; 1 << 16];
+    let mut left = limit;
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(bytes);
-        }
+        let began = Instant::now();
         let mut poll = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         let millis = i32::try_from(left.as_millis().max(1)).unwrap_or(i32::MAX);
         // SAFETY: one valid pollfd.
-        match unsafe { libc::poll(&mut poll, 1, millis) } {
-            1.. => {}
+        let ready = unsafe { libc::poll(&mut poll, 1, millis) };
+        left = left.saturating_sub(began.elapsed());
+        match (ready, left.is_zero()) {
+            (_, true) => return Ok(()),
+            (1.., false) => {}
             _ => continue,
         }
         match file.read(&mut buffer) {
-            Ok(0) => return Ok(bytes),
-            Ok(n) => bytes.extend_from_slice(&buffer[..n]),
+            Ok(0) => return Ok(()),
+            Ok(n) => {
+                if !take(&buffer[..n]) {
+                    return Ok(());
+                }
+            }
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
             Err(e) => return Err(format!("cannot read from the filter's process: {e}")),
         }
     }
 }
 
-/// The child's whole life.
-fn child(jobs: &[Job<'_>], limits: Limits, writer: &OwnedFd) -> ! {
-    use std::os::fd::AsRawFd;
-    let fd = writer.as_raw_fd();
-    set_limits(limits);
+/// The child of [`evaluate`]: a line for each job.
+fn answer(jobs: &[Job<'_>], pipe: &Pipe) {
     let mut compiled = HashMap::new();
     for job in jobs {
         let answer: Outputs = run(job, &mut compiled).map_err(|e| e.to_string());
         // Texts, numbers, arrays and objects with text keys always print.
         let mut line = serde_json::to_vec(&answer).unwrap_or_default();
         line.push(b'\n');
-        let mut rest = &line[..];
-        while !rest.is_empty() {
-            // SAFETY: the pointer and length are those of a live slice.
-            let n = unsafe { libc::write(fd, rest.as_ptr().cast(), rest.len()) };
-            match usize::try_from(n) {
-                Ok(n) if n > 0 => rest = &rest[n..],
-                // The parent is gone, or a signal came: nothing is lost that the parent does not name.
-                _ => break,
-            }
+        if !pipe.write(&line) {
+            return;
         }
     }
-    // SAFETY: ends this process without running destructors or handlers of the parent.
-    unsafe { libc::_exit(0) }
 }
 
-fn set_limits(limits: Limits) {
+fn set_limits(limits: Limits, stderr: Stderr) {
     let set = |resource, value: u64| {
         let limit = libc::rlimit { rlim_cur: value, rlim_max: value };
         // SAFETY: a valid rlimit. A limit that cannot be set is not fatal: the deadline still holds.
@@ -223,7 +267,7 @@ fn set_limits(limits: Limits) {
     // SAFETY: a failed allocation or a fault would print to the parent's terminal; the parent names the
     // filter instead.
     unsafe {
-        let null = libc::open(c"/dev/null".as_ptr(), libc::O_WRONLY);
+        let null = if stderr == Stderr::Silent { libc::open(c"/dev/null".as_ptr(), libc::O_WRONLY) } else { -1 };
         if null >= 0 {
             libc::dup2(null, 2);
         }

@@ -1,7 +1,7 @@
 //! Questions to results, in the jq language.
 //!
-//! [`filter`] compiles and runs, [`limit`] bounds what a filter of a study may take, [`plain`] answers mere paths, [`source`] turns runs
-//! into values, [`print`] turns values into text; [`query`] is the whole of `seedbed query`. The manual is
+//! [`filter`] compiles and runs, [`limit`] bounds what a filter may take, [`plain`] answers mere paths, [`source`] turns
+//! runs into values, [`print`] and [`rows`] turn values into text; [`query`] is the whole of `seedbed query`. The manual is
 //! `docs/query.md`; its examples are tests.
 
 mod filter;
@@ -9,16 +9,18 @@ mod functions;
 pub mod limit;
 mod plain;
 pub mod print;
+mod rows;
 pub mod source;
 
 use std::io::Write;
 use std::path::PathBuf;
 
-pub use filter::{FilterError, Scope};
+pub use filter::{FilterError, InputMode, Scope};
 pub use limit::{Job, Limits, Outputs, check, evaluate};
 pub use plain::Tree;
 pub use print::Style;
-pub use source::Seals;
+pub use rows::RowFormat;
+pub use source::{Load, Reading, Seals};
 
 use crate::record::{RecordError, exit};
 
@@ -47,6 +49,18 @@ pub enum QueryError {
     /// A file cannot be read.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// The filter did not end, or ate all memory.
+    #[error(
+        "the filter `{filter}` was stopped: it needs more than {seconds} s or {mib} MiB: make it simpler, or allow more with --time-s and --mem-mib"
+    )]
+    Stopped {
+        /// The filter, cut.
+        filter: String,
+        /// The limit of time.
+        seconds: f64,
+        /// The limit of memory.
+        mib: u64,
+    },
     /// The answer cannot be written.
     #[error("cannot write the answer")]
     Write(#[source] std::io::Error),
@@ -60,7 +74,7 @@ impl QueryError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Filter(FilterError::Compile { .. }) => exit::USAGE,
-            Self::Filter(FilterError::Run(_)) | Self::Engine(_) => exit::INCOMPLETE,
+            Self::Filter(FilterError::Run(_)) | Self::Engine(_) | Self::Stopped { .. } => exit::INCOMPLETE,
             Self::Path { .. } => exit::MISSING_INPUT,
             Self::Unsealed { .. } => exit::STALE_INPUT,
             Self::Record(e) if e.is_not_found() => exit::MISSING_INPUT,
@@ -77,34 +91,142 @@ pub struct Query {
     pub filter: String,
     /// Runs, directories, JSON files.
     pub paths: Vec<PathBuf>,
+    /// How they are read.
+    pub reading: Reading,
+    /// What the filter runs on.
+    pub input: InputMode,
     /// How answers are printed.
     pub style: Style,
-    /// What to do with runs that are not sealed.
-    pub seals: Seals,
+    /// What the filter may take.
+    pub limits: Limits,
 }
 
+impl Query {
+    /// A question with what is usual: sealed or not, small arrays, each input in turn.
+    pub fn new(filter: &str, paths: &[PathBuf], style: Style) -> Self {
+        Self {
+            filter: filter.to_owned(),
+            paths: paths.to_vec(),
+            reading: Reading { seals: Seals::Warn, load: Load::Small, always_array: false },
+            input: InputMode::Each,
+            style,
+            limits: Limits::OF_A_PERSON,
+        }
+    }
+}
+
+/// What the child that runs the filter sends: a kind and a length before the bytes.
+const OUTPUT: u8 = b'o';
+const FAILED: u8 = b'e';
+const DONE: u8 = b'd';
+
 /// Answers a query: prints every output to `out` as it comes, returns warnings for stderr. The filter is
-/// compiled before any file is opened.
+/// compiled before any file is opened, and runs in a process of its own.
 ///
 /// # Errors
 /// See [`QueryError`]. Outputs printed before an error stay printed, as with jq.
 pub fn query(query: &Query, out: &mut (dyn Write + Send)) -> Result<Vec<String>, QueryError> {
     limit::deep(|| -> Result<Vec<String>, QueryError> {
         let filter = filter::Filter::compile(&query.filter, &[], Scope::Open)?;
-        let gathered = source::gather(&query.paths, query.seals)?;
-        for input in &gathered.inputs {
-            let mut written = Ok(());
-            filter.run_each(filter::to_val(input), Vec::new(), |value| {
-                written = writeln!(out, "{}", print::print(&value, query.style));
-                written.is_ok()
-            })?;
-            match written {
-                // A reader such as `head` that has enough ends the query, and that is no failure.
-                Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => break,
-                other => other.map_err(QueryError::Write)?,
-            }
+        let gathered = source::gather(&query.paths, &query.reading)?;
+        // Of what a filter prints itself nothing is lost; else a child that fails is silent, and told of here.
+        let prints = ["debug", "stderr", "halt_error"].iter().any(|word| query.filter.contains(word));
+        let stderr = if prints { limit::Stderr::Shared } else { limit::Stderr::Silent };
+        let mut answer = Answer { out, unread: Vec::new(), end: None };
+        let inputs = gathered.inputs;
+        let child = |pipe: &limit::Pipe| run(query, &filter, inputs, pipe);
+        limit::forked(query.limits, stderr, child, |bytes| answer.take(bytes)).map_err(QueryError::Engine)?;
+        match answer.end {
+            Some(End::Done) => Ok(gathered.warnings),
+            Some(End::Failed(what)) => Err(FilterError::Run(what).into()),
+            // A reader such as `head` that has enough ends the query, and that is no failure.
+            Some(End::Unwritten(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(gathered.warnings),
+            Some(End::Unwritten(e)) => Err(QueryError::Write(e)),
+            None => Err(QueryError::Stopped {
+                filter: query.filter.chars().take(80).collect::<String>().escape_debug().to_string(),
+                seconds: query.limits.time.as_secs_f64(),
+                mib: query.limits.mem_bytes >> 20,
+            }),
         }
-        Ok(gathered.warnings)
     })
     .map_err(QueryError::Engine)?
+}
+
+/// The child's part.
+fn run(query: &Query, filter: &filter::Filter, inputs: Vec<jaq_json::Val>, pipe: &limit::Pipe) {
+    let send = |kind: u8, text: &str| {
+        let mut frame = vec![kind];
+        frame.extend_from_slice(&(text.len() as u64).to_le_bytes());
+        frame.extend_from_slice(text.as_bytes());
+        pipe.write(&frame)
+    };
+    let mut printer = print::Printer::new(query.style);
+    let mut refused = None;
+    let ran = filter.run_all(inputs, query.input, Vec::new(), |value| match printer.push(&value) {
+        Ok(text) => text.is_empty() || send(OUTPUT, &text),
+        Err(what) => {
+            refused = Some(what);
+            false
+        }
+    });
+    let failed = match (ran, refused) {
+        (Err(FilterError::Run(what)), _) | (_, Some(what)) => Some(what),
+        (Err(other), _) => Some(other.to_string()),
+        (Ok(()), None) => None,
+    };
+    match failed {
+        Some(what) => send(FAILED, &what),
+        None => send(OUTPUT, &printer.end()) && send(DONE, ""),
+    };
+}
+
+/// How an answer ended.
+enum End {
+    Done,
+    Failed(String),
+    Unwritten(std::io::Error),
+}
+
+/// The parent's part: puts together what the child sends.
+struct Answer<'a> {
+    out: &'a mut (dyn Write + Send),
+    unread: Vec<u8>,
+    end: Option<End>,
+}
+
+impl Answer<'_> {
+    /// Takes more bytes; false when there is nothing more to take.
+    fn take(&mut self, bytes: &[u8]) -> bool {
+        self.unread.extend_from_slice(bytes);
+        let mut at = 0;
+        while let Some((kind, text)) = frame(&self.unread[at..]) {
+            at += 9 + text.len();
+            match kind {
+                OUTPUT => {
+                    if let Err(e) = self.out.write_all(text) {
+                        self.end = Some(End::Unwritten(e));
+                    }
+                }
+                FAILED => self.end = Some(End::Failed(String::from_utf8_lossy(text).into_owned())),
+                _ => self.end = Some(End::Done),
+            }
+            if self.end.is_some() {
+                break;
+            }
+        }
+        self.unread.drain(..at);
+        if let Err(e) = self.out.flush()
+            && self.end.is_none()
+        {
+            self.end = Some(End::Unwritten(e));
+        }
+        self.end.is_none()
+    }
+}
+
+/// The first frame, if all of it is there.
+fn frame(bytes: &[u8]) -> Option<(u8, &[u8])> {
+    let length = u64::from_le_bytes(bytes.get(1..9)?.try_into().ok()?);
+    let end = 9 + usize::try_from(length).ok()?;
+    Some((bytes[0], bytes.get(9..end)?))
 }

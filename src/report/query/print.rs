@@ -7,6 +7,8 @@
 use jaq_json::{Num, Val};
 use serde_json::Value;
 
+use super::rows::{RowFormat, Rows};
+
 /// How outputs are printed, one after another, each with a newline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Style {
@@ -17,6 +19,52 @@ pub enum Style {
     Compact,
     /// As pretty, but texts stand without quotes: `jq -r`.
     Raw,
+    /// One JSON array of all outputs.
+    Json,
+    /// A row for each output.
+    Rows(RowFormat),
+}
+
+/// Prints outputs one after another.
+#[derive(Debug)]
+pub(super) struct Printer {
+    style: Style,
+    rows: Option<Rows>,
+    count: usize,
+}
+
+impl Printer {
+    pub(super) fn new(style: Style) -> Self {
+        let rows = if let Style::Rows(format) = style { Some(Rows::new(format)) } else { None };
+        Self { style, rows, count: 0 }
+    }
+
+    /// The text of one output, with its newline.
+    ///
+    /// # Errors
+    /// It cannot stand below the rows before it.
+    pub(super) fn push(&mut self, value: &Val) -> Result<String, String> {
+        self.count += 1;
+        match (&mut self.rows, self.style) {
+            (Some(rows), _) => rows.push(value),
+            (None, Style::Json) => {
+                let mut out = if self.count == 1 { "[\n  " } else { ",\n  " }.to_owned();
+                write(value, Some(1), &mut out);
+                Ok(out)
+            }
+            _ => Ok(format!("{}\n", print(value, self.style))),
+        }
+    }
+
+    /// What follows the last output.
+    pub(super) fn end(&self) -> String {
+        match (&self.rows, self.style, self.count) {
+            (Some(rows), ..) => rows.end(),
+            (None, Style::Json, 0) => "[]\n".to_owned(),
+            (None, Style::Json, _) => "\n]\n".to_owned(),
+            _ => String::new(),
+        }
+    }
 }
 
 /// One output in a style, without its newline.
@@ -24,7 +72,7 @@ pub fn print(value: &Val, style: Style) -> String {
     match (style, value) {
         // A text may be bytes that are no UTF-8; they cannot stand in our text output.
         (Style::Raw, Val::TStr(bytes) | Val::BStr(bytes)) => String::from_utf8_lossy(bytes).into_owned(),
-        (Style::Raw | Style::Pretty, _) => {
+        (Style::Raw | Style::Pretty | Style::Json | Style::Rows(_), _) => {
             let mut out = String::new();
             write(value, Some(0), &mut out);
             out
@@ -161,6 +209,18 @@ mod tests {
         );
         assert_eq!(print(&to_val(&json!("a b")), Style::Raw), "a b");
         assert_eq!(compact(&to_val(&json!({}))), "{}");
+    }
+
+    #[test]
+    fn one_array_of_all_outputs_is_json() {
+        let mut printer = Printer::new(Style::Json);
+        let mut text = String::new();
+        for value in [json!({"a": 1}), json!([]), json!("x")] {
+            text.push_str(&printer.push(&to_val(&value)).unwrap());
+        }
+        text.push_str(&printer.end());
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), json!([{"a": 1}, [], "x"]));
+        assert_eq!(Printer::new(Style::Json).end(), "[]\n");
     }
 
     #[test]

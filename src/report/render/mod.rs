@@ -69,6 +69,16 @@ pub fn tex(text: &str) -> String {
     escape::latex(text).0
 }
 
+/// Text as a field of a CSV file, which no spreadsheet takes for a formula.
+pub fn csv_text(text: &str) -> String {
+    escape::csv_text(text)
+}
+
+/// Text as Markdown that shows it literally.
+pub fn markdown_text(text: &str) -> String {
+    escape::markdown(text)
+}
+
 /// What a cell prints where no column lines it up.
 pub(super) fn plain(cell: &GridCell) -> String {
     match &cell.printed {

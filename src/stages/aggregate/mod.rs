@@ -2,13 +2,16 @@
 //!
 //! For each complete seed it writes `seed-<n>/final_results.json` and `seed-<n>/experiment_summary.txt`
 //! (below the arm's name where the study has arms); over all seeds `multi_seed_results.json`,
-//! `multi_seed_summary.txt`, `tables/<key>.{tex,md,csv,html,json,txt}` and `figures/<key>.{svg,png,csv}`. A missing or stale seed is an error that
+//! `multi_seed_summary.txt`, `tables/<key>.{tex,md,csv,html,json,txt}`, `figures/<key>.{svg,png,csv}` and
+//! `documents/<key>.{md,json}`. A study without `models` has tables, figures and documents only. A missing or stale seed is
+//! an error that
 //! names it, exit 66: what is complete has been written by then, and nothing is sealed. With
 //! `partial = "mark"` the tables are written too, marked.
 //!
 //! Nothing that is written depends on where or when it was made: two runs give the same bytes. Numbers come
 //! from sealed `run.h5` files only. Needs no tensors.
 
+mod documents;
 mod figures;
 mod findings;
 mod inputs;
@@ -20,13 +23,14 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+pub use documents::{documents, write_documents};
 pub use figures::{figures, write_figures};
 pub use inputs::{Found, Input, collect, collect_sealed, collect_whole};
 
 use super::context::{Context, StageError};
 use super::spec::{Field, FieldType, Preset, Role, Spec};
 use super::subjects::{MODELS, check_models};
-use crate::record::{RunRecord, files};
+use crate::record::{CellKey, RecordError, RunRecord, files};
 use crate::report::query::{Job, Limits, evaluate};
 use crate::report::render::{Format, render};
 use crate::report::stats::{self, Answer, Bootstrap, Resampling};
@@ -34,6 +38,9 @@ use crate::report::table::{Expected, Grid, Partial, TableProblem, TableSpec, gri
 
 /// Directory of the tables below the run directory.
 const TABLES_DIR: &str = "tables";
+
+/// The page over all seeds.
+const SUMMARY_FILE: &str = "multi_seed_summary.txt";
 
 const fn limit(name: &'static str, preset: &'static str, help: &'static str) -> Field {
     let ty = FieldType::Number { min: -1e9, max: 1e9 };
@@ -48,8 +55,8 @@ pub static SPEC: Spec = Spec {
     resumable: false,
     parallel: false,
     partial_inputs: true,
-    needs: &["evaluate"],
-    outputs: &["multi_seed_summary.txt"],
+    needs: &[],
+    outputs: &[SUMMARY_FILE],
     export: Some("multi_seed_results.json"),
     help: "results of each seed, over all seeds, and the study's tables",
     fields: &[
@@ -96,13 +103,24 @@ pub static SPEC: Spec = Spec {
             role: Role::Semantic,
             help: "the study's `[[figure]]` sections; absent: those that every study has",
         },
+        Field {
+            name: "documents",
+            ty: FieldType::Documents,
+            preset: Preset::Absent,
+            role: Role::Semantic,
+            help: "the study's `[[document]]` sections",
+        },
     ],
     check,
 };
 
 fn check(params: &Value) -> Vec<String> {
+    let Some(models) = params.get("models").and_then(Value::as_object) else { return Vec::new() };
+    // A study without models of ours has tables and documents only.
+    if models.is_empty() {
+        return Vec::new();
+    }
     let mut problems = check_models(params);
-    let Some(models) = params.get("models").and_then(Value::as_object) else { return problems };
     for key in ["baseline", "treated"] {
         if let Some(name) = params.get(key).and_then(Value::as_str).filter(|n| !models.contains_key(*n)) {
             let known: Vec<&str> = models.keys().map(String::as_str).collect();
@@ -128,6 +146,8 @@ pub(crate) struct Params {
     pub(crate) tables: Vec<Value>,
     #[serde(default)]
     pub(crate) figures: Vec<Value>,
+    #[serde(default)]
+    pub(crate) documents: Vec<Value>,
 }
 
 impl Params {
@@ -147,44 +167,17 @@ pub fn run(context: &Context) -> Result<Option<RunRecord>, StageError> {
     let out = &context.out_dir;
     let mut record = RunRecord::new(&context.cell);
 
-    let groups = inputs::groups(&inputs);
-    let mut missing: Vec<String> = Vec::new();
-    let mut by_arm = serde_json::Map::new();
-    let mut texts = Vec::new();
-    for group in &groups {
-        let mut complete = Vec::new();
-        for seed in &group.seeds {
-            let lost = group.missing(*seed);
-            if lost.is_empty() {
-                let found = findings::of_seed(group, *seed, &params, &context.cell.key);
-                let dir = out.join(group.dir()).join(seed.map_or("all".to_owned(), |s| format!("seed-{s}")));
-                files::write_json(&dir.join("final_results.json"), &found)?;
-                let text = summary::of_seed(&found, &params);
-                files::write_atomic(&dir.join("experiment_summary.txt"), text.as_bytes())?;
-                complete.push((*seed, found));
-            }
-            missing.extend(lost.into_iter().filter(|l| !missing.contains(l)).collect::<Vec<_>>());
-        }
-        let results = over_seeds::results(&complete, group.seeds.len(), &params);
-        texts.push(summary::over_seeds(&group.title(&context.cell.key), &results, &params));
-        match &group.arm {
-            Some(arm) => by_arm.insert(arm.to_string(), results),
-            None => {
-                record.metrics = results;
-                None
-            }
-        };
-    }
-    if !by_arm.is_empty() {
-        record.metrics = json!({"arms": by_arm});
-    }
+    let Seeds { metrics, mut missing, text } = write_seeds(out, &params, &inputs, &context.cell.key)?;
+    record.metrics = metrics;
     if !missing.is_empty() && params.partial == "mark" {
         let (grids, mut problems) = tables(&own_tables(&params.tables), &inputs, Some(Partial::Mark));
         write_tables(out, &grids)?;
         let (made, more) = figures(&params.figures, &params.model_names(), &inputs, &grids);
         write_figures(out, &made)?;
         problems.extend(more);
-        for problem in problems {
+        let (made, more) = documents(&params.documents, &inputs, Partial::Mark);
+        write_documents(out, &made)?;
+        for problem in problems.into_iter().map(|p| p.0).chain(more) {
             eprintln!("{problem}");
         }
     }
@@ -200,19 +193,85 @@ pub fn run(context: &Context) -> Result<Option<RunRecord>, StageError> {
         )));
     }
     let (grids, mut problems) = tables(&own_tables(&params.tables), &inputs, None);
-    let (made, more) = figures(&params.figures, &params.model_names(), &inputs, &grids);
+    let (drawn, more) = figures(&params.figures, &params.model_names(), &inputs, &grids);
     problems.extend(more);
-    if !problems.is_empty() {
-        let lines: Vec<String> = problems.into_iter().map(|p| p.0).collect();
+    let (made, more) = documents(&params.documents, &inputs, Partial::Error);
+    if !problems.is_empty() || !more.is_empty() {
+        let lines: Vec<String> = problems.into_iter().map(|p| p.0).chain(more).collect();
         return Err(StageError::BadOutput(lines.join("\n")));
     }
     write_tables(out, &grids)?;
-    write_figures(out, &made)?;
-    files::write_atomic(&out.join("multi_seed_summary.txt"), texts.join("\n").as_bytes())?;
+    write_figures(out, &drawn)?;
+    write_documents(out, &made)?;
+    files::write_atomic(&out.join(SUMMARY_FILE), text.as_bytes())?;
     for grid in grids.iter().filter(|grid| !grid.is_appendix()) {
         eprintln!("{}", render(grid, Format::Text));
     }
     Ok(Some(record))
+}
+
+/// What is found over seeds.
+struct Seeds {
+    /// The value tree of the aggregation.
+    metrics: Value,
+    /// Missing cells, each with its reason.
+    missing: Vec<String>,
+    /// The page over all seeds.
+    text: String,
+}
+
+/// Writes the results and the page of each complete seed, and gives those over all of them. A study without `models`
+/// has none of these: only its cells are counted.
+fn write_seeds(out: &Path, params: &Params, inputs: &[Input], key: &CellKey) -> Result<Seeds, RecordError> {
+    let mut missing: Vec<String> = Vec::new();
+    let mut by_arm = serde_json::Map::new();
+    let mut metrics = json!({"num_cells": inputs.len()});
+    let mut texts = Vec::new();
+    for group in &inputs::groups(inputs) {
+        let mut complete = Vec::new();
+        for seed in &group.seeds {
+            let lost = group.missing(*seed);
+            if lost.is_empty() && !params.models.is_empty() {
+                let found = findings::of_seed(group, *seed, params, key);
+                let dir = out.join(group.dir()).join(seed.map_or("all".to_owned(), |s| format!("seed-{s}")));
+                files::write_json(&dir.join("final_results.json"), &found)?;
+                let text = summary::of_seed(&found, params);
+                files::write_atomic(&dir.join("experiment_summary.txt"), text.as_bytes())?;
+                complete.push((*seed, found));
+            }
+            missing.extend(lost.into_iter().filter(|l| !missing.contains(l)).collect::<Vec<_>>());
+        }
+        if params.models.is_empty() {
+            continue;
+        }
+        let results = over_seeds::results(&complete, group.seeds.len(), params);
+        texts.push(summary::over_seeds(&group.title(key), &results, params));
+        match &group.arm {
+            Some(arm) => by_arm.insert(arm.to_string(), results),
+            None => {
+                metrics = results;
+                None
+            }
+        };
+    }
+    if !by_arm.is_empty() {
+        metrics = json!({"arms": by_arm});
+    }
+    if params.models.is_empty() {
+        texts.push(summary::of_cells(key, inputs.len(), missing.len()));
+    }
+    Ok(Seeds { metrics, missing, text: texts.join("\n") })
+}
+
+/// As the stage does: the results and the page of each complete seed, and the page over all of them, below `dir`.
+///
+/// # Errors
+/// The parameters are not those of an aggregation, or a file cannot be written.
+pub fn write_summaries(dir: &Path, params: &Value, inputs: &[Input], key: &CellKey) -> Result<(), RecordError> {
+    let params: Params =
+        serde_json::from_value(params.clone()).map_err(|e| RecordError::Value(format!("parameters of {key}: {e}")))?;
+    let seeds = write_seeds(dir, &params, inputs, key)?;
+    files::write_atomic(&dir.join(SUMMARY_FILE), seeds.text.as_bytes())
 }
 
 /// Every table that can be made of what is there, and what keeps the others from being made. `partial`
@@ -287,7 +346,7 @@ fn own_tables(sections: &[Value]) -> Vec<Value> {
 ///
 /// # Errors
 /// A file cannot be written.
-pub fn write_tables(dir: &Path, grids: &[Grid]) -> Result<(), crate::record::RecordError> {
+pub fn write_tables(dir: &Path, grids: &[Grid]) -> Result<(), RecordError> {
     for grid in grids {
         for format in Format::FILES {
             let path = dir.join(TABLES_DIR).join(format!("{}.{}", grid.key, format.extension()));

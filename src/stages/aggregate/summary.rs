@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::Params;
 use super::findings::{at, number, short};
+use crate::record::CellKey;
 use crate::report::render::visible;
 use crate::report::table::number::{fixed, with_suffix};
 
@@ -185,6 +186,13 @@ fn paper(page: &mut Page, found: &Value, params: &Params) {
         page.line(&format!("  hotflip_results.json     .results.{model}.success_rate"));
     }
     page.line("Tables over seeds are in tables/. One seed has no standard deviation.");
+}
+
+/// The page of a study that has tables and documents only.
+pub(super) fn of_cells(key: &CellKey, cells: usize, missing: usize) -> String {
+    let mut page = Page::new(&format!("{} / {}", key.study, key.profile));
+    page.line(&format!("{} of {cells} cells are in the tables and documents beside this page.", cells - missing));
+    page.0
 }
 
 /// The page over all seeds of one arm.

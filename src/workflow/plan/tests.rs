@@ -90,6 +90,7 @@ fn study_of(stages: Vec<Stage>) -> Study {
         stages,
         tables: vec![],
         figures: vec![],
+        documents: vec![],
         signoff: vec![],
         budget: None,
         retry: Retry::default(),

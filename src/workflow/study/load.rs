@@ -11,19 +11,20 @@ use super::stage::{self, Surroundings};
 use super::tree::{self, Entry, Node, Syntax, Table, Tree};
 use super::{Budget, DEFAULT_PROFILE, Retry, SCHEMA, Study, gate, graph, quantity, retry};
 use crate::record::Name;
+use crate::report::document::DocumentSpec;
 use crate::report::figure::FigureSpec;
 use crate::report::table::{PathStep, SpecProblem, TableSpec};
 use crate::stages::{FieldType, Spec};
 
 /// Keys of the file.
 const ROOT_KEYS: &[&str] =
-    &["schema", "study", "budget", "retry", "stage", "gate", "table", "figure", "signoff", "profile"];
+    &["schema", "study", "budget", "retry", "stage", "gate", "table", "figure", "document", "signoff", "profile"];
 
 /// Keys of `[study]`.
 const STUDY_KEYS: &[&str] = &["name", "seeds", "default_profile"];
 
 /// Keys of `[profile.NAME]`.
-const PROFILE_KEYS: &[&str] = &["seeds", "stage", "gate", "table", "figure", "signoff", "budget", "retry"];
+const PROFILE_KEYS: &[&str] = &["seeds", "stage", "gate", "table", "figure", "document", "signoff", "budget", "retry"];
 
 /// Largest file that is read, in bytes.
 const LARGEST: u64 = 4 << 20;
@@ -145,6 +146,7 @@ pub(super) fn parse(
             stages: read.stages,
             tables: read.tables,
             figures: read.figures,
+            documents: read.documents,
             signoff: read.signoff,
             budget: read.budget,
             retry: read.retry,
@@ -246,10 +248,10 @@ fn lay_over(root: &mut Table, name: &Name, over: &Table, sink: &mut Sink) {
                 }
             }
             ("budget" | "retry" | "signoff", _) => root.put(entry),
-            (key @ ("stage" | "gate" | "table" | "figure"), Tree::Table(named)) => {
+            (key @ ("stage" | "gate" | "table" | "figure" | "document"), Tree::Table(named)) => {
                 by_name(root, key, named, &what, sink)
             }
-            (key @ ("stage" | "gate" | "table" | "figure"), _) => {
+            (key @ ("stage" | "gate" | "table" | "figure" | "document"), _) => {
                 let message = format!("`{key}` in {what} must be a table by name");
                 sink.push(&entry.key_span, message, format!("write `{key}.NAME.KEY = ...`"));
             }
@@ -258,9 +260,9 @@ fn lay_over(root: &mut Table, name: &Name, over: &Table, sink: &mut Sink) {
     }
 }
 
-/// Lays tables over the elements of an array of tables that have their names: `name` of a stage or gate, `key` of a table or figure.
+/// Lays tables over the elements of an array of tables that have their names: `name` of a stage or gate, `key` of a table, figure or document.
 fn by_name(root: &mut Table, key: &str, named: &Table, what: &str, sink: &mut Sink) {
-    let handle = if matches!(key, "table" | "figure") { "key" } else { "name" };
+    let handle = if matches!(key, "table" | "figure" | "document") { "key" } else { "name" };
     let mut none = Vec::new();
     let elements = match root.entries.iter_mut().find(|e| e.key == key).map(|e| &mut e.node.value) {
         Some(Tree::Array(elements)) => elements,
@@ -307,6 +309,7 @@ struct ReadStudy {
     stages: Vec<super::Stage>,
     tables: Vec<Value>,
     figures: Vec<Value>,
+    documents: Vec<Value>,
     signoff: Vec<Value>,
     budget: Option<Budget>,
     retry: Retry,
@@ -343,11 +346,13 @@ fn read_study(
     let with_results: BTreeSet<&str> = sections.iter().filter_map(|(t, _)| t.text("name")).collect();
     let tables = result_tables(&top, &with_results, sink);
     let figures = result_figures(&top, &with_results, &tables, sink);
+    let documents = result_documents(&top, &with_results, sink);
     let signoff = gate::signoff(&top, &with_results, sink);
     let gates = top.tables("gate", sink);
     let mut all = with_results.clone();
     all.extend(gates.iter().filter_map(|(t, _)| t.text("name")));
-    let around = Surroundings { known, dir, stages: &all, tables: &tables, figures: &figures, exists };
+    let around =
+        Surroundings { known, dir, stages: &all, tables: &tables, figures: &figures, documents: &documents, exists };
     let mut reads: Vec<stage::Read> = sections
         .iter()
         .enumerate()
@@ -361,9 +366,10 @@ fn read_study(
     for read in &reads {
         tables_need(read, &tables, sink);
         figures_need(read, &figures, &with_results, sink);
+        documents_need(read, &documents, &with_results, sink);
     }
     let stages = reads.into_iter().map(|r| r.stage).collect();
-    Some(ReadStudy { name: name?, seeds: seeds?, stages, tables, figures, signoff, budget, retry })
+    Some(ReadStudy { name: name?, seeds: seeds?, stages, tables, figures, documents, signoff, budget, retry })
 }
 
 /// The `schema` of a study or cluster file.
@@ -473,7 +479,7 @@ fn result_figures(top: &Section<'_>, stages: &BTreeSet<&str>, tables: &[Value], 
 /// As [`tables_need`], for the lines of figures.
 fn figures_need(read: &stage::Read, figures: &[Value], known: &BTreeSet<&str>, sink: &mut Sink) {
     let super::Run::Builtin(spec) = &read.stage.run else { return };
-    if spec.needs.is_empty() || !spec.fields.iter().any(|f| f.ty == FieldType::Figures) {
+    if read.needs.is_empty() || !spec.fields.iter().any(|f| f.ty == FieldType::Figures) {
         return;
     }
     for figure in figures {
@@ -492,8 +498,8 @@ fn figures_need(read: &stage::Read, figures: &[Value], known: &BTreeSet<&str>, s
 /// refused when everything has run.
 fn tables_need(read: &stage::Read, tables: &[Value], sink: &mut Sink) {
     let super::Run::Builtin(spec) = &read.stage.run else { return };
-    // A kind that needs nothing reads no results.
-    if spec.needs.is_empty() || !spec.fields.iter().any(|f| f.ty == FieldType::Tables) {
+    // A stage that needs nothing reads no results.
+    if read.needs.is_empty() || !spec.fields.iter().any(|f| f.ty == FieldType::Tables) {
         return;
     }
     // What reads several studies is made by `seedbed aggregate`, not by a stage.
@@ -504,6 +510,44 @@ fn tables_need(read: &stage::Read, tables: &[Value], sink: &mut Sink) {
         let stages: BTreeSet<&str> = columns.iter().filter_map(|c| c.get("stage")?.as_str()).collect();
         for unneeded in stages.into_iter().filter(|s| !read.needs.iter().any(|(n, _)| n.as_str() == *s)) {
             let message = format!("stage {} makes table {key}, which reads stage `{unneeded}`", read.stage.name);
+            sink.push(&read.needs_at, message, format!("add \"{unneeded}\" to its `needs`"));
+        }
+    }
+}
+
+/// `[[document]]` sections, checked by their owner, the report wing.
+fn result_documents(top: &Section<'_>, stages: &BTreeSet<&str>, sink: &mut Sink) -> Vec<Value> {
+    let stages: Vec<&str> = stages.iter().copied().collect();
+    let mut keys = BTreeSet::new();
+    let mut documents = Vec::new();
+    for (document, at) in top.tables("document", sink) {
+        let section = document.to_json();
+        let name = document.text("key").unwrap_or("without a key");
+        for problem in DocumentSpec::parse(&section, &stages).err().unwrap_or_default() {
+            let known: Vec<&str> = problem.known.iter().map(String::as_str).collect();
+            let help = problem.word.map(|word| suggestion(&word, &known)).unwrap_or_default();
+            sink.push(&place(document, &at, &problem.path), format!("document {name}: {}", problem.message), help);
+        }
+        if document.get("key").is_some() && !keys.insert(name) {
+            let at = place(document, &at, &[PathStep::Key("key".to_owned())]);
+            sink.push(&at, format!("two documents have the key `{name}`"), "rename one");
+        }
+        documents.push(section);
+    }
+    documents
+}
+
+/// As [`tables_need`], for documents.
+fn documents_need(read: &stage::Read, documents: &[Value], stages: &BTreeSet<&str>, sink: &mut Sink) {
+    let super::Run::Builtin(spec) = &read.stage.run else { return };
+    if read.needs.is_empty() || !spec.fields.iter().any(|f| f.ty == FieldType::Documents) {
+        return;
+    }
+    let stages: Vec<&str> = stages.iter().copied().collect();
+    for document in documents.iter().filter_map(|section| DocumentSpec::parse(section, &stages).ok()) {
+        for unneeded in document.stages().into_iter().filter(|s| !read.needs.iter().any(|(n, _)| n.as_str() == *s)) {
+            let key = document.key();
+            let message = format!("stage {} makes document {key}, which reads stage `{unneeded}`", read.stage.name);
             sink.push(&read.needs_at, message, format!("add \"{unneeded}\" to its `needs`"));
         }
     }

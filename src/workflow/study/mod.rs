@@ -67,6 +67,8 @@ pub struct Study {
     pub tables: Vec<Value>,
     /// `[[figure]]` sections as JSON; their owner is the report wing.
     pub figures: Vec<Value>,
+    /// `[[document]]` sections as JSON; their owner is the report wing.
+    pub documents: Vec<Value>,
     /// The conditions of `[signoff]` as JSON: what its checklist asks of results.
     pub signoff: Vec<Value>,
     /// What the study may cost; `run_all` refuses to submit beyond it.

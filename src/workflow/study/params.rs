@@ -19,6 +19,8 @@ pub(super) struct Rules<'r> {
     pub(super) tables: &'r [Value],
     /// The study's figures.
     pub(super) figures: &'r [Value],
+    /// The study's documents.
+    pub(super) documents: &'r [Value],
     /// Whether a path is there; `None` if nobody asks.
     pub(super) exists: Option<&'r dyn Fn(&Path) -> bool>,
 }
@@ -38,6 +40,9 @@ pub(super) fn resolve(rules: &Rules<'_>, table: &Table, at: &Span, what: &str, s
         let value = match entry {
             None if field.ty == FieldType::Tables => Some(Value::from(rules.tables)),
             None if field.ty == FieldType::Figures && !rules.figures.is_empty() => Some(Value::from(rules.figures)),
+            None if field.ty == FieldType::Documents && !rules.documents.is_empty() => {
+                Some(Value::from(rules.documents))
+            }
             Some(entry) => {
                 places.insert(field.name, entry.key_span.clone());
                 match value(rules, field, &entry.node.value) {
@@ -161,6 +166,7 @@ fn value(rules: &Rules<'_>, field: &Field, value: &Tree) -> Result<Value, String
         (FieldType::Path, _) => not("a path in quotes".to_owned()),
         (FieldType::Tables, _) => Err("is made of the study's `[[table]]` sections: remove it".to_owned()),
         (FieldType::Figures, _) => Err("is made of the study's `[[figure]]` sections: remove it".to_owned()),
+        (FieldType::Documents, _) => Err("is made of the study's `[[document]]` sections: remove it".to_owned()),
         (FieldType::Conditions, _) => Err("is made of a `[[gate]]` section: write one".to_owned()),
     }
 }

@@ -68,6 +68,7 @@ fn kind_of(ty: FieldType) -> String {
         FieldType::Path => "path, from the study file's directory".to_owned(),
         FieldType::Tables => "not said: the file's `[[table]]` sections".to_owned(),
         FieldType::Figures => "not said: the file's `[[figure]]` sections".to_owned(),
+        FieldType::Documents => "not said: the file's `[[document]]` sections".to_owned(),
         FieldType::Conditions => "the `conditions` of a `[[gate]]`".to_owned(),
     }
 }

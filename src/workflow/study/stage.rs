@@ -66,6 +66,8 @@ pub(super) struct Surroundings<'s> {
     pub(super) tables: &'s [Value],
     /// The study's figures.
     pub(super) figures: &'s [Value],
+    /// The study's documents.
+    pub(super) documents: &'s [Value],
     /// Whether a path is there; `None` if nobody asks.
     pub(super) exists: Option<&'s dyn Fn(&Path) -> bool>,
 }
@@ -498,8 +500,14 @@ fn params_and_arms(
     let (base, at) = section.table("params", sink).unwrap_or((&empty, section.place("params")));
     let resolve = |table: &Table, at: &Span, what: &str, sink: &mut Sink| match run {
         Some(Run::Builtin(spec)) => {
-            let rules =
-                Rules { spec, dir: around.dir, tables: around.tables, figures: around.figures, exists: around.exists };
+            let rules = Rules {
+                spec,
+                dir: around.dir,
+                tables: around.tables,
+                figures: around.figures,
+                documents: around.documents,
+                exists: around.exists,
+            };
             params::resolve(&rules, table, at, what, sink)
         }
         Some(Run::Command(_)) => {

@@ -1,0 +1,513 @@
+//! The `[[document]]` section of a study: which document, of which stages.
+//!
+//! [`DocumentSpec::parse`] reports every problem at once, each with its path inside the section.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::record::Name;
+use crate::report::query::{self, Scope};
+use crate::report::table::{PathStep, SpecProblem};
+
+/// Keys that every document may have.
+pub const DOCUMENT_KEYS: &[&str] = &["key", "kind", "title", "date"];
+
+const KINDS: &[&str] = &["stage_summary", "run_table"];
+const SUMMARY_KEYS: &[&str] = &[
+    "key",
+    "kind",
+    "title",
+    "date",
+    "scope",
+    "tasks",
+    "macro",
+    "stages",
+    "compare",
+    "questions",
+    "checks",
+    "macro_digits",
+    "task_digits",
+];
+const FACT_KEYS: &[&str] = &["label", "value", "stage", "arm", "metric"];
+const STAGE_KEYS: &[&str] = &["key", "label", "short", "condition", "definition", "stage", "arm", "labels", "listed"];
+const COMPARE_KEYS: &[&str] = &["of", "to", "per_task"];
+const QUESTION_KEYS: &[&str] = &["ask", "of", "from", "to", "min_retention", "min_gain"];
+const CHECK_KEYS: &[&str] = &["title", "text", "of", "to"];
+const RUNS_KEYS: &[&str] = &[
+    "key",
+    "kind",
+    "title",
+    "date",
+    "stage",
+    "rows",
+    "evals",
+    "source",
+    "target",
+    "sample",
+    "status",
+    "value_label",
+    "notes",
+    "digits",
+    "plateau",
+];
+const RUN_KEYS: &[&str] = &["arm", "label", "config", "notes"];
+const RULE_KEYS: &[&str] = &["when", "text"];
+
+/// A document, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub enum DocumentSpec {
+    /// Macro accuracy by stage, per task, compared, with direct answers.
+    Stages(StageSummary),
+    /// A row for each run: peak and final evaluation, baselines, a sample, notes.
+    Runs(RunTable),
+}
+
+/// `kind = "stage_summary"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageSummary {
+    pub(super) key: String,
+    kind: String,
+    pub(super) title: String,
+    #[serde(default)]
+    pub(super) date: Option<String>,
+    #[serde(default)]
+    pub(super) scope: Vec<Fact>,
+    /// A filter that gives an array of `{task, accuracy}`, with `total` and `chance` where they are known.
+    #[serde(default = "default_tasks")]
+    pub(super) tasks: String,
+    /// A filter that gives the macro accuracy; without it, the mean of the tasks.
+    #[serde(default, rename = "macro")]
+    pub(super) macro_accuracy: Option<String>,
+    pub(super) stages: Vec<StageRow>,
+    #[serde(default)]
+    pub(super) compare: Vec<Comparison>,
+    #[serde(default)]
+    pub(super) questions: Vec<Question>,
+    #[serde(default)]
+    pub(super) checks: Vec<Check>,
+    #[serde(default = "default_macro_digits")]
+    pub(super) macro_digits: u8,
+    #[serde(default = "default_task_digits")]
+    pub(super) task_digits: u8,
+}
+
+/// A line of the scope: a text, or what a filter gives on the first cell of a stage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fact {
+    pub(super) label: String,
+    #[serde(default)]
+    pub(super) value: Option<String>,
+    #[serde(default)]
+    pub(super) stage: Option<String>,
+    #[serde(default)]
+    pub(super) arm: Option<String>,
+    #[serde(default)]
+    pub(super) metric: Option<String>,
+}
+
+/// A stage of the summary: cells of one stage and arm of the study.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageRow {
+    pub(super) key: String,
+    #[serde(default)]
+    pub(super) label: String,
+    /// For the heads of difference columns.
+    #[serde(default)]
+    pub(super) short: String,
+    #[serde(default)]
+    pub(super) condition: String,
+    #[serde(default)]
+    pub(super) definition: String,
+    pub(super) stage: String,
+    #[serde(default)]
+    pub(super) arm: Option<String>,
+    #[serde(default)]
+    pub(super) labels: BTreeMap<String, String>,
+    /// Whether it is in the two tables, or only in checks.
+    #[serde(default = "yes")]
+    pub(super) listed: bool,
+}
+
+/// Two stages compared.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Comparison {
+    pub(super) of: String,
+    pub(super) to: String,
+    /// Whether the table of tasks has a column of it.
+    #[serde(default)]
+    pub(super) per_task: bool,
+}
+
+/// A question that the numbers answer: how much `of` lost against `to`, or, with `from`, how much of that it got back.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Question {
+    pub(super) ask: String,
+    pub(super) of: String,
+    #[serde(default)]
+    pub(super) from: Option<String>,
+    pub(super) to: String,
+    #[serde(default = "default_min_retention")]
+    pub(super) min_retention: f64,
+    #[serde(default = "default_min_gain")]
+    pub(super) min_gain: f64,
+}
+
+/// A comparison with a heading of its own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Check {
+    pub(super) title: String,
+    #[serde(default)]
+    pub(super) text: String,
+    pub(super) of: String,
+    pub(super) to: String,
+}
+
+/// `kind = "run_table"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunTable {
+    pub(super) key: String,
+    kind: String,
+    pub(super) title: String,
+    #[serde(default)]
+    pub(super) date: Option<String>,
+    pub(super) stage: String,
+    /// Which arms, in this order; without it, every arm.
+    #[serde(default)]
+    pub(super) rows: Vec<RunRow>,
+    /// A filter that gives an array of `{step, accuracy}`; a `step` of `"final"` is the final evaluation.
+    #[serde(default = "default_evals")]
+    pub(super) evals: String,
+    #[serde(default)]
+    pub(super) source: Option<String>,
+    #[serde(default)]
+    pub(super) target: Option<String>,
+    #[serde(default)]
+    pub(super) sample: Option<String>,
+    /// A filter that gives how the run ended: anything but `done` is noted.
+    #[serde(default)]
+    pub(super) status: Option<String>,
+    #[serde(default = "default_value_label")]
+    pub(super) value_label: String,
+    #[serde(default)]
+    pub(super) notes: Vec<Rule>,
+    #[serde(default = "default_digits")]
+    pub(super) digits: u8,
+    /// The median of so many last evaluations before the final one is printed as the plateau.
+    #[serde(default)]
+    pub(super) plateau: Option<usize>,
+}
+
+/// A row of a run table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunRow {
+    pub(super) arm: String,
+    #[serde(default)]
+    pub(super) label: String,
+    #[serde(default)]
+    pub(super) config: String,
+    #[serde(default)]
+    pub(super) notes: Vec<String>,
+}
+
+/// A note that stands where a filter gives true.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    pub(super) when: String,
+    pub(super) text: String,
+}
+
+fn yes() -> bool {
+    true
+}
+fn default_tasks() -> String {
+    ".tasks".to_owned()
+}
+fn default_evals() -> String {
+    ".evals".to_owned()
+}
+fn default_value_label() -> String {
+    "Accuracy".to_owned()
+}
+fn default_macro_digits() -> u8 {
+    10
+}
+fn default_task_digits() -> u8 {
+    6
+}
+fn default_digits() -> u8 {
+    3
+}
+fn default_min_retention() -> f64 {
+    0.8
+}
+fn default_min_gain() -> f64 {
+    0.05
+}
+
+impl StageRow {
+    pub(super) fn text(&self) -> &str {
+        if self.label.is_empty() { &self.key } else { &self.label }
+    }
+
+    pub(super) fn short(&self) -> &str {
+        if self.short.is_empty() { self.text() } else { &self.short }
+    }
+}
+
+impl DocumentSpec {
+    /// Its name.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Stages(spec) => &spec.key,
+            Self::Runs(spec) => &spec.key,
+        }
+    }
+
+    /// The word of its kind.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Stages(_) => KINDS[0],
+            Self::Runs(_) => KINDS[1],
+        }
+    }
+
+    pub(super) fn title(&self) -> &str {
+        match self {
+            Self::Stages(spec) => &spec.title,
+            Self::Runs(spec) => &spec.title,
+        }
+    }
+
+    pub(super) fn date(&self) -> Option<&str> {
+        match self {
+            Self::Stages(spec) => spec.date.as_deref(),
+            Self::Runs(spec) => spec.date.as_deref(),
+        }
+    }
+
+    /// Names of the study's stages that it reads.
+    pub fn stages(&self) -> BTreeSet<&str> {
+        match self {
+            Self::Stages(spec) => {
+                let facts = spec.scope.iter().filter_map(|f| f.stage.as_deref());
+                spec.stages.iter().map(|s| s.stage.as_str()).chain(facts).collect()
+            }
+            Self::Runs(spec) => BTreeSet::from([spec.stage.as_str()]),
+        }
+    }
+
+    /// Checks a whole section. `stages` are the stages of the study.
+    ///
+    /// # Errors
+    /// Every problem, in the order of the section.
+    pub fn parse(section: &Value, stages: &[&str]) -> Result<Self, Vec<SpecProblem>> {
+        let mut check = Checker::default();
+        let Some(map) = section.as_object() else {
+            check.add(&[], "a document is a section `[[document]]`");
+            return Err(check.problems);
+        };
+        let spec = match map.get("kind").and_then(Value::as_str) {
+            Some("stage_summary") => check.summary(section, map, stages).map(Self::Stages),
+            Some("run_table") => check.run_table(section, map, stages).map(Self::Runs),
+            Some(other) => {
+                check.unknown(&[key("kind")], format!("`{other}` is no kind of document"), other, KINDS);
+                None
+            }
+            None => {
+                check.add(&[], format!("a document has no `kind`: say one of {}", KINDS.join(", ")));
+                None
+            }
+        };
+        match spec {
+            Some(spec) if check.problems.is_empty() => Ok(spec),
+            _ => Err(check.problems),
+        }
+    }
+}
+
+fn key(key: &str) -> PathStep {
+    PathStep::Key(key.to_owned())
+}
+
+#[derive(Default)]
+struct Checker {
+    problems: Vec<SpecProblem>,
+}
+
+impl Checker {
+    fn add(&mut self, path: &[PathStep], message: impl Into<String>) {
+        self.problems.push(SpecProblem { path: path.to_vec(), message: message.into(), word: None, known: vec![] });
+    }
+
+    fn unknown(&mut self, path: &[PathStep], message: String, word: &str, known: &[&str]) {
+        let known = known.iter().map(|k| (*k).to_owned()).collect();
+        self.problems.push(SpecProblem { path: path.to_vec(), message, word: Some(word.to_owned()), known });
+    }
+
+    fn keys(&mut self, map: &Map<String, Value>, what: &str, known: &[&str], path: &[PathStep]) {
+        for name in map.keys().filter(|k| !known.contains(&k.as_str())) {
+            let path = [path, &[key(name)]].concat();
+            self.unknown(&path, format!("unknown key `{name}` in {what}"), name, known);
+        }
+    }
+
+    /// The elements of a list, each read on its own, so that each problem has its place.
+    fn list<T: DeserializeOwned>(&mut self, map: &Map<String, Value>, name: &str, what: &str, known: &[&str]) {
+        let Some(value) = map.get(name) else { return };
+        let Some(items) = value.as_array() else {
+            return self.add(&[key(name)], format!("`{name}` must be an array of tables"));
+        };
+        for (i, item) in items.iter().enumerate() {
+            let path = [key(name), PathStep::Index(i)];
+            let Some(map) = item.as_object() else {
+                self.add(&path, format!("{what} must be a table"));
+                continue;
+            };
+            let before = self.problems.len();
+            self.keys(map, what, known, &path);
+            if self.problems.len() == before
+                && let Err(e) = serde_json::from_value::<T>(item.clone())
+            {
+                self.add(&path, format!("{what} cannot be read: {e}"));
+            }
+        }
+    }
+
+    /// The whole section, once its lists are sound.
+    fn whole<T: DeserializeOwned>(&mut self, section: &Value) -> Option<T> {
+        if !self.problems.is_empty() {
+            return None;
+        }
+        match serde_json::from_value(section.clone()) {
+            Ok(spec) => Some(spec),
+            Err(e) => {
+                self.add(&[], format!("a document cannot be read: {e}"));
+                None
+            }
+        }
+    }
+
+    fn filter(&mut self, path: &[PathStep], code: &str) {
+        if let Err(e) = query::check(code, &["$row"], Scope::Closed) {
+            self.add(path, e.to_string());
+        }
+    }
+
+    fn stage(&mut self, path: &[PathStep], stage: &str, stages: &[&str]) {
+        if !stages.contains(&stage) {
+            self.unknown(path, format!("a document reads the unknown stage `{stage}`"), stage, stages);
+        }
+    }
+
+    fn name(&mut self, path: &[PathStep], name: &str) {
+        if let Err(problem) = Name::new(name) {
+            self.add(path, problem);
+        }
+    }
+
+    fn digits(&mut self, name: &str, digits: u8) {
+        if digits > 12 {
+            self.add(&[key(name)], "more than 12 decimals: a float has no more to show");
+        }
+    }
+
+    fn summary(&mut self, section: &Value, map: &Map<String, Value>, stages: &[&str]) -> Option<StageSummary> {
+        self.keys(map, "a document", SUMMARY_KEYS, &[]);
+        self.list::<Fact>(map, "scope", "a line of the scope", FACT_KEYS);
+        self.list::<StageRow>(map, "stages", "a stage", STAGE_KEYS);
+        self.list::<Comparison>(map, "compare", "a comparison", COMPARE_KEYS);
+        self.list::<Question>(map, "questions", "a question", QUESTION_KEYS);
+        self.list::<Check>(map, "checks", "a check", CHECK_KEYS);
+        let spec: StageSummary = self.whole(section)?;
+        self.name(&[key("key")], &spec.key);
+        self.digits("macro_digits", spec.macro_digits);
+        self.digits("task_digits", spec.task_digits);
+        self.filter(&[key("tasks")], &spec.tasks);
+        if let Some(code) = &spec.macro_accuracy {
+            self.filter(&[key("macro")], code);
+        }
+        for (i, fact) in spec.scope.iter().enumerate() {
+            let path = [key("scope"), PathStep::Index(i)];
+            match (&fact.value, &fact.stage, &fact.metric) {
+                (Some(_), None, None) => {}
+                (None, Some(stage), Some(metric)) => {
+                    self.stage(&[&path[..], &[key("stage")]].concat(), stage, stages);
+                    self.filter(&[&path[..], &[key("metric")]].concat(), metric);
+                }
+                _ => self.add(&path, "a line of the scope needs either `value`, or `stage` and `metric`"),
+            }
+        }
+        if spec.stages.is_empty() {
+            self.add(&[key("stages")], format!("document `{}` has no stages: give at least one", spec.key));
+        }
+        let mut known: Vec<&str> = Vec::new();
+        for (i, row) in spec.stages.iter().enumerate() {
+            let path = [key("stages"), PathStep::Index(i)];
+            self.name(&[&path[..], &[key("key")]].concat(), &row.key);
+            self.stage(&[&path[..], &[key("stage")]].concat(), &row.stage, stages);
+            if known.contains(&row.key.as_str()) {
+                self.add(&path, format!("`{}` is the key of two stages: give each its own", row.key));
+            }
+            known.push(&row.key);
+        }
+        let named = spec
+            .compare
+            .iter()
+            .enumerate()
+            .flat_map(|(i, c)| [("compare", i, "of", &c.of), ("compare", i, "to", &c.to)])
+            .chain(spec.questions.iter().enumerate().flat_map(|(i, q)| {
+                let from = q.from.iter().map(move |from| ("questions", i, "from", from));
+                [("questions", i, "of", &q.of), ("questions", i, "to", &q.to)].into_iter().chain(from)
+            }))
+            .chain(
+                spec.checks
+                    .iter()
+                    .enumerate()
+                    .flat_map(|(i, c)| [("checks", i, "of", &c.of), ("checks", i, "to", &c.to)]),
+            );
+        for (list, i, field, word) in named {
+            if !known.contains(&word.as_str()) {
+                let message = format!("`{word}` is none of the document's stages");
+                self.unknown(&[key(list), PathStep::Index(i), key(field)], message, word, &known);
+            }
+        }
+        Some(spec)
+    }
+
+    fn run_table(&mut self, section: &Value, map: &Map<String, Value>, stages: &[&str]) -> Option<RunTable> {
+        self.keys(map, "a document", RUNS_KEYS, &[]);
+        self.list::<RunRow>(map, "rows", "a row", RUN_KEYS);
+        self.list::<Rule>(map, "notes", "a note", RULE_KEYS);
+        let spec: RunTable = self.whole(section)?;
+        self.name(&[key("key")], &spec.key);
+        self.digits("digits", spec.digits);
+        self.stage(&[key("stage")], &spec.stage, stages);
+        let filters =
+            [("source", &spec.source), ("target", &spec.target), ("sample", &spec.sample), ("status", &spec.status)];
+        self.filter(&[key("evals")], &spec.evals);
+        for (name, code) in filters {
+            if let Some(code) = code {
+                self.filter(&[key(name)], code);
+            }
+        }
+        for (i, rule) in spec.notes.iter().enumerate() {
+            self.filter(&[key("notes"), PathStep::Index(i), key("when")], &rule.when);
+        }
+        if spec.plateau == Some(0) {
+            self.add(&[key("plateau")], "a plateau of no evaluations: say 3, or leave it out");
+        }
+        Some(spec)
+    }
+}
