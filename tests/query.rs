@@ -371,3 +371,56 @@ fn a_reader_that_has_enough_ends_the_query() {
     assert_eq!(output.stdout, b"1.5\n1.5\n");
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+/// One path out of many runs has a short way; it says what the long one says, in every style.
+#[test]
+fn one_path_out_of_many_runs_is_what_jaq_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let results = dir.path().join("results");
+    for seed in 1..=70u32 {
+        let metrics = json!({
+            "acc": f64::from(seed) / 7.0, "whole": f64::from(seed), "n": seed, "flag": seed % 2 == 0, "none": null, "text": "a\"b é",
+            "tiny": 1e-7 * f64::from(seed), "deep": {"a.b": [{"x": 0.5}], "list": [1, 2]}, "duration_s": 9.5,
+            "part": if seed == 3 { json!("a text") } else { json!(1.5) },
+        });
+        write_run(&results, "evaluate", seed, metrics);
+    }
+    let paths = [
+        ".acc",
+        ".whole",
+        ".n",
+        ".flag",
+        ".none",
+        ".text",
+        ".tiny",
+        ".deep[\"a.b\"][0].x",
+        ".duration_s",
+        ".part",
+        // The long way, by both: an array, an object, nothing, an error.
+        ".deep.list",
+        ".deep.list[1]",
+        ".deep",
+        ".absent",
+        ".acc.x",
+    ];
+    for style in [Style::Compact, Style::Pretty, Style::Raw] {
+        for path in paths {
+            let ask = |filter: String| {
+                let mut out = Vec::new();
+                let answered = query(&strict(&filter, results.clone(), style), &mut out);
+                (String::from_utf8(out).unwrap(), answered.map_err(|e| e.to_string()))
+            };
+            // What begins with a bracket is no path.
+            let long = ask(format!("(.[].metrics{path})"));
+            for short in [format!(".[].metrics{path}"), format!(" .[] | .metrics{path} ")] {
+                assert_eq!(ask(short.clone()), long, "{short}");
+            }
+        }
+    }
+    // Of an unsealed run the long way warns.
+    std::fs::remove_file(results.join("evaluate/seed-5/seal.json")).unwrap();
+    let output = seedbed_query(&["-c", ".[].metrics.acc", results.to_str().unwrap()]);
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 70);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("seed-5"), "{}", String::from_utf8_lossy(&output.stderr));
+}

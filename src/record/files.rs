@@ -181,6 +181,27 @@ impl Folder {
         Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
+    /// Size of the file at `path`, which may lie below this directory.
+    ///
+    /// # Errors
+    /// As of a file.
+    pub fn size(&self, path: &Path) -> std::io::Result<u64> {
+        let Ok(below) = path.strip_prefix(&self.path) else { return std::fs::metadata(path).map(|m| m.len()) };
+        let name = c_name(below)?;
+        let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
+        // SAFETY: the descriptor is open, the name ends with NUL, and there is room for what is written.
+        if unsafe { libc::fstatat(self.fd.as_raw_fd(), name.as_ptr(), stat.as_mut_ptr(), 0) } != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        // SAFETY: fstatat succeeded, so it has filled this in. A size is not negative.
+        Ok(unsafe { stat.assume_init() }.st_size as u64)
+    }
+
+    /// All bytes of the file at `path`, as [`read_bytes`] reads them.
+    pub(super) fn bytes(&self, path: &Path) -> std::io::Result<Vec<u8>> {
+        bytes_of(self.file(path)?)
+    }
+
     /// True if something is at `path`, which may lie below this directory; or if that cannot be told.
     pub fn may_have(&self, path: &Path) -> bool {
         let Ok(below) = path.strip_prefix(&self.path) else { return path.exists() };
@@ -379,7 +400,10 @@ struct Versioned {
 /// All bytes of a file: one open and as many reads as it takes. `std::fs::read` asks for the size as well, which on a
 /// network file system is a question more for each of many small files.
 pub(super) fn read_bytes(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
+    bytes_of(File::open(path)?)
+}
+
+fn bytes_of(mut file: File) -> std::io::Result<Vec<u8>> {
     let mut bytes = vec![0; 8192];
     let mut filled = 0;
     loop {

@@ -20,6 +20,7 @@ use super::slurm::submit::{Found, find_in};
 use super::slurm::{Client, Element, JobId, JobState, Liveness, queue};
 use super::study::Study;
 use crate::record::decision::{self, Verdict};
+use crate::record::files::Folder;
 use crate::record::{Decision, Digest, RecordError, Seal, attempt, files};
 
 /// How long a job without a reply is looked for before it is believed never to have arrived.
@@ -56,8 +57,10 @@ impl OnDisk {
             Depth::Digests => there.len(),
         };
         let share = there.len().div_ceil(askers.clamp(1, MOST_ASKERS)).max(1);
+        // Without it each file is asked for by its whole path.
+        let folder = Folder::open(&place.base).ok();
         let look = |cells: &[&CellDef]| -> Vec<(String, Option<SealView>)> {
-            cells.iter().map(|cell| (cell.key.local_name(), view(place, cell, depth))).collect()
+            cells.iter().map(|cell| (cell.key.local_name(), view(place, folder.as_ref(), cell, depth))).collect()
         };
         let found = std::thread::scope(|scope| {
             let askers: Vec<_> = there.chunks(share).map(|cells| scope.spawn(move || look(cells))).collect();
@@ -107,9 +110,13 @@ fn names_in(dir: &Path) -> Option<BTreeSet<OsString>> {
 }
 
 /// The seal of a cell, and what is wrong with it.
-fn view(place: &Place, cell: &CellDef, depth: Depth) -> Option<SealView> {
+fn view(place: &Place, folder: Option<&Folder>, cell: &CellDef, depth: Depth) -> Option<SealView> {
     let run_dir = place.run_dir(&cell.key);
-    Some(match Seal::read(&run_dir) {
+    let seal = match folder {
+        Some(folder) => Seal::read_below(folder, &run_dir),
+        None => Seal::read(&run_dir),
+    };
+    Some(match seal {
         Ok(None) => return asked(place, cell, &run_dir),
         Ok(Some(seal)) if seal.key != cell.key => SealView::Damaged(format!(
             "its seal is that of {}: delete {}/seal.json and run `run_all` again",
@@ -117,9 +124,10 @@ fn view(place: &Place, cell: &CellDef, depth: Depth) -> Option<SealView> {
             run_dir.display()
         )),
         Ok(Some(mut seal)) => {
-            let problem = match depth {
-                Depth::Sizes => seal.check(&run_dir),
-                Depth::Digests => seal.verify(&run_dir),
+            let problem = match (depth, folder) {
+                (Depth::Sizes, Some(folder)) => seal.check_below(folder, &run_dir),
+                (Depth::Sizes, None) => seal.check(&run_dir),
+                (Depth::Digests, _) => seal.verify(&run_dir),
             };
             // Most of a seal is what the fingerprint was made from. Where that is what is planned, the plan has it, once
             // for all seeds.

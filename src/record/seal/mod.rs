@@ -13,6 +13,7 @@ use serde_json::Value;
 
 pub use self::vouch::Vouched;
 
+use super::files::Folder;
 use super::{CellKey, Digest, Fingerprint, FingerprintSource, RecordError, Result, files};
 
 /// Format version of `seal.json`.
@@ -153,8 +154,24 @@ impl Seal {
     /// # Errors
     /// It is damaged, was edited, or has a newer version.
     pub fn read(run_dir: &Path) -> Result<Option<Self>> {
+        Self::read_with(run_dir, files::read_bytes, Path::exists)
+    }
+
+    /// As [`Self::read`]; most run directories lie below `folder`.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_below(folder: &Folder, run_dir: &Path) -> Result<Option<Self>> {
+        Self::read_with(run_dir, |path| folder.bytes(path), |path| folder.may_have(path))
+    }
+
+    fn read_with(
+        run_dir: &Path,
+        bytes: impl Fn(&Path) -> std::io::Result<Vec<u8>>,
+        exists: impl Fn(&Path) -> bool,
+    ) -> Result<Option<Self>> {
         let path = run_dir.join(SEAL_FILE);
-        let text = match files::read_bytes(&path) {
+        let text = match bytes(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(RecordError::io("read", &path)(e)),
@@ -168,7 +185,7 @@ impl Seal {
                 "it was edited after it was written: delete it and run `run_all` again to redo the cell",
             ));
         }
-        if run_dir.join(INVALID_FILE).exists() {
+        if exists(&run_dir.join(INVALID_FILE)) {
             return Ok(None);
         }
         Ok(Some(seal))
@@ -187,9 +204,18 @@ impl Seal {
 
     /// Looks for what a plan can see cheaply: outputs that are gone or have another size.
     pub fn check(&self, run_dir: &Path) -> Option<OutputProblem> {
-        self.outputs.iter().find_map(|file| match std::fs::metadata(run_dir.join(&file.path)) {
+        self.check_with(run_dir, |path| std::fs::metadata(path).map(|m| m.len()))
+    }
+
+    /// As [`Self::check`]; most run directories lie below `folder`.
+    pub fn check_below(&self, folder: &Folder, run_dir: &Path) -> Option<OutputProblem> {
+        self.check_with(run_dir, |path| folder.size(path))
+    }
+
+    fn check_with(&self, run_dir: &Path, size: impl Fn(&Path) -> std::io::Result<u64>) -> Option<OutputProblem> {
+        self.outputs.iter().find_map(|file| match size(&run_dir.join(&file.path)) {
             Err(_) => Some(OutputProblem::Missing(file.path.clone())),
-            Ok(m) if m.len() != file.size_bytes => Some(OutputProblem::Changed(file.path.clone())),
+            Ok(size) if size != file.size_bytes => Some(OutputProblem::Changed(file.path.clone())),
             Ok(_) => None,
         })
     }

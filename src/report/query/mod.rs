@@ -9,6 +9,7 @@ mod functions;
 pub mod limit;
 mod plain;
 pub mod print;
+mod quick;
 mod rows;
 pub mod source;
 
@@ -126,6 +127,12 @@ const DONE: u8 = b'd';
 /// # Errors
 /// See [`QueryError`]. Outputs printed before an error stay printed, as with jq.
 pub fn query(query: &Query, out: &mut (dyn Write + Send)) -> Result<Vec<String>, QueryError> {
+    if let Some(text) = quick::answer(query) {
+        return match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(QueryError::Write(e)),
+            _ => Ok(Vec::new()),
+        };
+    }
     limit::deep(|| -> Result<Vec<String>, QueryError> {
         let filter = filter::Filter::compile(&query.filter, &[], Scope::Open)?;
         let gathered = source::gather(&query.paths, &query.reading)?;

@@ -83,6 +83,11 @@ impl Path {
         self.flat.is_none()
     }
 
+    /// The path in the flat form, if no step depends on `$row` and there is one.
+    pub(super) fn flat(self) -> Option<String> {
+        self.flat.filter(|flat| !flat.is_empty())
+    }
+
     /// The path that a filter is, if it is one.
     pub(super) fn parse(code: &str) -> Option<Self> {
         let mut rest = code.trim_matches([' ', '\t', '\n']).strip_prefix('.')?;

@@ -89,29 +89,8 @@ pub struct Gathered {
 /// A path that is not there or holds nothing, a damaged file, or, with [`Seals::Require`], a run without
 /// a valid seal.
 pub fn gather(paths: &[PathBuf], reading: &Reading) -> Result<Gathered, QueryError> {
-    let mut gathered = Gathered::default();
-    let (mut runs, mut searched) = (Vec::new(), reading.always_array);
-    for path in paths {
-        let meta = std::fs::metadata(path)
-            .map_err(|e| QueryError::Path { path: path.clone(), what: format!("cannot be read ({e})") })?;
-        if !meta.is_dir() {
-            if is_hdf5(path) {
-                runs.push(path.clone());
-            } else {
-                gathered.inputs.extend(read_json(path)?);
-            }
-        } else if path.join(RUN_FILE).is_file() {
-            runs.push(path.join(RUN_FILE));
-        } else {
-            let found = runs_below(path)?;
-            if found.is_empty() {
-                return Err(QueryError::Path { path: path.clone(), what: format!("holds no {RUN_FILE}") });
-            }
-            runs.extend(found);
-            searched = true;
-        }
-    }
-    let several = searched || runs.len() > 1;
+    let Places { runs, inputs, several } = places(paths, reading)?;
+    let mut gathered = Gathered { inputs, warnings: Vec::new() };
     let mut array = Vec::with_capacity(runs.len());
     let mut view = View { load: &reading.load, elided: BTreeMap::new() };
     for path in &runs {
@@ -129,6 +108,43 @@ pub fn gather(paths: &[PathBuf], reading: &Reading) -> Result<Gathered, QueryErr
         gathered.inputs.append(&mut array);
     }
     Ok(gathered)
+}
+
+/// What the paths of a query lead to.
+pub(super) struct Places {
+    /// Every `run.h5`, in order.
+    pub(super) runs: Vec<PathBuf>,
+    /// Values of JSON files.
+    pub(super) inputs: Vec<Val>,
+    /// Whether the runs are one array.
+    pub(super) several: bool,
+}
+
+/// Finds the runs, and reads the JSON files.
+pub(super) fn places(paths: &[PathBuf], reading: &Reading) -> Result<Places, QueryError> {
+    let (mut runs, mut inputs, mut searched) = (Vec::new(), Vec::new(), reading.always_array);
+    for path in paths {
+        let meta = std::fs::metadata(path)
+            .map_err(|e| QueryError::Path { path: path.clone(), what: format!("cannot be read ({e})") })?;
+        if !meta.is_dir() {
+            if is_hdf5(path) {
+                runs.push(path.clone());
+            } else {
+                inputs.extend(read_json(path)?);
+            }
+        } else if path.join(RUN_FILE).is_file() {
+            runs.push(path.join(RUN_FILE));
+        } else {
+            let found = runs_below(path)?;
+            if found.is_empty() {
+                return Err(QueryError::Path { path: path.clone(), what: format!("holds no {RUN_FILE}") });
+            }
+            runs.extend(found);
+            searched = true;
+        }
+    }
+    let several = searched || runs.len() > 1;
+    Ok(Places { runs, inputs, several })
 }
 
 /// The values of a JSON file. NaN and Infinity, as Python writes them, are numbers.
@@ -180,22 +196,52 @@ fn is_hdf5(path: &Path) -> bool {
 /// links are left out.
 fn runs_below(dir: &Path) -> Result<Vec<PathBuf>, QueryError> {
     let mut found = Vec::new();
-    let mut open = vec![dir.to_path_buf()];
-    while let Some(here) = open.pop() {
-        let list = std::fs::read_dir(&here)
-            .map_err(|e| QueryError::Path { path: here.clone(), what: format!("cannot be listed ({e})") })?;
-        for entry in list.flatten() {
-            let hidden = entry.file_name().to_string_lossy().starts_with('.');
-            let Ok(kind) = entry.file_type() else { continue };
-            if kind.is_dir() && !hidden {
-                open.push(entry.path());
-            } else if kind.is_file() && entry.file_name() == RUN_FILE {
-                found.push(entry.path());
-            }
+    let mut level = vec![dir.to_path_buf()];
+    // Level by level, so that several can look: a study has a directory for each run.
+    while !level.is_empty() {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let lookers = level.len().div_ceil(DIRS_OF_A_LOOKER).clamp(1, cores);
+        let lists: Vec<Result<(Vec<PathBuf>, Vec<PathBuf>), QueryError>> = if lookers == 1 {
+            level.iter().map(|dir| list(dir)).collect()
+        } else {
+            std::thread::scope(|scope| {
+                let shares = level.chunks(level.len().div_ceil(lookers));
+                let lookers: Vec<_> = shares
+                    .map(|share| scope.spawn(move || share.iter().map(|dir| list(dir)).collect::<Vec<_>>()))
+                    .collect();
+                let joined = lookers.into_iter().map(|l| l.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
+                joined.flatten().collect()
+            })
+        };
+        level.clear();
+        for list in lists {
+            let (runs, dirs) = list?;
+            found.extend(runs);
+            level.extend(dirs);
         }
     }
     found.sort();
     Ok(found)
+}
+
+/// So many directories are listed faster by one thread than by two.
+const DIRS_OF_A_LOOKER: usize = 64;
+
+/// The runs and the directories in a directory.
+fn list(dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), QueryError> {
+    let (mut runs, mut dirs) = (Vec::new(), Vec::new());
+    let entries = std::fs::read_dir(dir)
+        .map_err(|e| QueryError::Path { path: dir.to_path_buf(), what: format!("cannot be listed ({e})") })?;
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Ok(kind) = entry.file_type() else { continue };
+        if kind.is_dir() && !name.as_encoded_bytes().starts_with(b".") {
+            dirs.push(entry.path());
+        } else if kind.is_file() && name == RUN_FILE {
+            runs.push(entry.path());
+        }
+    }
+    Ok((runs, dirs))
 }
 
 /// The file's digest; it must be the one its seal vouches for.
