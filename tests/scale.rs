@@ -90,10 +90,12 @@ impl Small {
             output => output.unwrap(),
         };
         assert!(output.status.success(), "{}", text(&output));
-        let base = format!("{}/", self.base().display());
+        // By its whole path, or below the directory that is open.
+        let base = self.base().display().to_string();
+        let (whole, below) = (format!("{base}/"), format!("<{base}>, \""));
         let mut asked: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for line in std::fs::read_to_string(log).unwrap().lines() {
-            let Some((_, path)) = line.split_once(&base) else { continue };
+            let Some((_, path)) = line.split_once(&below).or_else(|| line.split_once(&whole)) else { continue };
             let path = path.split(['"', '>']).next().unwrap();
             let Some(end) = path.find("seed-").map(|at| at + "seed-1".len()) else { continue };
             let what = if line.contains(" open") { "open" } else { "look" };

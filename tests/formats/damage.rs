@@ -233,3 +233,71 @@ fn a_damaged_run_with_a_new_seal_ends_in_words() {
         }
     }
 }
+
+const STUDY: &str = r#"
+schema = 1
+[study]
+name  = "small"
+seeds = [1, 2]
+
+[[stage]]
+name    = "score"
+command = ["sh", "-c", 'echo "{\"acc\": 0.5, \"list\": [1, 2, 3], \"who\": \"x\"}" > metrics.json']
+resources = {time = "0:05:00"}
+
+[[table]]
+key     = "scores"
+rows    = [{key = "all"}]
+columns = [{key = "acc", stage = "score", metric = ".acc"}]
+"#;
+
+/// `aggregate` with a run that is damaged under a seal that says so is right: a table of all runs, or none and no file.
+#[test]
+fn a_table_of_a_damaged_run_is_whole_or_not_there() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("small.toml"), STUDY).unwrap();
+    let program = |program: &str, words: &[&str]| {
+        let mut command = Command::new(program);
+        for name in ["SEEDBED_ROOT", "SEEDBED_CLUSTER", "EXPERIMENT_SEED"] {
+            command.env_remove(name);
+        }
+        command.args(words).args(["small.toml", "--local"]).current_dir(dir.path()).output().unwrap()
+    };
+    let made = program(env!("CARGO_BIN_EXE_run_all"), &[]);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let run = dir.path().join("results/small/default/score/seed-2");
+    let bytes = fs::read(run.join("run.h5")).unwrap();
+    let seal = Seal::read(&run).unwrap().unwrap();
+    let (mut tables, mut refused) = (0, 0);
+    for (n, (what, damaged)) in damaged_runs(&bytes, 60).enumerate() {
+        drop(fs::remove_file(run.join("run.h5")));
+        fs::write(run.join("run.h5"), &damaged).unwrap();
+        let mut forged = seal.clone();
+        let file = forged.outputs.iter_mut().find(|f| f.path == "run.h5").unwrap();
+        (file.size_bytes, file.digest) = (damaged.len() as u64, Digest::of_bytes(&damaged));
+        forged.write(&run).unwrap();
+        let out = format!("out-{n}");
+        let output = program(env!("CARGO_BIN_EXE_seedbed"), &["aggregate", "--output", &out]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        // A table that is there is of both runs. What is damaged may also be what only the page reads: it says so.
+        let table = fs::read_to_string(dir.path().join(&out).join("tables/scores.csv"));
+        if let Ok(table) = &table {
+            let (head, row) = table.split_once('\n').unwrap();
+            let at = head.split(',').position(|c| c == "acc_n").unwrap();
+            assert_eq!(row.split(',').nth(at), Some("2"), "{what}: {table}");
+        }
+        match output.status.code() {
+            Some(0) => {
+                assert!(table.is_ok(), "{what}: {said}");
+                tables += 1;
+            }
+            // A missing run, or a metric that is no number any more.
+            Some(66 | 1) => {
+                assert!(said.contains("seed-2") || said.contains("scores"), "{what}: {said}");
+                refused += 1;
+            }
+            other => panic!("{what}: {other:?} {said}"),
+        }
+    }
+    assert!(tables > 5 && refused > 5, "{tables} tables, {refused} refused");
+}

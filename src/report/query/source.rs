@@ -227,7 +227,8 @@ fn runs_below(dir: &Path) -> Result<Vec<PathBuf>, QueryError> {
 /// So many directories are listed faster by one thread than by two.
 const DIRS_OF_A_LOOKER: usize = 64;
 
-/// The runs and the directories in a directory.
+/// The runs in the directories of a directory, and those directories in which there is none: of a run nothing more is below
+/// its own.
 fn list(dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), QueryError> {
     let (mut runs, mut dirs) = (Vec::new(), Vec::new());
     let entries = std::fs::read_dir(dir)
@@ -236,7 +237,11 @@ fn list(dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), QueryError> {
         let name = entry.file_name();
         let Ok(kind) = entry.file_type() else { continue };
         if kind.is_dir() && !name.as_encoded_bytes().starts_with(b".") {
-            dirs.push(entry.path());
+            let run = entry.path().join(RUN_FILE);
+            match std::fs::symlink_metadata(&run) {
+                Ok(found) if found.is_file() => runs.push(run),
+                _ => dirs.push(entry.path()),
+            }
         } else if kind.is_file() && name == RUN_FILE {
             runs.push(entry.path());
         }
