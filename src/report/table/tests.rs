@@ -1,5 +1,6 @@
 //! Tables of small studies.
 
+mod broken;
 mod derived;
 mod marks;
 mod whole;

@@ -107,6 +107,9 @@ impl Builder<'_> {
         let reasons: Vec<String> = cell.missing.iter().map(|m| format!("{} ({})", m.cell, m.reason)).collect();
         if !reasons.is_empty() {
             cell.notes.push(notes.add(format!("missing: {}", reasons.join(", "))));
+        } else if cell.printed == Printed::Missing {
+            let why = if expected { "degenerate: no number for this seed" } else { "no run of this seed is planned" };
+            cell.notes.push(notes.add(why.to_owned()));
         }
         cell
     }
