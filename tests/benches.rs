@@ -370,8 +370,7 @@ rows = []
 for arm in told["arms"]:
     samples = [[value(arm, seed, column) for seed in told["seeds"]] for column in told["columns"]]
     if what == "query":
-        print(*samples[0], sep="
-")
+        print(*samples[0], sep="\n")
     rows.append({"arm": arm, "means": [sum(s) / len(s) for s in samples]})
     if what == "aggregate":
         rows[-1]["intervals"] = [interval(s) for s in samples]
