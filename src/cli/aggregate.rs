@@ -35,7 +35,7 @@ pub(crate) struct Args {
     /// DIR/report.html; print nothing
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
-    /// Write DIR/report.html for others: digests in place of hosts, jobs, paths, times and messages
+    /// Write DIR/report.html for others: digests in place of hosts, jobs, paths, times and messages; and no DIR/sources
     #[arg(long, requires = "output")]
     public: bool,
 }
@@ -127,7 +127,9 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
     }
     if let Some(dir) = &args.output {
         aggregate::write_tables(dir, &made.grids)?;
-        documents::write_sources(dir, &prepared, &made.grids)?;
+        if !args.public {
+            documents::write_sources(dir, &prepared, &made.grids)?;
+        }
         aggregate::write_figures(dir, &made.figures)?;
         let audience = if args.public { Audience::Public } else { Audience::Own };
         let report = page::of_study(&args.study.request(), &prepared, made)?;

@@ -85,6 +85,7 @@ fn nothing_for_others_names_who_made_it_and_secrets_are_written_nowhere() {
     };
     run(env!("CARGO_BIN_EXE_run_all"), &["--local"]);
     run(env!("CARGO_BIN_EXE_seedbed"), &["aggregate", "--output", "out", "--public"]);
+    run(env!("CARGO_BIN_EXE_seedbed"), &["aggregate", "--output", "own"]);
     let printed = run(env!("CARGO_BIN_EXE_seedbed"), &["aggregate", "--format", "latex"]);
     let host = if renamed(Path::new("true"), &[]).is_some() {
         HOST.to_owned()
@@ -122,5 +123,7 @@ fn nothing_for_others_names_who_made_it_and_secrets_are_written_nowhere() {
     for (word, name) in [(&host, "seal.json"), (&home, "cell.toml")] {
         assert!(private.iter().any(|f| f.ends_with(name) && holds(&dir.join(f), word)), "no {name} names {word}");
     }
-    assert!(holds(&dir.join("out/sources/scores.json"), &host));
+    // So do the sources of a table, which what is public does not have.
+    assert!(holds(&dir.join("own/sources/scores.json"), &host));
+    assert!(!dir.join("out/sources").exists());
 }

@@ -354,7 +354,7 @@ fn band_words(spec: &FigureSpec) -> String {
 
 fn error_words(spec: &FigureSpec, grid: &Grid) -> String {
     match spec.error {
-        ErrorBars::Ci => format!("Error bars: {} % intervals, as in table {}.", percent(grid.level), grid.key),
+        ErrorBars::Ci => format!("Error bars: {} % intervals.", percent(grid.level)),
         ErrorBars::Sd => "Error bars: a sample standard deviation to both sides.".to_owned(),
         ErrorBars::None => String::new(),
     }

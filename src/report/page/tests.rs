@@ -180,12 +180,12 @@ fn open(dir: &Path, html: &str, width: u32, options: &[&str]) -> (String, Vec<St
 }
 
 /// Runs a script of the test in the page, beside its own, and returns what it leaves as the page's title.
-fn ask(dir: &Path, html: &str, width: u32, script: &str) -> Value {
+fn ask(dir: &Path, html: &str, options: &[&str], script: &str) -> Value {
     let script = format!("\ndocument.title = JSON.stringify((() => {{{script}}})());");
     let allowed = crate::report::render::html::allowed(&script);
     let html = html.replacen("script-src ", &format!("script-src {allowed} "), 1);
     let html = html.replacen("</body>", &format!("<script>{script}</script></body>"), 1);
-    let (page, console) = open(dir, &html, width, &["--dump-dom"]);
+    let (page, console) = open(dir, &html, 1280, &[&["--dump-dom"], options].concat());
     assert_eq!(console, Vec::<String>::new());
     let title = page.split("<title>").nth(1).unwrap().split("</title>").next().unwrap();
     let title = title.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&amp;", "&");
@@ -201,10 +201,30 @@ fn nothing_goes_wrong_in_a_browser() {
         assert_eq!(console, Vec::<String>::new(), "{audience:?}");
         assert!(seen.contains("aria-sort=\"none\""), "the page's own script did not run");
     }
+    // A table of its own, and a figure in a page that allows nothing.
+    let table = crate::report::render::render(&hostile(), crate::report::render::Format::Html);
+    let bare = head("a figure", "", &[]) + "<body>" + &figures()[3].svg() + "</body></html>";
+    for html in [table, bare] {
+        let (_, console) = open(dir.path(), &html, 1280, &["--dump-dom"]);
+        assert_eq!(console, Vec::<String>::new(), "{html}");
+    }
     // The console is looked at in earnest: what the policy forbids is told there.
     let forbidden = page(&example(), Audience::Own).replacen("<main>", "<main><img src=\"http://example.org/x\">", 1);
     let (_, console) = open(dir.path(), &forbidden, 1280, &["--dump-dom"]);
     assert!(console.iter().any(|l| l.contains("Content Security Policy")), "{console:?}");
+}
+
+#[test]
+fn the_page_is_light_or_dark_as_its_reader_likes() {
+    let dir = tempfile::tempdir().unwrap();
+    let html = page(&example(), Audience::Own);
+    let script = "const style = getComputedStyle(document.body); return [style.backgroundColor, style.color, \
+                  getComputedStyle(document.querySelector('figure svg')).backgroundColor];";
+    // Chromium's setting: 0 is dark. Figures stay black on white.
+    let dark = ask(dir.path(), &html, &["--blink-settings=preferredColorScheme=0"], script);
+    assert_eq!(dark, serde_json::json!(["rgb(22, 24, 27)", "rgb(232, 232, 232)", "rgb(255, 255, 255)"]));
+    let light = ask(dir.path(), &html, &["--blink-settings=preferredColorScheme=1"], script);
+    assert_eq!(light, serde_json::json!(["rgb(255, 255, 255)", "rgb(26, 26, 26)", "rgb(255, 255, 255)"]));
 }
 
 #[test]
@@ -214,7 +234,7 @@ fn hostile_texts_are_shown_and_do_nothing() {
     let found = ask(
         dir.path(),
         &html,
-        1280,
+        &[],
         "return {images: document.images.length, scripts: document.scripts.length, links: \
          [...document.links].filter((a) => !a.getAttribute('href').startsWith('#')).length, \
          text: document.body.innerText.includes('<\\/script><img src=x onerror=alert(1)>'), \
@@ -231,7 +251,7 @@ fn columns_sort_and_sources_open() {
     let found = ask(
         dir.path(),
         &html,
-        1280,
+        &[],
         "const column = (box, i) => [...box.querySelector('table').tBodies].flatMap((b) => [...b.rows]).filter((r) => r.cells.length > 2).map((r) => r.cells[i].textContent);\
          const cells = document.querySelector('#cells .sortable'); const heads = cells.querySelectorAll('thead th');\
          heads[2].click(); const up = column(cells, 2); heads[2].click(); const down = column(cells, 2);\
@@ -261,7 +281,7 @@ fn the_page_fits_a_telephone() {
         let script = format!(
             "document.documentElement.style.width = '{width}px'; return [document.body.scrollWidth, document.body.clientWidth];"
         );
-        let found = ask(dir.path(), &html, 1280, &script);
+        let found = ask(dir.path(), &html, &[], &script);
         assert!(found[0].as_u64() <= Some(width), "{width}: {found}");
         assert!(found[0] == found[1], "{width}: {found}");
     }
