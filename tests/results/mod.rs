@@ -73,12 +73,19 @@ fn everywhere(study: &Scored, out: &Path, arm: &str) -> Vec<(String, [String; 3]
     tell("tables/scores.txt", [words[1].to_owned(), words[3].to_owned()], words.last().unwrap());
 
     // Numbers with a point in the order in which they are printed: mean, sd, one task, difference.
-    for (file, begins) in [("tables/scores.tex", format!("{{{label}}} &"))] {
-        let page = read(file);
-        let line = page.lines().find(|l| l.trim_start().starts_with(&begins)).unwrap_or_else(|| panic!("{page}"));
-        let numbers: Vec<&str> =
-            line.split(|c: char| !matches!(c, '0'..='9' | '.' | '-')).filter(|w| w.contains('.')).collect();
-        tell(file, [numbers[0].to_owned(), numbers[1].to_owned()], numbers.get(3).copied().unwrap_or(""));
+    let page = read("tables/scores.tex");
+    let begin = format!("{{{label}}} &");
+    let line = page.lines().find(|l| l.trim_start().starts_with(&begin)).unwrap_or_else(|| panic!("{page}"));
+    let words = line.split(|c: char| !matches!(c, '0'..='9' | '.' | '-'));
+    let numbers: Vec<&str> = words.filter(|w| w.contains('.')).collect();
+    tell("tables/scores.tex", [numbers[0].to_owned(), numbers[1].to_owned()], numbers.get(3).copied().unwrap_or(""));
+
+    for file in [out.join("tables/scores.html"), study.file("out/report.html")] {
+        let page = std::fs::read_to_string(&file).unwrap();
+        let row = page.split_once(&format!("<th scope=\"row\">{label}</th>")).unwrap_or_else(|| panic!("{page}")).1;
+        let cells = row.split("<span class=\"n\">").skip(1);
+        let cells: Vec<&str> = cells.map(|cell| cell.split('<').next().unwrap()).take(3).collect();
+        tell(file.file_name().unwrap().to_str().unwrap(), spread(cells[0]), cells[2]);
     }
 
     let page = read("documents/stages.md");
@@ -132,7 +139,7 @@ fn the_same_numbers_stand_everywhere() {
     }
     for arm in ARMS {
         let found = everywhere(&study, &sealed, arm);
-        assert_eq!(found.len(), 10, "{found:?}");
+        assert_eq!(found.len(), 12, "{found:?}");
         for (place, numbers) in &found {
             assert_eq!(numbers, &found[0].1, "{arm} in {place} and in {}", found[0].0);
         }

@@ -20,13 +20,22 @@ fn cell(stage: &str, arm: Option<&str>, seed: Option<u32>, run: Result<Value, &s
 }
 
 fn built(section: &Value, expected: &[Expected], partial: Partial) -> Result<Document, Vec<String>> {
+    built_within(Duration::from_secs(10), section, expected, partial)
+}
+
+fn built_within(
+    time: Duration,
+    section: &Value,
+    expected: &[Expected],
+    partial: Partial,
+) -> Result<Document, Vec<String>> {
     let spec = DocumentSpec::parse(section, &["eval", "bridge"]).unwrap();
     let asked = asks(&spec, expected);
     let jobs: Vec<Job> = asked
         .iter()
         .map(|ask| Job { code: &ask.code, input: &expected[ask.cell].run.as_ref().unwrap().tree, row: &Value::Null })
         .collect();
-    let limits = Limits { time: Duration::from_secs(10), ..Limits::default() };
+    let limits = Limits { time, ..Limits::default() };
     let answers = asked.iter().cloned().zip(evaluate(&jobs, limits)).collect();
     build(&spec, expected, &answers, partial)
 }
@@ -167,6 +176,13 @@ fn missing_cells_are_problems_or_marked() {
     assert!(text.contains("| Stage 2 | prefill bidirectional | n/a |"), "{text}");
     assert!(text.contains("- No answer: a number is missing."), "{text}");
     assert!(text.contains("| `s/p/eval/ablated/seed-42` | missing: not sealed |"), "{text}");
+    let mut endless = summary();
+    endless["macro"] = json!("def f: f; f");
+    let problems = built_within(Duration::from_millis(300), &endless, &one_seed(), Partial::Error).unwrap_err();
+    assert!(
+        problems[0].contains("eval/vanilla/seed-42: the filter `def f: f; f`") && problems[0].contains("was stopped"),
+        "{problems:?}"
+    );
     cells[1] = cell("eval", Some("ablated"), Some(42), Ok(json!({"tasks": [{"task": "x"}]})));
     let problems = built(&summary(), &cells, Partial::Mark).unwrap_err();
     assert!(problems[0].contains("no array of {task, accuracy}"), "{problems:?}");

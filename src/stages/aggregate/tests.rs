@@ -260,6 +260,13 @@ fn two_seeds_worked_out_by_hand() {
         assert!(summary.contains(said), "{said}:\n{summary}");
     }
     assert!(!summary.contains('\u{1b}'));
+    // Made anew without a stage, the pages and results of seeds are the same bytes.
+    let anew = dir.path().join("anew");
+    let inputs = collect(&study(dir.path(), &TWO), dir.path());
+    write_summaries(&anew, &params(json!({})), &inputs, &key("aggregate", None, None)).unwrap();
+    let files = written(&anew);
+    assert_eq!(files.len(), 5, "{:?}", files.keys());
+    assert!(files.iter().all(|(name, bytes)| written(&out).get(name) == Some(bytes)), "{:?}", files.keys());
     let summary = std::fs::read_to_string(out.join("multi_seed_summary.txt")).unwrap();
     assert!(summary.contains("2 of 2 seeds") && summary.contains("(1 of 2 seeds on their own)"), "{summary}");
 }
