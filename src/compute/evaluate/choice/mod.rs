@@ -1,7 +1,7 @@
 //! Multiple choice: the likelihood of each choice after its context, and what follows from it.
 //!
 //! [`task`] makes items of files, [`encode`] cuts them into tokens, [`score`] asks the model, and here accuracies are
-//! made of scores. Two conventions stand beside each other by name; `docs/evaluation.md` says in what they differ.
+//! made of scores. Two conventions stand beside each other by name: whose prompts, how texts are cut into tokens, which score is the headline.
 
 pub mod encode;
 mod python;

@@ -1,3 +1,5 @@
+//! Multiple choice on small random models: scores against rows alone, batches and ranks, and accuracies by hand.
+
 use std::time::Duration;
 
 use tch::{Device, Kind};
