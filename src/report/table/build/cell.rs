@@ -148,7 +148,13 @@ impl Builder<'_> {
         };
         let (left, right): (Vec<f64>, Vec<f64>) = sample.pairs.iter().copied().unzip();
         let (n, constant) = (left.len(), left.len() > 1 && left.iter().zip(&left[1..]).all(|(a, b)| a == b));
-        let found = stats::ratio(&side(left), &side(right), level);
+        // What its scale takes beyond the range of floats is no number.
+        let fits = |r: stats::Ratio| {
+            let ends = r.interval.map_or([r.ratio; 2], |i| [i.lower, i.upper]);
+            let all = [r.ratio, r.sd.unwrap_or(0.0), ends[0], ends[1]];
+            if all.iter().all(|x| (x * scale).is_finite()) { Ok(r) } else { Err(Degenerate::NotFinite) }
+        };
+        let found = stats::ratio(&side(left), &side(right), level).and_then(fits);
         let propagated = found.and_then(|r| match r.interval {
             Some(interval) => Ok((scaled(interval), IntervalKind::Propagated)),
             // Both sides are equal over several seeds: the ratio has no error.
@@ -161,7 +167,10 @@ impl Builder<'_> {
         let interval = if error == RatioError::Bootstrap && spec.show == Show::MeanCi {
             self.enough_to_resample(column, n);
             let drawn = stats::bootstrap_ratio(&sample.pairs, level, resamples);
-            drawn.map(|b| (scaled(b.interval), IntervalKind::Bootstrap))
+            drawn.map(|b| scaled(b.interval)).and_then(|interval| {
+                let finite = interval.lower.is_finite() && interval.upper.is_finite();
+                if finite { Ok((interval, IntervalKind::Bootstrap)) } else { Err(Degenerate::NotFinite) }
+            })
         } else {
             propagated
         };
