@@ -18,6 +18,16 @@ use crate::workflow::submission::need_of;
 /// The expected cells of a `[[table]]` with `studies`, of the stages that it reads. A study lies beside this one and
 /// is found by the name that its file claims; it is read under the profile that the table says, else under this one's.
 pub(super) fn inputs(args: &StudyArgs, prepared: &Prepared, section: &Value) -> Result<Vec<Input>> {
+    inputs_by(args, prepared, section, &mut |other, needs| aggregate::collect(&needs, &other.place.base))
+}
+
+/// As [`inputs`]; `collect` reads the cells of each study.
+pub(super) fn inputs_by(
+    args: &StudyArgs,
+    prepared: &Prepared,
+    section: &Value,
+    collect: &mut dyn FnMut(&Prepared, Vec<Need>) -> Vec<Input>,
+) -> Result<Vec<Input>> {
     let spec = TableSpec::parse(section, &[]).map_err(|problems| {
         let lines: Vec<String> = problems.into_iter().map(|p| p.message).collect();
         CliError::Usage(lines.join("\n"))
@@ -29,7 +39,7 @@ pub(super) fn inputs(args: &StudyArgs, prepared: &Prepared, section: &Value) -> 
         other.notes.iter().for_each(|n| output::note(n));
         let wanted = other.plan.cells.iter().filter(|c| stages.contains(c.def.key.stage.as_str()));
         let needs: Vec<_> = wanted.map(|c| need_of(&other.study, &c.def)).collect();
-        found.extend(aggregate::collect(&needs, &other.place.base));
+        found.extend(collect(&other, needs));
     }
     Ok(found)
 }

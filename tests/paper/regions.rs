@@ -128,3 +128,49 @@ fn keys_of_two_studies_say_which() {
     desk.says("fill", &[], 0);
     desk.says("check", &[], 0);
 }
+
+#[test]
+fn a_table_of_two_studies_knows_what_is_stale_in_each() {
+    let desk = Desk::new();
+    let other = desk.read("configs/small.toml").replace("name  = \"small\"", "name  = \"other\"");
+    desk.write("configs/other.toml", &other.replace("numbers.txt", "more.txt"));
+    desk.write("configs/more.txt", "42 7.70 37.50 0.69 0.43\n1337 7.74 37.86 0.69 0.42\n");
+    desk.run_study("configs/other.toml");
+    let table = "[[table]]\nkey = \"both\"\nstudies = [\"small\", \"other\"]\n\
+                 rows = [{key = \"small\", study = \"small\"}, {key = \"other\", study = \"other\"}]\n\
+                 columns = [{key = \"ppl\", stage = \"evaluate\", metric = \".pile_test.baseline_pythia.perplexity\"}]\n";
+    desk.write("configs/small.toml", &format!("{}{table}", desk.read("configs/small.toml")));
+    let text = "\\documentclass{article}\n\\input{seedbed/values}\n\\begin{document}\n\\seedbed{both/small/ppl} and \\seedbed{both/other/ppl}\n\\end{document}\n";
+    desk.write("paper/paper.tex", text);
+    desk.says("fill", &["--study", "configs/small.toml"], 0);
+    let values = desk.read("paper/seedbed/values.tex");
+    assert!(
+        values.contains("both/small/ppl\\endcsname{6.72}") && values.contains("both/other/ppl\\endcsname{7.72}"),
+        "{values}"
+    );
+    desk.says("check", &[], 0);
+    desk.write("configs/more.txt", "42 8.70 37.50 0.69 0.43\n1337 7.74 37.86 0.69 0.42\n");
+    let said = desk.says("check", &[], 1);
+    assert!(
+        said.contains("paper.tex:4: `both/other/ppl` has no value") && said.contains("evaluate/seed-42 (stale"),
+        "{said}"
+    );
+    assert!(!said.contains("`both/small/ppl`"), "{said}");
+    desk.run_study("configs/other.toml");
+    let said = desk.says("check", &[], 1);
+    assert!(
+        said.contains(
+            "`both/other/ppl` prints 7.72, the results now give 8.22 (changed: other/default/evaluate/seed-42)"
+        ),
+        "{said}"
+    );
+    desk.says("fill", &[], 0);
+    // Bytes of the other study, beside its metrics.
+    let script = desk.path("results/other/default/evaluate/seed-42/metrics.json");
+    let sealed = std::fs::read_to_string(&script).unwrap();
+    std::fs::write(&script, sealed.replace("8.70", "8.71")).unwrap();
+    let said = desk.says("check", &[], 1);
+    assert!(said.contains("`both/other/ppl` has no value"), "{said}");
+    std::fs::write(&script, sealed).unwrap();
+    desk.says("check", &[], 0);
+}

@@ -7,7 +7,7 @@ use serde_json::{Value as Json, json};
 
 use crate::cli::study::StudyArgs;
 use crate::cli::{CliError, Result, merged};
-use crate::record::Seal;
+use crate::record::{Need, Seal};
 use crate::report::paper::spec::{Spec, ValueSpec};
 use crate::report::paper::values::printed;
 use crate::report::paper::{KnownTable, NoValue, Value, Values};
@@ -61,11 +61,13 @@ pub(super) fn load(
         if all.iter().any(|r| r.name == name) {
             return Err(CliError::Usage(format!("the study `{name}` is named twice: name it once, with one profile")));
         }
-        loaded.secrets.push(prepared.place.root.display().to_string());
-        let inputs = inputs(&prepared, &mut loaded.secrets);
+        let inputs = collect(&prepared, needs_of_all(&prepared), false, &mut loaded.secrets);
         for section in &prepared.study.tables {
             if aggregate::reads_studies(section) {
-                match merged::inputs(&args, &prepared, section) {
+                let merged = merged::inputs_by(&args, &prepared, section, &mut |other, needs| {
+                    collect(other, needs, verify, &mut loaded.secrets)
+                });
+                match merged {
                     Ok(inputs) => loaded.values.tables.extend(tables(section, &name, &inputs)),
                     Err(why) => loaded.values.tables.push(without(section, &name, why.to_string())),
                 }
@@ -79,28 +81,41 @@ pub(super) fn load(
     Ok(loaded)
 }
 
-/// Every cell of the study but gates and aggregations, with its result or why it has none now.
-fn inputs(prepared: &Prepared, secrets: &mut Vec<String>) -> Vec<Input> {
-    let mut needs = Vec::new();
-    let mut states = BTreeMap::new();
-    for cell in &prepared.plan.cells {
+/// Every cell of the study but gates and aggregations.
+fn needs_of_all(prepared: &Prepared) -> Vec<Need> {
+    let of_results = prepared.plan.cells.iter().filter(|cell| {
         let stage = &prepared.study.stages[cell.def.stage];
-        if stage.is_gate() || stage.kind() == SPEC.kind {
-            continue;
-        }
-        states.insert(cell.def.key.clone(), &cell.state);
-        if let Ok(Some(seal)) = Seal::read(&prepared.place.run_dir(&cell.def.key)) {
+        !stage.is_gate() && stage.kind() != SPEC.kind
+    });
+    let mut needs: Vec<Need> = of_results.map(|cell| need_of(&prepared.study, &cell.def)).collect();
+    needs.sort_by(|a, b| a.key.cmp(&b.key));
+    needs
+}
+
+/// Cells of a study with their results, or why they have none now. With `verify` every output is digested here: the plan did
+/// not.
+fn collect(prepared: &Prepared, needs: Vec<Need>, verify: bool, secrets: &mut Vec<String>) -> Vec<Input> {
+    let states: BTreeMap<_, _> = prepared.plan.cells.iter().map(|cell| (&cell.def.key, &cell.state)).collect();
+    secrets.push(prepared.place.root.display().to_string());
+    let mut changed = BTreeSet::new();
+    for need in &needs {
+        let dir = prepared.place.run_dir(&need.key);
+        if let Ok(Some(seal)) = Seal::read(&dir) {
+            if verify && seal.verify(&dir).is_some() {
+                changed.insert(need.key.clone());
+            }
             secrets.extend(seal.jobs.iter().cloned().chain([seal.host]));
         }
-        needs.push(need_of(&prepared.study, &cell.def));
     }
-    needs.sort_by(|a, b| a.key.cmp(&b.key));
     secrets.sort();
     secrets.dedup();
     let mut inputs = aggregate::collect(&needs, &prepared.place.base);
     for input in &mut inputs {
         // What a plan would run again is no result, though its own seal is whole.
         let why = match states.get(&input.key) {
+            Some(CellState::Done { .. }) | None if changed.contains(&input.key) => {
+                "an output is gone or is not what was sealed".to_owned()
+            }
             Some(CellState::Done { .. }) | None => continue,
             Some(state @ CellState::Stale(_)) => format!("stale: {}", state.reason()),
             Some(CellState::MissingOutputs(_)) => "an output is gone or is not what was sealed".to_owned(),
