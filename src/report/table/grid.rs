@@ -174,7 +174,7 @@ fn runs<S: Serializer>(runs: &[Arc<RunRef>], serializer: S) -> Result<S::Ok, S::
 }
 
 /// How an interval was made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum IntervalKind {
     /// Student's t of the mean.
@@ -198,7 +198,7 @@ pub struct CellTest {
     pub p: Option<f64>,
     /// p after the correction for the family.
     pub adjusted: Option<f64>,
-    /// Why there is no p.
+    /// Why there is no p, or why no p of so few pairs could pass.
     pub degenerate: Option<String>,
     /// What is printed behind the number: empty where the test says nothing.
     pub mark: String,

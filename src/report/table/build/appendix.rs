@@ -64,10 +64,12 @@ impl Builder<'_> {
     fn of_seed(&mut self, sample: &Sample, seed: Option<u32>, spec: &ColumnSpec, notes: &mut Notes) -> GridCell {
         let seed = if sample.shared() { None } else { seed };
         let value = sample.values.iter().find(|(s, _)| *s == seed).map(|(_, x)| *x);
+        let own = sample.lost.iter().any(|l| l.seed == seed);
         let lost: Vec<MissingRun> = sample
             .lost
             .iter()
-            .filter(|l| l.seed == seed && value.is_none())
+            // What is lost without a seed, such as the one run of the other side, is lost for each of them.
+            .filter(|l| value.is_none() && (l.seed == seed || (!own && l.seed.is_none())))
             .map(|l| MissingRun { cell: l.cell.clone(), reason: l.reason.clone() })
             .collect();
         let runs: Vec<Arc<RunRef>> = sample

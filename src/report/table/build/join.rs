@@ -3,7 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::Expected;
-use crate::report::table::spec::{Seeds, TableSpec};
+use crate::report::table::spec::{RowSpec, Seeds, TableSpec};
+
+fn labelled(row: &RowSpec, cell: &Expected) -> bool {
+    row.labels.iter().all(|(k, v)| cell.labels.get(k) == Some(v))
+}
 
 /// The cells of one stage.
 #[derive(Default)]
@@ -18,6 +22,8 @@ pub(super) struct Join<'a> {
     spec: &'a TableSpec,
     expected: &'a [Expected],
     stages: BTreeMap<&'a str, OfStage<'a>>,
+    /// By row: whether some arm of its study is what `arm` and `labels` say.
+    known: Vec<bool>,
 }
 
 impl<'a> Join<'a> {
@@ -39,7 +45,20 @@ impl<'a> Join<'a> {
                 }
             }
         }
-        Self { spec, expected, stages }
+        let fits = |row: &RowSpec, cell: &Expected| {
+            (studies.is_empty() || studies.contains(&cell.key.study.as_str()))
+                && row.study.as_ref().is_none_or(|study| cell.key.study.as_str() == study)
+                && cell.key.arm.as_ref().is_some_and(|arm| row.arm.as_ref().is_none_or(|own| own == arm.as_str()))
+                && labelled(row, cell)
+        };
+        let chooses = |row: &RowSpec| row.arm.is_some() || !row.labels.is_empty();
+        let known = spec.rows.iter().map(|row| !chooses(row) || expected.iter().any(|cell| fits(row, cell))).collect();
+        Self { spec, expected, stages, known }
+    }
+
+    /// Whether a row names an arm that there is, or none. Of a mistyped arm the shared cells would be shown.
+    pub(super) fn knows(&self, row: usize) -> bool {
+        self.known[row]
     }
 
     /// Every cell that the table may speak of, in no order.
@@ -49,16 +68,16 @@ impl<'a> Join<'a> {
 
     /// The cells of a row and a column with a metric, in the order of the plan.
     pub(super) fn cells(&self, row: usize, column: usize) -> Vec<usize> {
+        if !self.known[row] {
+            return Vec::new();
+        }
         let row = &self.spec.rows[row];
         let Some(stage) = self.spec.columns[column].stage.as_deref().and_then(|s| self.stages.get(s)) else {
             return Vec::new();
         };
         let arms = stage.by_arm.iter().filter(|(arm, _)| row.arm.as_deref().is_none_or(|own| own == **arm));
-        let labelled = |i: &usize| {
-            let cell = &self.expected[*i];
-            row.labels.iter().all(|(k, v)| cell.labels.get(k) == Some(v))
-        };
-        let mut cells: Vec<usize> = arms.flat_map(|(_, cells)| cells.iter().copied()).filter(labelled).collect();
+        let fits = |i: &usize| labelled(row, &self.expected[*i]);
+        let mut cells: Vec<usize> = arms.flat_map(|(_, cells)| cells.iter().copied()).filter(fits).collect();
         cells.extend(&stage.shared);
         if let Some(study) = &row.study {
             cells.retain(|i| self.expected[*i].key.study.as_str() == study);

@@ -69,8 +69,9 @@ impl Builder<'_> {
         // What has no answer stays in the family: it cannot make the others easier.
         let family: Vec<f64> = found.iter().map(|p| p.unwrap_or(1.0)).collect();
         let adjusted = test.family.adjust(&family).unwrap_or_else(|_| vec![1.0; family.len()]);
+        let hopeless = self.hopeless(test, &planned);
         let mut passed = 0;
-        for ((plan, p), adjusted) in planned.iter().zip(&found).zip(adjusted) {
+        for (i, ((plan, p), adjusted)) in planned.iter().zip(&found).zip(adjusted).enumerate() {
             let cell = &mut rows[plan.row].cells[plan.column];
             let passes = p.is_ok() && adjusted <= test.alpha && !matches!(cell.printed, Printed::Missing);
             passed += usize::from(passes);
@@ -80,7 +81,7 @@ impl Builder<'_> {
                 n: plan.left.len(),
                 p: p.ok(),
                 adjusted: p.ok().map(|_| adjusted),
-                degenerate: p.err().map(|why| why.to_string()),
+                degenerate: p.err().map(|why| why.to_string()).or_else(|| hopeless[i].clone()),
                 mark: if passes { MARK.to_owned() } else { String::new() },
             });
         }
@@ -94,12 +95,44 @@ impl Builder<'_> {
         };
         let against = test.against.as_ref().and_then(|key| self.spec.rows.iter().find(|r| r.key == *key));
         let against = against.map(|row| format!(" against {}", row.text())).unwrap_or_default();
-        let how = format!("{}{against} on common seeds, {family}, alpha {}", test.method.words(), test.alpha);
+        let mut how = format!("{}{against} on common seeds, {family}, alpha {}", test.method.words(), test.alpha);
+        let without = hopeless.iter().flatten().count();
+        if without > 0 {
+            how.push_str(&format!("; with the runs that there are, {without} of them could not pass"));
+        }
         Some(if passed > 0 {
             Note { mark: Some(MARK.to_owned()), text: format!("Significant: {how}.") }
+        } else if without == m {
+            Note { mark: None, text: format!("No difference can be significant: {how}.") }
         } else {
             Note { mark: None, text: format!("No difference is significant: {how}.") }
         })
+    }
+
+    /// By test: why it cannot pass with the pairs that it has, where runs are missing.
+    fn hopeless(&self, test: &TestSpec, planned: &[Planned]) -> Vec<Option<String>> {
+        let flips = self.spec.resamples as u64;
+        let smallest = |plan: &Planned| match (plan.left.len(), test.method) {
+            (0 | 1, _) => 1.0,
+            (n, TestMethod::SignFlip) => stats::smallest_sign_flip_p(n, flips),
+            (_, TestMethod::PairedT) => 0.0,
+        };
+        // A corrected p is smallest where every p of the family is.
+        let least: Vec<f64> = planned.iter().map(smallest).collect();
+        let adjusted = test.family.adjust(&least).unwrap_or_else(|_| vec![1.0; least.len()]);
+        let why = |((plan, least), adjusted): ((&Planned, &f64), f64)| {
+            let pairs = match plan.left.len() {
+                1 => "1 pair".to_owned(),
+                n => format!("{n} pairs"),
+            };
+            let text = format!(
+                "{pairs} cannot go below p = {}, corrected {}",
+                significant(*least, 3),
+                significant(adjusted, 3)
+            );
+            (adjusted > test.alpha).then_some(text)
+        };
+        planned.iter().zip(&least).zip(adjusted).map(why).collect()
     }
 
     fn planned(&self, test: &TestSpec, samples: &[Vec<Sample>]) -> Vec<Planned> {

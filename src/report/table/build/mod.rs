@@ -191,7 +191,7 @@ pub fn grids_with(
         stub: spec.stub.clone(),
         columns,
         complete: rows.iter().flat_map(|r| &r.cells).all(|c| c.missing.is_empty()),
-        signature: notes::signature(spec, &builder.join, expected),
+        signature: notes::signature(spec, &rows, &builder.join, expected),
         rows,
         notes,
         level: spec.level,

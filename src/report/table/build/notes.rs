@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Expected;
 use super::join::Join;
 use super::sample::Sample;
-use crate::report::table::grid::{Column, GridCell, IntervalKind, Note, Row};
+use crate::report::table::grid::{Column, GridCell, IntervalKind, Note, Printed, Row};
 use crate::report::table::number;
 use crate::report::table::spec::{IntervalMethod, Partial, RatioError, Show, TableSpec};
 
@@ -68,11 +68,16 @@ fn counts(cells: &[&GridCell]) -> Option<String> {
     })
 }
 
+/// Whether a number of it is printed: of what is dropped nothing is said.
+fn is_there(cell: &GridCell) -> bool {
+    !matches!(cell.printed, Printed::Missing | Printed::Reference)
+}
+
 /// What the numbers are, once for each kind of them, for readers of the table.
 pub(super) fn how_it_was_made(spec: &TableSpec, rows: &[Row], samples: &[Vec<Sample>]) -> Vec<String> {
     let of = |fits: &dyn Fn(usize) -> bool| -> Vec<&GridCell> {
         let columns: Vec<usize> = (0..spec.columns.len()).filter(|i| fits(*i)).collect();
-        rows.iter().flat_map(|r| columns.iter().map(|i| &r.cells[*i])).filter(|c| c.n > 1).collect()
+        rows.iter().flat_map(|r| columns.iter().map(|i| &r.cells[*i])).filter(|c| c.n > 1 && is_there(c)).collect()
     };
     let shows = |show: Show| of(&|i| spec.columns[i].show == show && spec.columns[i].ratio.is_none());
     let percent = number::with_suffix(spec.level * 100.0, 2);
@@ -120,6 +125,7 @@ pub(super) fn how_it_was_made(spec: &TableSpec, rows: &[Row], samples: &[Vec<Sam
         .flat_map(|(r, row)| row.cells.iter().enumerate().map(move |(i, c)| (r, i, c)))
         .filter(|(r, i, _)| is_delta(*i) && !reference(*r, *i))
         .map(|(_, _, c)| c)
+        .filter(|c| is_there(c))
         .collect();
     if let Some(n) = counts(&deltas).filter(|n| spread_counts.as_ref() != Some(n)) {
         notes.push(format!("Differences are paired on the common seeds, {n}."));
@@ -127,9 +133,10 @@ pub(super) fn how_it_was_made(spec: &TableSpec, rows: &[Row], samples: &[Vec<Sam
     notes
 }
 
-/// One line that says how the numbers were made, after sacrebleu's.
-pub(super) fn signature(spec: &TableSpec, join: &Join<'_>, expected: &[Expected]) -> String {
-    let own: BTreeSet<u32> = join.all().filter_map(|i| expected[i].key.seed).collect();
+/// One line that says how the numbers were made, after sacrebleu's: the seeds and intervals are those in the cells.
+pub(super) fn signature(spec: &TableSpec, rows: &[Row], join: &Join<'_>, expected: &[Expected]) -> String {
+    let cells = || rows.iter().flat_map(|r| &r.cells).filter(|c| is_there(c));
+    let own: BTreeSet<u32> = cells().flat_map(|c| &c.values).filter_map(|v| v.seed).collect();
     let seeds: Vec<String> = own.iter().map(u32::to_string).collect();
     let partial = match spec.partial {
         Partial::Error => "error",
@@ -153,8 +160,19 @@ pub(super) fn signature(spec: &TableSpec, join: &Join<'_>, expected: &[Expected]
     let resampled = bootstrap
         || ratios.clone().any(|r| r.error == RatioError::Bootstrap)
         || spec.test.as_ref().is_some_and(|t| t.method == super::super::spec::TestMethod::SignFlip);
-    let interval = if bootstrap { "bootstrap-percentile" } else { "t" };
-    line.push_str(&format!("|interval:{interval}-{}", spec.level));
+    let kinds: BTreeSet<IntervalKind> = cells().filter_map(|c| c.interval_kind).collect();
+    let kinds: Vec<&str> = kinds
+        .into_iter()
+        .map(|kind| match kind {
+            IntervalKind::T => "t",
+            IntervalKind::Bootstrap => "bootstrap-percentile",
+            IntervalKind::Propagated => "propagated-t",
+        })
+        .collect();
+    match kinds.as_slice() {
+        [] => line.push_str("|interval:none"),
+        kinds => line.push_str(&format!("|interval:{}-{}", kinds.join(","), spec.level)),
+    }
     if resampled {
         line.push_str(&format!("|resamples:{}|rng:{}", spec.resamples, spec.bootstrap_seed));
     }

@@ -90,6 +90,10 @@ impl Builder<'_> {
     pub(super) fn metric(&mut self, row: usize, column: usize) -> Sample {
         let spec = &self.spec.columns[column];
         let mut sample = Sample::default();
+        if !self.join.knows(row) {
+            self.unknown_arm(row);
+            return sample;
+        }
         let cells = self.join.cells(row, column);
         if cells.is_empty() {
             let stage = spec.stage.clone().unwrap_or_default();
@@ -99,6 +103,12 @@ impl Builder<'_> {
             self.problem(row, column, &what);
             return sample;
         }
+        // One place has the runs of one arm of one study: of two, the seeds need not be the same.
+        let whose = |index: usize| (&self.expected[index].key.study, &self.expected[index].key.arm);
+        let other = cells.iter().copied().find(|index| whose(*index) != whose(cells[0]));
+        if let Some(other) = other {
+            self.two_for_one(row, column, cells[0], other);
+        }
         let mut first: BTreeMap<Option<u32>, usize> = BTreeMap::new();
         let mut wrong: Option<(usize, String, usize)> = None;
         for index in cells {
@@ -106,13 +116,10 @@ impl Builder<'_> {
             let seed = cell.key.seed;
             // Taken in any case, so that the next cell gets its own.
             let answer = if cell.run.is_ok() { self.answers.next() } else { None };
-            if let Some(other) = first.insert(seed, index) {
-                let text = format!(
-                    "{} and {} are two runs for one place: narrow the row with `arm`, `labels` or `study`",
-                    self.name(other),
-                    self.name(index)
-                );
-                self.problem(row, column, &text);
+            if let Some(before) = first.insert(seed, index) {
+                if other.is_none() {
+                    self.two_for_one(row, column, before, index);
+                }
                 continue;
             }
             sample.expected.insert(seed);
@@ -148,6 +155,32 @@ impl Builder<'_> {
         sample.cells.sort_unstable();
         self.expect_seeds(row, column, &mut sample);
         sample
+    }
+
+    fn two_for_one(&mut self, row: usize, column: usize, one: usize, other: usize) {
+        let text = format!(
+            "{} and {} are two runs for one place: narrow the row with `arm`, `labels` or `study`",
+            self.name(one),
+            self.name(other)
+        );
+        self.problem(row, column, &text);
+    }
+
+    /// Told once for a row.
+    fn unknown_arm(&mut self, row: usize) {
+        let spec = &self.spec.rows[row];
+        let mut said: Vec<String> = spec.arm.iter().map(|arm| format!("`arm = {arm:?}`")).collect();
+        said.extend(spec.labels.iter().map(|(k, v)| format!("`labels.{k} = {v:?}`")));
+        if let Some(study) = &spec.study {
+            said.push(format!("`study = {study:?}`"));
+        }
+        self.tell(format!(
+            "table `{}`, row `{}`: no expected cell has an arm with {}: correct the row, or the `needs` of the \
+             aggregating stage",
+            self.spec.key,
+            spec.key,
+            said.join(" and ")
+        ));
     }
 
     /// Holds the plan's seeds against those that the table expects.
@@ -253,6 +286,7 @@ impl Builder<'_> {
             let reason = "the two sides have no seed in common".to_owned();
             sample.lost.push(Lost { seed: None, cell: self.spec.columns[of].key.clone(), reason });
         }
+        let mut used: BTreeSet<Option<u32>> = BTreeSet::new();
         for (seed, x, base) in paired.values {
             let value = match (&spec.delta, spec.ratio.is_some()) {
                 (Some(delta), _) if delta.kind == DeltaKind::Percent && base == 0.0 => {
@@ -264,14 +298,18 @@ impl Builder<'_> {
                 _ => x / base,
             };
             sample.pairs.push((x, base));
+            used.insert(seed);
             if (value * spec.scale).is_finite() {
                 sample.values.push((seed, value * spec.scale));
             } else if spec.ratio.is_none() {
                 // A ratio of means has a value where that of one seed has none; a difference has not.
                 sample.pairs.pop();
+                used.remove(&seed);
                 sample.lost.push(Lost { seed, cell: name(seed), reason: "its value is not finite".to_owned() });
             }
         }
+        // A run without its other half is in no number.
+        sample.cells.retain(|(seed, _)| used.contains(seed) || (seed.is_none() && !used.is_empty()));
         sample
     }
 

@@ -191,3 +191,22 @@ fn a_new_row_moves_no_other_interval() {
     let width = |row: &Row| row.cells[0].interval.map(|i| i.upper - i.lower).unwrap();
     assert!((width(&before.rows[0]) - width(&before.rows[1])).abs() > 1e-9);
 }
+
+#[test]
+fn a_partial_difference_comes_from_its_own_runs() {
+    let mut section = section(json!([{"key": "delta", "delta": {"of": "after", "from": "base"}}]));
+    section["partial"] = json!("mark");
+    let mut partial = cells();
+    // Seed 2 of the base is missing: that of the other arm is in no difference.
+    partial[1].run = Err("not sealed".into());
+    let grid = build_now(&spec(&section), &partial).unwrap();
+    let cell = &grid.rows[1].cells[2];
+    assert_eq!((cell.n, cell.n_expected), (2, 3));
+    let runs: Vec<String> = cell.runs.iter().map(|r| r.key.local_name()).collect();
+    let mut sorted = runs.clone();
+    sorted.sort();
+    assert_eq!(
+        sorted,
+        ["evaluate/base/seed-1", "evaluate/base/seed-3", "evaluate/ours/seed-1", "evaluate/ours/seed-3"]
+    );
+}

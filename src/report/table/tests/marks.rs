@@ -185,3 +185,33 @@ fn footnotes_groups_and_spans() {
     assert_eq!(grid.columns[3].span, None);
     assert_eq!(grid.layout, Layout { env: Env::Wide, plain: false, multirow: true, threeparttable: true });
 }
+
+#[test]
+fn a_test_that_lost_its_runs_says_that_it_could_not_pass() {
+    let six = [1.0, 1.1, 0.9, 1.05, 0.95, 1.02];
+    let far = six.map(|x| 2.0 * x * x + 5.0);
+    let (mut section, mut cells) = rows_of(&[&six, &far, &far]);
+    section["test"] = json!({"on": ["x"], "against": "a", "method": "sign_flip", "family": "none"});
+    section["partial"] = json!("mark");
+    // Six pairs reach 2/64. The second row lost one run, and five cannot go below 0.0625.
+    cells[6].run = Err("not sealed".into());
+    let grid = build_now(&spec(&section), &cells).unwrap();
+    let test = |row: usize| grid.rows[row].cells[0].test.as_ref().unwrap();
+    assert_eq!((test(1).n, test(1).p, test(1).mark.as_str()), (5, Some(0.0625), ""));
+    assert_eq!(test(1).degenerate.as_deref(), Some("5 pairs cannot go below p = 0.0625, corrected 0.0625"));
+    assert_eq!((test(2).n, test(2).degenerate.as_deref(), test(2).mark.as_str()), (6, None, "*"));
+    let said = |grid: &Grid| grid.notes.iter().map(|n| n.text.clone()).find(|t| t.contains("sign-flip")).unwrap();
+    assert_eq!(
+        said(&grid),
+        "Significant: sign-flip test against a on common seeds, 2 tests, not corrected, alpha 0.05; with the runs that \
+         there are, 1 of them could not pass."
+    );
+    // The row that all are compared with lost one: nothing can be said.
+    cells[0].run = Err("not sealed".into());
+    let grid = build_now(&spec(&section), &cells).unwrap();
+    assert_eq!(
+        said(&grid),
+        "No difference can be significant: sign-flip test against a on common seeds, 2 tests, not corrected, alpha 0.05; \
+         with the runs that there are, 2 of them could not pass."
+    );
+}

@@ -177,3 +177,135 @@ fn problems_of_every_column_come_at_once() {
     );
     assert!(problems.iter().any(|p| p.contains("the sign-flip test of 2 pairs cannot go below p = 0.5")));
 }
+
+#[test]
+fn studies_with_other_seeds_are_not_pooled() {
+    let mut section = table_7();
+    perplexities(&mut section);
+    section["studies"] = json!(["small", "large/quick"]);
+    section["rows"][1]["study"] = json!("large");
+    // No seed is there twice.
+    let cells: Vec<Expected> = [("small", 1), ("small", 2), ("large", 7), ("large", 8)]
+        .map(|(study, seed)| evaluated(study, "quick", seed, f64::from(seed), f64::from(seed)))
+        .into();
+    let problems = build_now(&spec(&section), &cells).unwrap_err();
+    assert_eq!(
+        problems,
+        [
+            "table `foundation`, row `baseline`, column `ppl`: small/quick/evaluate/seed-1 and large/quick/evaluate/seed-7 \
+             are two runs for one place: narrow the row with `arm`, `labels` or `study`"
+        ]
+    );
+    section["rows"][0]["study"] = json!("small");
+    let grid = build_now(&spec(&section), &cells).unwrap();
+    assert_eq!((grid.rows[0].cells[0].mean, grid.rows[1].cells[0].mean), (Some(1.5), Some(7.5)));
+    // Arms are no other: each has seeds of its own, and a row without an arm takes none of them.
+    section.as_object_mut().unwrap().remove("studies");
+    section["rows"] = json!([{"key": "all"}]);
+    section["columns"][0]["metric"] = json!(".ppl");
+    let arm = |arm: &str, seed: u32| expected("evaluate", Some(arm), Some(seed), Ok(json!({"ppl": 1.0})));
+    let problems = build_now(&spec(&section), &[arm("a", 1), arm("b", 2)]).unwrap_err();
+    assert!(problems[0].contains("evaluate/a/seed-1 and evaluate/b/seed-2 are two runs"), "{problems:#?}");
+}
+
+#[test]
+fn a_mistyped_arm_or_label_is_no_shared_cell() {
+    let mut section = table_7();
+    section["columns"] = json!([{"key": "parameters", "stage": "setup", "metric": ".n"}]);
+    section["notes"] = json!([]);
+    section["rows"] = json!([{"key": "a", "arm": "tuned"}]);
+    let mut arm = expected("evaluate", Some("tuned"), Some(1), Ok(json!({})));
+    arm.labels.insert("size".into(), "small".into());
+    let cells = [expected("setup", None, None, Ok(json!({"n": 3}))), arm];
+    // An arm that another stage has.
+    assert_eq!(build_now(&spec(&section), &cells).unwrap().rows[0].cells[0].mean, Some(3.0));
+    let said = |row: Value| {
+        let mut section = section.clone();
+        section["rows"] = json!([row]);
+        build_now(&spec(&section), &cells)
+    };
+    assert!(said(json!({"key": "a", "labels": {"size": "small"}})).is_ok());
+    let place = "table `foundation`, row `a`: no expected cell has an arm with";
+    let remedy = "correct the row, or the `needs` of the aggregating stage";
+    assert_eq!(
+        said(json!({"key": "a", "arm": "tunde"})).unwrap_err(),
+        [format!("{place} `arm = \"tunde\"`: {remedy}")]
+    );
+    assert_eq!(
+        said(json!({"key": "a", "arm": "tuned", "labels": {"size": "large"}})).unwrap_err(),
+        [format!("{place} `arm = \"tuned\"` and `labels.size = \"large\"`: {remedy}")]
+    );
+}
+
+#[test]
+fn the_signature_has_the_seeds_and_intervals_of_the_cells() {
+    let mut section = table_7();
+    perplexities(&mut section);
+    let signature = |section: &Value, cells: &[Expected]| build_now(&spec(section), cells).unwrap().signature;
+    assert!(signature(&section, &three()).contains("|seeds:1,2,3|sd:n-1|interval:t-0.95|"));
+    // One seed has no interval; a seed whose run is missing is none of the table's.
+    let mut cells = three();
+    cells[1].run = Err("not sealed".into());
+    cells[2].run = Err("not sealed".into());
+    section["partial"] = json!("mark");
+    let said = signature(&section, &cells);
+    assert!(said.contains("|seeds:1|sd:n-1|interval:none|"), "{said}");
+    section["partial"] = json!("drop");
+    let said = signature(&section, &cells);
+    assert!(said.contains("|seeds:none|sd:n-1|interval:none|"), "{said}");
+    // Seeds of an arm that no row takes, and intervals of two kinds.
+    section["partial"] = json!("error");
+    section["rows"] = json!([{"key": "a", "arm": "a"}]);
+    section["columns"] = json!([
+        {"key": "x", "stage": "evaluate", "metric": ".x", "show": "mean_sd"},
+        {"key": "y", "stage": "evaluate", "metric": ".y"},
+        {"key": "times", "ratio": {"of": "x", "to_column": "y", "error": "bootstrap"}, "show": "mean_ci"},
+    ]);
+    section["allow"] = json!(["small_bootstrap"]);
+    let cell = |arm: &str, seed: u32| {
+        expected("evaluate", Some(arm), Some(seed), Ok(json!({"x": seed, "y": f64::from(seed).sqrt() + 1.0})))
+    };
+    let said = signature(&section, &[cell("a", 1), cell("a", 2), cell("a", 3), cell("b", 9)]);
+    assert!(said.contains("|seeds:1,2,3|sd:n-1|interval:t,bootstrap-percentile-0.95|resamples:"), "{said}");
+}
+
+#[test]
+fn what_is_dropped_is_not_counted_below() {
+    let mut section = table_7();
+    perplexities(&mut section);
+    section["partial"] = json!("drop");
+    let mut cells = three();
+    let run = cells[2].run.as_mut().unwrap();
+    run.tree = std::sync::Arc::new(json!({"ppl": {"a": null, "b": 6.0}}));
+    let grid = build_now(&spec(&section), &cells).unwrap();
+    assert_eq!((grid.rows[0].cells[0].n, grid.rows[1].cells[0].n), (2, 3));
+    assert_eq!(grid.notes[0].text, "Mean ± sample standard deviation over n = 3 seeds.");
+}
+
+#[test]
+fn an_appendix_says_why_a_seed_has_no_number() {
+    let mut section = table_7();
+    section["appendix"] = json!(true);
+    section["partial"] = json!("mark");
+    section["notes"] = json!([]);
+    section["rows"] = json!([{"key": "ours", "arm": "ours"}]);
+    section["columns"] = json!([
+        {"key": "x", "stage": "evaluate", "metric": ".x"},
+        {"key": "zero", "stage": "evaluate", "metric": ".zero"},
+        {"key": "base", "stage": "setup", "metric": ".x"},
+        {"key": "times", "ratio": {"of": "x", "to_column": "zero"}},
+        {"key": "gain", "delta": {"of": "x", "from_column": "base"}},
+    ]);
+    let cell =
+        |seed: u32, zero: f64| expected("evaluate", Some("ours"), Some(seed), Ok(json!({"x": 6.0, "zero": zero})));
+    let cells = [cell(1, 0.0), cell(2, 3.0), expected("setup", None, None, Err("not sealed"))];
+    let appendix = all_now(&spec(&section), &cells).unwrap().swap_remove(1);
+    let said = |row: usize, column: usize| -> Vec<&str> {
+        appendix.rows[row].cells[column].notes.iter().map(|n| appendix.notes[*n].text.as_str()).collect()
+    };
+    assert_eq!(texts(&appendix)[0], ["6.00", "0.00", "missing", "missing", "missing"]);
+    assert_eq!(said(0, 3), ["degenerate: no number for this seed"]);
+    assert_eq!((texts(&appendix)[1][3].as_str(), said(1, 3).len()), ("2.00", 0));
+    assert_eq!(said(0, 4), ["missing: setup (not sealed)"]);
+    assert_eq!(said(1, 4), ["missing: setup (not sealed)"]);
+}
