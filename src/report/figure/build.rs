@@ -7,7 +7,7 @@ use super::{Bar, Bars, Body, Curve, Figure, Peaks, Point};
 use crate::record::{CellKey, SeriesPoint};
 use crate::report::render;
 use crate::report::stats;
-use crate::report::table::{Grid, GridCell, RunRef, TableProblem};
+use crate::report::table::{Grid, Printed, Row, RunRef, TableProblem};
 
 /// A cell that the plan expects, with its series.
 #[derive(Debug, Clone, Copy)]
@@ -279,7 +279,7 @@ fn runs_of_columns(grid: &Grid, columns: &[usize]) -> Vec<RunRef> {
     all.into_iter().collect()
 }
 
-fn row_label(row: &crate::report::table::Row) -> String {
+fn row_label(row: &Row) -> String {
     match &row.group {
         Some(group) => format!("{group}: {}", row.label),
         None => row.label.clone(),
@@ -291,20 +291,33 @@ type BuiltBars = (Body, Option<String>, Vec<RunRef>);
 /// Columns of the table as groups, its rows as bars. With one column, its rows are the groups.
 fn bars_of(spec: &FigureSpec, grid: &Grid) -> Result<BuiltBars, String> {
     let columns = columns_of(spec, grid)?;
-    let bar = |cell: &GridCell| {
-        let value = cell.value.or(cell.mean).filter(|x| x.is_finite())?;
+    let bar = |row: &Row, column: usize| -> Result<Option<Bar>, String> {
+        // What the table drops is not drawn either.
+        let cell = row.cells.get(column).filter(|c| !matches!(c.printed, Printed::Missing | Printed::Reference));
+        let Some(cell) = cell else { return Ok(None) };
+        let Some(value) = cell.value.or(cell.mean).filter(|x| x.is_finite()) else { return Ok(None) };
         let interval = match spec.error {
             ErrorBars::Ci => cell.interval.map(|i| (i.lower, i.upper)),
-            ErrorBars::Sd => cell.sd.or(cell.spread).map(|sd| (value - sd, value + sd)),
+            ErrorBars::Sd => match (cell.spread, cell.sd) {
+                // The sd of the runs is that of their mean, not of a ratio of means or a median.
+                (None, Some(_)) if cell.value != cell.mean => {
+                    return Err(format!(
+                        "row `{}`, column `{}`: the table prints no standard deviation of it: give the column \
+                         `show = \"mean_sd\"`, or say `error = \"ci\"` or `error = \"none\"`",
+                        row.key, grid.columns[column].key
+                    ));
+                }
+                (spread, sd) => spread.or(sd).map(|sd| (value - sd, value + sd)),
+            },
             ErrorBars::None => None,
         };
-        Some(Bar { value, printed: render::plain_number(cell), interval, n: cell.n })
+        Ok(Some(Bar { value, printed: render::plain_number(cell), interval, n: cell.n }))
     };
     let runs = runs_of_columns(grid, &columns);
     if let [only] = columns.as_slice() {
         let column = &grid.columns[*only];
         let groups = grid.rows.iter().map(|r| (r.key.clone(), row_label(r))).collect();
-        let bars = grid.rows.iter().map(|r| r.cells.get(*only).and_then(bar)).collect();
+        let bars = grid.rows.iter().map(|r| bar(r, *only)).collect::<Result<_, _>>()?;
         let bars = vec![Bars { key: column.key.clone(), label: column.label.clone(), bars }];
         return Ok((Body::Bars { groups, bars }, Some(column.label.clone()), runs));
     }
@@ -312,11 +325,11 @@ fn bars_of(spec: &FigureSpec, grid: &Grid) -> Result<BuiltBars, String> {
     let bars = grid
         .rows
         .iter()
-        .map(|row| {
-            let bars = columns.iter().map(|c| row.cells.get(*c).and_then(bar)).collect();
-            Bars { key: row.key.clone(), label: row_label(row), bars }
+        .map(|row| -> Result<Bars, String> {
+            let bars = columns.iter().map(|c| bar(row, *c)).collect::<Result<_, _>>()?;
+            Ok(Bars { key: row.key.clone(), label: row_label(row), bars })
         })
-        .collect();
+        .collect::<Result<_, _>>()?;
     Ok((Body::Bars { groups, bars }, None, runs))
 }
 
@@ -331,7 +344,8 @@ fn peaks_of(spec: &FigureSpec, grid: &Grid) -> Result<(Vec<Peaks>, Vec<RunRef>),
         .iter()
         .map(|row| {
             let (peak, last) = (&row.cells[*peak], &row.cells[*last]);
-            let runs = peak.values.iter().filter_map(|p| {
+            let dropped = [peak, last].iter().any(|c| matches!(c.printed, Printed::Missing));
+            let runs = peak.values.iter().filter(|_| !dropped).filter_map(|p| {
                 let end = last.values.iter().find(|l| l.seed == p.seed)?;
                 Some((p.seed, p.value, end.value))
             });
@@ -355,7 +369,14 @@ fn band_words(spec: &FigureSpec) -> String {
 fn error_words(spec: &FigureSpec, grid: &Grid) -> String {
     match spec.error {
         ErrorBars::Ci => format!("Error bars: {} % intervals.", percent(grid.level)),
-        ErrorBars::Sd => "Error bars: a sample standard deviation to both sides.".to_owned(),
+        ErrorBars::Sd => {
+            let columns = columns_of(spec, grid).unwrap_or_default();
+            let cells = grid.rows.iter().flat_map(|r| columns.iter().filter_map(|c| r.cells.get(*c)));
+            // A spread that is not the sd of the runs is that of a ratio.
+            let ratios = cells.filter_map(|c| c.spread.map(|s| Some(s) != c.sd)).any(|other| other);
+            let more = if ratios { "; of a ratio, as it is propagated from both" } else { "" };
+            format!("Error bars: a sample standard deviation to both sides{more}.")
+        }
         ErrorBars::None => String::new(),
     }
 }

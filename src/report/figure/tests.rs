@@ -409,3 +409,58 @@ fn hostile_texts_stay_texts() {
     }
     assert!(svg.contains("[U+001B]") && svg.contains("&lt;img"));
 }
+
+#[test]
+fn what_the_table_drops_is_not_drawn() {
+    let mut section = table_7();
+    section["partial"] = json!("drop");
+    let mut cells = two_seeds();
+    // An evaluation of one seed is missing; its HotFlip run is there.
+    cells[3].run = Err("not sealed".into());
+    let grid = build_now(&table_spec(&section), &cells).unwrap();
+    assert!(grid.rows[1].cells[1].value.is_some(), "the value is known and dropped");
+    let figure = built(&bars(), &[], std::slice::from_ref(&grid)).unwrap();
+    let Body::Bars { bars, .. } = &figure.body else { panic!() };
+    assert!(bars.iter().all(|row| row.bars[0].is_none() && row.bars[1].is_some()), "{bars:?}");
+    let peaks = json!({"key": "p", "kind": "peak_to_final", "table": "foundation", "columns": ["ppl", "attack"]});
+    assert!(built(&peaks, &[], &[grid]).unwrap_err()[0].contains("there is no value to draw"));
+}
+
+#[test]
+fn bars_of_ratios_have_the_error_of_the_table() {
+    let mut section = table_7();
+    section["columns"][2] =
+        json!({"key": "times", "label": "Times", "ratio": {"of": "attack", "to_column": "ppl"}, "show": "mean_sd"});
+    let drawn = |section: &Value| {
+        let grid = build_now(&table_spec(section), &two_seeds()).unwrap();
+        let mut bars = bars();
+        bars["columns"] = json!(["times", "attack"]);
+        bars["error"] = json!("sd");
+        (built(&bars, &[], std::slice::from_ref(&grid)), grid)
+    };
+    let (figure, grid) = drawn(&section);
+    let figure = figure.unwrap();
+    let Body::Bars { bars, .. } = &figure.body else { panic!() };
+    let (bar, cell) = (bars[1].bars[0].as_ref().unwrap(), &grid.rows[1].cells[2]);
+    assert_ne!(cell.spread, cell.sd, "the sd of the ratios is another number");
+    let (lower, upper) = bar.interval.unwrap();
+    let half = cell.spread.unwrap();
+    assert!((bar.value - lower - half).abs() < 1e-12 && (upper - bar.value - half).abs() < 1e-12, "{bar:?} {cell:?}");
+    assert!(
+        figure
+            .caption
+            .ends_with("a sample standard deviation to both sides; of a ratio, as it is propagated from both."),
+        "{}",
+        figure.caption
+    );
+    // Where the table prints no error of the ratio there is none to draw.
+    section["columns"][2]["show"] = json!("mean");
+    let problems = drawn(&section).0.unwrap_err();
+    assert_eq!(
+        problems,
+        [
+            "figure `attacks`: row `baseline`, column `times`: the table prints no standard deviation of it: give the column \
+             `show = \"mean_sd\"`, or say `error = \"ci\"` or `error = \"none\"`"
+        ]
+    );
+}

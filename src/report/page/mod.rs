@@ -11,6 +11,7 @@ use super::figure::Figure;
 use super::render::escape::html;
 use super::render::html::{TABLE_STYLE, head, table};
 use super::table::{Column, Grid, GridCell, IntervalKind, Row};
+use crate::record::CellKey;
 
 static STYLE: &str = include_str!("report.css");
 static SCRIPT: &str = include_str!("report.js");
@@ -170,8 +171,35 @@ pub fn page(page: &Page, audience: Audience) -> String {
     out
 }
 
+impl Page {
+    fn has(&self, key: &CellKey) -> bool {
+        key.study.as_str() == self.study && key.profile.as_str() == self.profile
+    }
+
+    /// The name of a run: that of another study says which.
+    fn name_of(&self, key: &CellKey) -> String {
+        if self.has(key) { key.local_name() } else { key.to_string() }
+    }
+}
+
+/// The page's own cells, by name. Runs of other studies may have the same names.
+struct Known<'a> {
+    page: &'a Page,
+    cells: BTreeMap<&'a str, &'a Cell>,
+}
+
+impl<'a> Known<'a> {
+    fn cell(&self, key: &CellKey) -> Option<&'a Cell> {
+        if !self.page.has(key) {
+            return None;
+        }
+        self.cells.get(key.local_name().as_str()).copied()
+    }
+}
+
 fn tables(page: &Page, own: bool) -> String {
     let cells: BTreeMap<&str, &Cell> = page.cells.iter().map(|c| (c.name.as_str(), c)).collect();
+    let known = Known { page, cells };
     let mut out = String::new();
     for grid in &page.tables {
         let wrap = |row: &Row, column: &Column, cell: &GridCell, printed: String| {
@@ -183,7 +211,7 @@ fn tables(page: &Page, own: bool) -> String {
                 "<details name=\"why\"><summary title=\"{}\">{printed}</summary><div class=\"why\"><h3>{}</h3>{}</div></details>",
                 html(&hover(cell)),
                 html(&what),
-                why(grid, cell, &cells, own)
+                why(grid, cell, &known, own)
             )
         };
         out.push_str(&format!(
@@ -208,7 +236,7 @@ fn hover(cell: &GridCell) -> String {
 }
 
 /// Where a number comes from.
-fn why(grid: &Grid, cell: &GridCell, cells: &BTreeMap<&str, &Cell>, own: bool) -> String {
+fn why(grid: &Grid, cell: &GridCell, known: &Known<'_>, own: bool) -> String {
     let mut out = String::from("<dl>");
     let mut line = |name: &str, text: String| out.push_str(&format!("<dt>{name}</dt><dd>{text}</dd>"));
     line("runs", format!("{} of {}", cell.n, cell.n_expected));
@@ -254,7 +282,7 @@ fn why(grid: &Grid, cell: &GridCell, cells: &BTreeMap<&str, &Cell>, own: bool) -
         out.push_str("<table class=\"runs\"><thead><tr><th>run</th><th>value</th><th>content</th><th>fingerprint</th>");
         out.push_str(if own { "<th>job</th><th>host</th></tr></thead><tbody>" } else { "</tr></thead><tbody>" });
         for run in &cell.runs {
-            let name = run.key.local_name();
+            let name = known.page.name_of(&run.key);
             // A difference has two runs a seed: the value is that of the seed.
             let value = cell.values.iter().find(|v| v.seed == run.key.seed).map(|v| format!("{:?}", v.value));
             out.push_str(&format!(
@@ -265,7 +293,7 @@ fn why(grid: &Grid, cell: &GridCell, cells: &BTreeMap<&str, &Cell>, own: bool) -
                 digest(run.fingerprint.as_str())
             ));
             if own {
-                let origin = cells.get(name.as_str()).and_then(|c| c.origin.as_ref());
+                let origin = known.cell(&run.key).and_then(|c| c.origin.as_ref());
                 let (jobs, host) = origin.map(|o| (o.jobs.join(" "), o.host.clone())).unwrap_or_default();
                 out.push_str(&format!("<td>{}</td><td>{}</td>", html(&jobs), html(&host)));
             }
@@ -287,7 +315,7 @@ fn figures(page: &Page) -> String {
     for figure in &page.figures {
         let caption = if figure.caption.is_empty() { &figure.key } else { &figure.caption };
         let runs: Vec<String> =
-            figure.runs.iter().map(|r| format!("{} {}", r.key.local_name(), r.content.as_str())).collect();
+            figure.runs.iter().map(|r| format!("{} {}", page.name_of(&r.key), r.content.as_str())).collect();
         out.push_str(&format!(
             "<figure>\n{}<figcaption><details><summary>{}</summary><p>{} runs:</p><ul class=\"digest\">{}</ul></details></figcaption>\n</figure>\n",
             figure.svg(),

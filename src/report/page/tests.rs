@@ -343,3 +343,25 @@ fn the_policy_names_what_stands_in_the_page() {
     }
     assert!(count > 500, "{count}");
 }
+
+#[test]
+fn a_run_of_another_study_has_not_the_job_of_ours() {
+    let mut own = example();
+    own.tables.truncate(1);
+    own.figures.clear();
+    own.gates.clear();
+    let runs = |tables: &mut [Grid], study: &str| {
+        for cell in tables.iter_mut().flat_map(|g| &mut g.rows).flat_map(|r| &mut r.cells) {
+            for run in &mut cell.runs {
+                std::sync::Arc::make_mut(run).key.study = crate::record::Name::new(study).unwrap();
+            }
+        }
+    };
+    let told = |page: &Page| tables(page, true).matches("canary-job-4711").count();
+    runs(&mut own.tables, "monotone");
+    assert!(told(&own) > 0, "its own runs have their jobs");
+    assert!(!tables(&own, true).contains("<th>monotone/quick/"));
+    runs(&mut own.tables, "other");
+    assert_eq!(told(&own), 0);
+    assert!(tables(&own, true).contains("<th>other/quick/evaluate/seed-42</th>"), "{}", tables(&own, true));
+}
