@@ -18,6 +18,8 @@ type BySeed = BTreeMap<Option<u32>, f64>;
 #[derive(Debug, Default)]
 struct Measured {
     cells: Vec<usize>,
+    /// Cells whose tasks could be read, with their seeds.
+    read: Vec<(Option<u32>, usize)>,
     macro_accuracy: BySeed,
     /// In the order of the cell's own list.
     tasks: Vec<(String, BySeed)>,
@@ -62,6 +64,7 @@ fn fact_cell(fact: &Fact, expected: &[Expected]) -> Option<usize> {
 pub(super) fn build(spec: &StageSummary, results: &mut Results<'_>) -> (String, Value) {
     let measured: BTreeMap<&str, Measured> =
         spec.stages.iter().map(|row| (row.key.as_str(), measure(spec, row, results))).collect();
+    same_tasks(spec, &measured, results);
     let page = Page { spec, measured };
     let mut out = String::new();
     page.scope(results, &mut out);
@@ -81,6 +84,45 @@ pub(super) fn build(spec: &StageSummary, results: &mut Results<'_>) -> (String, 
     (out, Value::Object(numbers))
 }
 
+/// Macro accuracies compare only where they are means over the same tasks: within a stage, and between two that the
+/// document compares.
+fn same_tasks(spec: &StageSummary, measured: &BTreeMap<&str, Measured>, results: &mut Results<'_>) {
+    let remedy = "evaluate the same tasks, or let `tasks` choose those that all have";
+    let list = |tasks: &BTreeSet<&str>| tasks.iter().map(|task| format!("{task:?}")).collect::<Vec<_>>().join(", ");
+    let stages: Vec<(&str, BTreeSet<&str>)> =
+        measured.iter().map(|(key, m)| (*key, m.tasks.iter().map(|(task, _)| task.as_str()).collect())).collect();
+    let tasks: BTreeMap<&str, &BTreeSet<&str>> = stages.iter().map(|(key, tasks)| (*key, tasks)).collect();
+    for (key, found) in measured {
+        for (seed, cell) in &found.read {
+            let lacks: BTreeSet<&str> =
+                found.tasks.iter().filter(|(_, of)| !of.contains_key(seed)).map(|(task, _)| task.as_str()).collect();
+            if !lacks.is_empty() {
+                let name = results.expected[*cell].key.local_name();
+                results.problem(&format!(
+                    "stage `{key}`: {name} lacks tasks that other cells of the stage have: {}: {remedy}",
+                    list(&lacks)
+                ));
+            }
+        }
+    }
+    let compared = spec.compare.iter().map(|c| (&c.of, &c.to));
+    let compared = compared.chain(spec.checks.iter().map(|c| (&c.of, &c.to)));
+    let compared = compared.chain(spec.questions.iter().map(|q| (&q.of, &q.to)));
+    let compared = compared.chain(spec.questions.iter().filter_map(|q| Some((&q.of, q.from.as_ref()?))));
+    for (of, to) in compared {
+        let (Some(left), Some(right)) = (tasks.get(of.as_str()), tasks.get(to.as_str())) else { continue };
+        // A stage without results has no tasks: that is told elsewhere.
+        let differ: BTreeSet<&str> = left.symmetric_difference(right).copied().collect();
+        if !left.is_empty() && !right.is_empty() && !differ.is_empty() {
+            results.problem(&format!(
+                "stages `{of}` and `{to}` are compared and were evaluated on different tasks, only one of them has {}: \
+                 {remedy}",
+                list(&differ)
+            ));
+        }
+    }
+}
+
 /// Reads a stage's cells.
 fn measure(spec: &StageSummary, row: &StageRow, results: &mut Results<'_>) -> Measured {
     let place = format!("stage `{}`", row.key);
@@ -97,6 +139,7 @@ fn measure(spec: &StageSummary, row: &StageRow, results: &mut Results<'_>) -> Me
             ));
             continue;
         };
+        found.read.push((seed, cell));
         let mut accuracies = Vec::new();
         for (task, accuracy, chance) in tasks {
             accuracies.push(accuracy);

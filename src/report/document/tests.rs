@@ -273,3 +273,43 @@ fn problems_of_a_section_have_places() {
         ["bridge"]
     );
 }
+
+#[test]
+fn stages_with_other_tasks_are_not_compared() {
+    let task = |name: &str, accuracy: f64| json!({"task": name, "accuracy": accuracy});
+    let of = |arm: &str, seed: u32, tasks: &[Value]| cell("eval", Some(arm), Some(seed), Ok(json!({"tasks": tasks})));
+    let stage = |key: &str| json!({"key": key, "label": key, "stage": "eval", "arm": key});
+    let section = |more: Value| {
+        let mut section =
+            json!({"key": "s", "kind": "stage_summary", "title": "T", "stages": [stage("vanilla"), stage("tuned")]});
+        section.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        section
+    };
+    let both = [task("easy", 0.9), task("hard", 0.1)];
+    let cells = [of("vanilla", 1, &both), of("tuned", 1, &both[..1])];
+    let said = "document `s`: stages `tuned` and `vanilla` are compared and were evaluated on different tasks, only one of \
+                them has \"hard\": evaluate the same tasks, or let `tasks` choose those that all have";
+    for comparison in [
+        json!({"compare": [{"of": "tuned", "to": "vanilla"}]}),
+        json!({"questions": [{"ask": "?", "of": "tuned", "to": "vanilla"}]}),
+        json!({"checks": [{"title": "c", "of": "tuned", "to": "vanilla"}]}),
+    ] {
+        assert_eq!(built(&section(comparison), &cells, Partial::Error).unwrap_err(), [said]);
+    }
+    assert!(built(&section(json!({})), &cells, Partial::Error).is_ok(), "side by side nothing is compared");
+    let chosen = json!({
+        "tasks": ".tasks | map(select(.task == \"easy\"))",
+        "compare": [{"of": "tuned", "to": "vanilla"}],
+    });
+    let text = built(&section(chosen), &cells, Partial::Error).unwrap().markdown;
+    assert!(text.contains("`+0.00` macro points"), "{text}");
+    // Seeds of one stage.
+    let seeds = [of("vanilla", 1, &both), of("vanilla", 2, &both[1..]), of("tuned", 1, &both)];
+    assert_eq!(
+        built(&section(json!({})), &seeds, Partial::Mark).unwrap_err(),
+        [
+            "document `s`: stage `vanilla`: eval/vanilla/seed-2 lacks tasks that other cells of the stage have: \"easy\": \
+             evaluate the same tasks, or let `tasks` choose those that all have"
+        ]
+    );
+}
