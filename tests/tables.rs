@@ -163,6 +163,37 @@ fn one_table_has_cells_of_two_studies() {
 }
 
 #[test]
+fn what_was_made_of_a_withdrawn_run_is_no_result() {
+    let work = Workspace::new();
+    let refine = "[[stage]]\nname = \"refine\"\nneeds = [\"evaluate\"]\n\
+                  command = [\"sh\", \"-c\", \"printf '{\\\"x\\\": %s}' $SEEDBED_SEED > metrics.json\"]\n\
+                  resources = {time = \"0:05:00\"}\n";
+    let table = |key: &str, rest: &str| {
+        format!(
+            "[[table]]\nkey = \"{key}\"\n{rest}\ncolumns = [{{key = \"x\", stage = \"refine\", metric = \".x\"}}]\n"
+        )
+    };
+    let own = table("own", "rows = [{key = \"all\"}]");
+    work.study("small", 2, &[refine, &own]);
+    let merged = table("merged", "studies = [\"small\", \"large\"]\nrows = [{key = \"small\", study = \"small\"}]");
+    work.study("large", 3, &[refine, &merged]);
+    work.run_all("small.toml");
+    let output = work.aggregate(&["large.toml"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let withdrawn = work.path("results/small/default/evaluate/seed-2/invalid.json");
+    std::fs::write(&withdrawn, r#"{"who": "ada", "why": "wrong data"}"#).unwrap();
+    let output = work.aggregate(&["small.toml"]);
+    assert_eq!(output.status.code(), Some(66), "{}", said(&output));
+    assert!(said(&output).contains("refine/seed-2: stale: "), "{}", said(&output));
+    let output = work.aggregate(&["large.toml"]);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("small/default/refine/seed-2 (stale: "), "{}", said(&output));
+    let trace = ["query", "--trace", "own/all/x", "small.toml"];
+    let output = work.program(env!("CARGO_BIN_EXE_seedbed"), &trace);
+    assert!(said(&output).contains("refine/seed-2") && said(&output).contains("stale: "), "{}", said(&output));
+}
+
+#[test]
 fn what_cannot_be_merged_is_refused_with_its_place() {
     let work = Workspace::new();
     work.study(

@@ -102,7 +102,8 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
             Some(SealView::Sealed { seal, .. }) => Some(&**seal),
             _ => None,
         };
-        let inputs = ManuallyDrop::new(aggregate::collect_sealed(&needs, &prepared.place.base, &known));
+        let mut inputs = ManuallyDrop::new(aggregate::collect_sealed(&needs, &prepared.place.base, &known));
+        merged::judge(&prepared, &mut inputs, merged::Judge::Found);
         let missing: Vec<String> = inputs
             .iter()
             .filter_map(|i| i.run.as_ref().err().map(|why| format!("  {}: {why}", i.key.local_name())))

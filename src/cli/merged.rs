@@ -1,7 +1,7 @@
 //! The cells that tables read where no aggregation says it: of a study without one, and of several studies, each under
 //! its own plan with its own fingerprints.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -11,6 +11,7 @@ use crate::record::Need;
 use crate::report::document::DocumentSpec;
 use crate::report::table::{Grid, Partial, StudyRef, TableProblem, TableSpec};
 use crate::stages::aggregate::{self, Input};
+use crate::workflow::plan::CellState;
 use crate::workflow::run::{Intent, Prepared, Request, prepare};
 use crate::workflow::study::claimed_elsewhere;
 use crate::workflow::submission::need_of;
@@ -18,7 +19,36 @@ use crate::workflow::submission::need_of;
 /// The expected cells of a `[[table]]` with `studies`, of the stages that it reads. A study lies beside this one and
 /// is found by the name that its file claims; it is read under the profile that the table says, else under this one's.
 pub(super) fn inputs(args: &StudyArgs, prepared: &Prepared, section: &Value) -> Result<Vec<Input>> {
-    inputs_by(args, prepared, section, &mut |other, needs| aggregate::collect(&needs, &other.place.base))
+    inputs_by(args, prepared, section, &mut |other, needs| {
+        let mut inputs = aggregate::collect(&needs, &other.place.base);
+        judge(other, &mut inputs, Judge::Found);
+        inputs
+    })
+}
+
+/// Which inputs get the plan's word for why they are no results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Judge {
+    /// Those that were found; of the others their reason is known.
+    Found,
+    /// All: the plan knows more of a stale cell.
+    All,
+}
+
+/// What a plan would run again is no result, though its own seal is whole: a run that it needs is not what it was.
+pub(super) fn judge(prepared: &Prepared, inputs: &mut [Input], which: Judge) {
+    let states: BTreeMap<_, _> = prepared.plan.cells.iter().map(|cell| (&cell.def.key, &cell.state)).collect();
+    for input in inputs.iter_mut().filter(|input| which == Judge::All || input.run.is_ok()) {
+        let why = match states.get(&input.key) {
+            Some(CellState::Done { .. }) | None => continue,
+            Some(state @ CellState::Stale(_)) => format!("stale: {}", state.reason()),
+            Some(CellState::MissingOutputs(_)) => "an output is gone or is not what was sealed".to_owned(),
+            Some(CellState::Damaged(_)) => "its seal is damaged or was edited".to_owned(),
+            Some(CellState::Missing | CellState::Queued(_) | CellState::QueuedStale(_)) => "not sealed".to_owned(),
+            Some(CellState::Stopped(_) | CellState::Waiting(_)) => "stopped by a gate or kill criterion".to_owned(),
+        };
+        input.run = Err(why);
+    }
 }
 
 /// As [`inputs`]; `collect` reads the cells of each study.

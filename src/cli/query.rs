@@ -223,7 +223,8 @@ fn grid_of(study: &StudyArgs, prepared: &Prepared, table: &str) -> Result<Grid> 
         Some(cell) => needs_of(&prepared.study, &prepared.plan, &cell.def),
         None => merged::needs_of_tables(prepared),
     };
-    let inputs = aggregate::collect(&needs, &prepared.place.base);
+    let mut inputs = aggregate::collect(&needs, &prepared.place.base);
+    merged::judge(prepared, &mut inputs, merged::Judge::Found);
     let (grids, problems) = merged::tables(study, prepared, &sections, &inputs, Some(Partial::Mark))?;
     if !problems.is_empty() {
         let lines: Vec<String> = problems.into_iter().map(|p| p.0).collect();

@@ -27,7 +27,7 @@ fn a_packed_paper_compiles_alone_and_names_nobody() {
         &format!(
             "\\documentclass{{article}}\n\\usepackage{{booktabs,siunitx,graphicx,own}}\n\\graphicspath{{{{figures/}}}}\n\
              \\input{{seedbed/values}}\n% made in {here} by ada@node17\n\\begin{{document}}\n\\input{{seedbed/foundation}}\n\
-             It is \\seedbed{{foundation/baseline/perplexity}}.% job 81723\n\\includegraphics{{dot}}\n\\input{{part}}\n\
+             It is \\seedbed{{foundation/baseline/perplexity}}.% job 81723\n\\newcommand\\data[2][]{{}}\\data[sep=comma]{{loss.csv}}\n\\includegraphics{{dot}}\n\\input{{part}}\n\
              \\bibliography{{refs}}\n\\end{{document}}\n% {here}\n"
         ),
     );
@@ -36,6 +36,7 @@ fn a_packed_paper_compiles_alone_and_names_nobody() {
     desk.write("paper/refs.bib", "@misc{a, title={A}}\n");
     std::fs::write(desk.path("paper/figures/dot.png"), PNG).unwrap();
     desk.write("paper/unused.tex", "not input\n");
+    desk.write("paper/loss.csv", "step,loss\n1,2\n");
 
     let out = desk.path("sent");
     let out_text = out.display().to_string();
@@ -43,12 +44,13 @@ fn a_packed_paper_compiles_alone_and_names_nobody() {
     assert!(said.contains("is not there: run `seedbed paper fill`") && said.contains("--unchecked"), "{said}");
     desk.says("fill", &["--study", "configs/small.toml"], 0);
     let said = desk.says("pack", &[&out_text], 1);
-    assert!(said.contains("paper.tex:11: `paper.bbl` is not there: run bibtex once"), "{said}");
+    assert!(said.contains("paper.tex:12: `paper.bbl` is not there: run bibtex once"), "{said}");
     desk.write("paper/paper.bbl", "\\begin{thebibliography}{1}\\bibitem{a} A.\\end{thebibliography}\n");
     assert!(!out.exists());
     let said = desk.says("pack", &[&out_text], 0);
     let expected = [
         "figures/dot.png",
+        "loss.csv",
         "own.sty",
         "paper.bbl",
         "paper.tex",
@@ -86,6 +88,27 @@ fn a_packed_paper_compiles_alone_and_names_nobody() {
         assert!(said.contains("part.tex:1: this names `"), "{said}");
         desk.write("paper/part.tex", "A part.\n");
     }
+
+    // A host where an earlier attempt ran, and its job.
+    let attempts = desk.path("results/small/default/evaluate/seed-42/attempts");
+    let first = std::fs::read_to_string(attempts.join("1.json")).unwrap();
+    let mut first: serde_json::Value = serde_json::from_str(&first).unwrap();
+    first["attempt"] = 2.into();
+    first["host"] = "n17".into();
+    first["job"] = serde_json::json!({"id": "81723", "restart": 0});
+    std::fs::write(attempts.join("2.json"), first.to_string()).unwrap();
+    for word in ["n17", "81723"] {
+        desk.write("paper/part.tex", &format!("By {word}."));
+        let said = desk.says("pack", &[&out_text, "--unchecked"], 1);
+        assert!(said.contains(&format!("part.tex:1: this names `{word}`")), "{said}");
+    }
+    std::fs::remove_file(attempts.join("2.json")).unwrap();
+    desk.write("paper/part.tex", "\\newcommand{\\where}{seedbed}\\input{\\where/foundation}");
+    for more in [&[][..], &["--unchecked"]] {
+        let said = desk.says("pack", &[&[out_text.as_str()], more].concat(), 1);
+        assert!(said.contains("part.tex:1: the file ") && said.contains("write its name out"), "{said}");
+    }
+    desk.write("paper/part.tex", "A part.\n");
 
     // A path in the text itself, and a folder that is there.
     desk.edit("paper/part.tex", "A part.", &format!("\\texttt{{{here}}}"));

@@ -1,6 +1,7 @@
 //! Generated files and marked regions, with and without a fill file.
 
 use super::{Desk, pdflatex};
+use crate::support::chain::text;
 
 const PAPER: &str = "\\documentclass{article}
 \\usepackage{booktabs,siunitx}
@@ -54,6 +55,24 @@ fn a_paper_needs_no_fill_file() {
     let said = desk.says("fill", &[], 1);
     assert!(said.contains("paper.tex:5: `foundation/monotonic/dleta` has no value: table `foundation` has no column `dleta`: use one of perplexity, delta, attack"), "{said}");
     assert!(said.contains("`nothing` is no key: use TABLE/ROW/COLUMN of the tables foundation"), "{said}");
+}
+
+#[test]
+fn two_papers_of_a_folder_have_files_of_their_own() {
+    let desk = Desk::new();
+    desk.write("paper/paper.tex", PAPER);
+    desk.says("fill", &["--study", "configs/small.toml"], 0);
+    desk.write("paper/other.tex", &PAPER.replace("monotonic/delta", "baseline/attack"));
+    let mut fill = desk.command(env!("CARGO_BIN_EXE_seedbed"));
+    let output = fill.args(["paper", "fill", "paper/other.tex", "--study", "configs/small.toml"]).output().unwrap();
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(64), "{said}");
+    assert!(said.contains("was written for `paper.tex`") && said.contains("say `folder = "), "{said}");
+    desk.says("check", &[], 0);
+    // A record whose paper is gone stands in nobody's way.
+    std::fs::rename(desk.path("paper/paper.tex"), desk.path("paper/aside")).unwrap();
+    let output = fill.output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
 }
 
 #[test]

@@ -141,6 +141,8 @@ pub(super) struct Desk {
     studies: Vec<StudyRef>,
     /// What must not leave the house.
     pub(super) secrets: Vec<String>,
+    /// Where the runs lie.
+    pub(super) runs: Vec<PathBuf>,
 }
 
 impl Desk {
@@ -176,8 +178,8 @@ impl Desk {
             named.iter().map(|(file, profile)| study_ref(&relative(&dir, file), profile.as_deref())).collect();
         let loaded = results::load(&named, args.root.as_deref(), trust == Trust::Digests, &spec)?;
         loaded.notes.iter().for_each(|n| output::note(n));
-        let (values, secrets) = (loaded.values, loaded.secrets);
-        Ok(Ok(Self { dir, name, document, spec, values, record, studies, secrets }))
+        let results::Loaded { values, secrets, runs, .. } = loaded;
+        Ok(Ok(Self { dir, name, document, spec, values, record, studies, secrets, runs }))
     }
 
     fn paper(&self) -> Paper<'_> {
@@ -304,6 +306,14 @@ fn fill(desk: &Desk, force: Force, format: Format) -> Result<u8> {
     if !plan.problems.is_empty() {
         return refuse(&plan.problems, format);
     }
+    if let Some((file, other)) = of_another(desk, &plan) {
+        let why = format!("`{file}` was written for `{other}`, which lies in the same folder");
+        let what = format!(
+            "say `folder = \"NAME\"` in `{}`, and input it from there",
+            fill_path(Path::new(&desk.name)).display()
+        );
+        return Err(CliError::Usage(format!("{why}: {what}; nothing was written")));
+    }
     let changed = paper::apply(&desk.document, &plan.edits);
     for (file, text) in &changed {
         if tex::unbalanced(&tex::tokens(text)).is_some() {
@@ -332,6 +342,22 @@ fn fill(desk: &Desk, force: Force, format: Format) -> Result<u8> {
         list.iter().for_each(|f| output::note(&f.to_string()));
     }
     Ok(code)
+}
+
+/// A file that this would write and another paper of the folder has for its own, with that paper.
+fn of_another(desk: &Desk, plan: &Plan) -> Option<(String, String)> {
+    let mut names: Vec<String> = std::fs::read_dir(&desk.dir)
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.file_name().to_str()?.strip_suffix(".seedbed.json")?.to_owned()))
+        .collect();
+    names.sort();
+    names.into_iter().filter(|name| *name != desk.name && desk.dir.join(name).is_file()).find_map(|name| {
+        let record: PaperRecord =
+            files::read_versioned_json(&record_path(&desk.dir.join(&name)), PAPER_VERSION).ok()?;
+        let ours = |file: &String| plan.generated.iter().any(|g| g.file == *file);
+        let file = record.files.into_iter().map(|w| w.file).find(ours)?;
+        Some((file, name))
+    })
 }
 
 /// Red text that the fill does not take away.

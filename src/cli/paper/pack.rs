@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::Desk;
 use crate::cli::{CliError, Result, output};
-use crate::record::{RecordError, exit, files};
+use crate::record::{RecordError, attempt, exit, files};
 use crate::report::paper::Finding;
 use crate::report::paper::document::Document;
 use crate::report::paper::tex::{self, Kind};
@@ -74,6 +74,10 @@ pub(super) fn pack(desk: &Desk, dir: &Path) -> Result<u8> {
 /// Everything that the paper names and that lies beside it.
 fn gather(desk: &Desk, problems: &mut Vec<Finding>) -> Packed {
     let mut packed = Packed::new();
+    for i in desk.document.unresolved() {
+        let text = "the file that this inputs cannot be known without TeX: write its name out";
+        problems.push(desk.document.finding(i, text));
+    }
     for source in &desk.document.sources {
         packed.insert(source.name.clone(), without_comments(&source.text).into_bytes());
     }
@@ -104,9 +108,8 @@ fn gather(desk: &Desk, problems: &mut Vec<Finding>) -> Packed {
                     }
                     match std::fs::read(&path) {
                         Ok(bytes) => {
-                            let is_tex = [".tex", ".sty", ".cls"].iter().any(|e| file.ends_with(e));
-                            let text = is_tex.then(|| String::from_utf8(bytes.clone()).ok()).flatten();
-                            packed.insert(file, text.map_or(bytes, |text| without_comments(&text).into_bytes()));
+                            let bytes = as_packed(&file, bytes);
+                            packed.insert(file, bytes);
                         }
                         Err(e) => problems.push(document.finding(i, format!("`{name}` cannot be read: {e}"))),
                     }
@@ -122,6 +125,7 @@ fn gather(desk: &Desk, problems: &mut Vec<Finding>) -> Packed {
             }
         }
     }
+    named_files(desk, &mut packed, problems);
     let stem = desk.name.strip_suffix(".tex").unwrap_or(&desk.name);
     match std::fs::read(desk.dir.join(format!("{stem}.bbl"))) {
         Ok(bytes) => {
@@ -137,6 +141,37 @@ fn gather(desk: &Desk, problems: &mut Vec<Finding>) -> Packed {
         }
     }
     packed
+}
+
+/// A file of LaTeX without its comments, any other as it is.
+fn as_packed(file: &str, bytes: Vec<u8>) -> Vec<u8> {
+    let is_tex = [".tex", ".sty", ".cls"].iter().any(|e| file.ends_with(e));
+    let text = is_tex.then(|| std::str::from_utf8(&bytes).ok().map(without_comments)).flatten();
+    text.map_or(bytes, String::into_bytes)
+}
+
+/// What any other command names in braces and lies beside the paper: data of plots, code, styles of references.
+fn named_files(desk: &Desk, packed: &mut Packed, problems: &mut Vec<Finding>) {
+    let document = &desk.document;
+    for open in 0..document.toks.len() {
+        let Some(close) = document.close_of(open).filter(|close| close - open <= 8) else { continue };
+        let name = document.source(open + 1..close).trim().to_owned();
+        let own = name.ends_with(".fill.toml") || name.ends_with(".seedbed.json");
+        if own || !name.contains(['.', '/']) || name.contains(['\\', '#', '\n']) {
+            continue;
+        }
+        let Some((file, path)) = find(&desk.dir, &[String::new()], &name, &[""]) else { continue };
+        if packed.contains_key(&file) {
+            continue;
+        }
+        match std::fs::read(&path) {
+            Ok(bytes) => {
+                let bytes = as_packed(&file, bytes);
+                packed.insert(file, bytes);
+            }
+            Err(e) => problems.push(document.finding(open, format!("`{name}` cannot be read: {e}"))),
+        }
+    }
 }
 
 /// Folders of `\graphicspath{{a/}{b/}}`.
@@ -194,7 +229,15 @@ fn without_comments(text: &str) -> String {
 
 /// Names that say where, by whom or in which job something was made.
 fn tell_tales(desk: &Desk, packed: &Packed, problems: &mut Vec<Finding>) {
-    let mut words: BTreeSet<String> = desk.secrets.iter().filter(|w| w.len() > 3).cloned().collect();
+    let mut words: BTreeSet<String> = desk.secrets.iter().cloned().collect();
+    for dir in &desk.runs {
+        // Earlier attempts ran elsewhere, and as other jobs; what cannot be read of them was never sealed.
+        for n in 1..=attempt::last(dir).unwrap_or(0) {
+            if let Ok(start) = attempt::read_start(dir, n) {
+                words.extend(start.job.map(|job| job.id).into_iter().chain([start.host]));
+            }
+        }
+    }
     words.insert(desk.dir.display().to_string());
     words.insert(files::host_name());
     if let Some(home) = std::env::var_os("HOME") {
@@ -206,7 +249,7 @@ fn tell_tales(desk: &Desk, packed: &Packed, problems: &mut Vec<Finding>) {
             words.extend([format!("{user}@"), format!("/{user}/"), format!("~{user}")]);
         }
     }
-    words.retain(|w| w.len() > 3 && w != "localhost");
+    words.retain(|w| (w.len() > 3 || is_short_host(w)) && w != "localhost");
     for (file, bytes) in packed {
         for (at, word) in named(bytes, &words) {
             let line = 1 + bytes[..at].iter().filter(|b| **b == b'\n').count();
@@ -221,20 +264,34 @@ fn named<'w>(bytes: &[u8], words: &'w BTreeSet<String>) -> Vec<(usize, &'w str)>
     // Thousands of jobs are looked up by the words of a file, a few paths are looked for.
     let (names, others): (BTreeSet<&str>, BTreeSet<&str>) =
         words.iter().map(String::as_str).partition(|w| w.bytes().all(is_part));
+    // In a picture three letters or a number stand anywhere.
+    let is_text = std::str::from_utf8(bytes).is_ok();
     let mut found = Vec::new();
     let mut at = 0;
     for word in bytes.split(|b| !is_part(*b)) {
         let name = std::str::from_utf8(word).ok().and_then(|word| names.get(word));
-        if let Some(name) = name.filter(|name| !name.bytes().all(|b| b.is_ascii_digit()) || is_of_a_job(bytes, at)) {
+        let counts = |name: &&&str| match name.bytes().all(|b| b.is_ascii_digit()) {
+            true => (is_text && name.len() > 4) || is_of_a_job(bytes, at),
+            false => is_text || name.len() > 3,
+        };
+        if let Some(name) = name.filter(counts) {
             found.push((at, *name));
         }
         at += word.len() + 1;
     }
-    found.extend(others.iter().flat_map(|word| places(bytes, word.as_bytes()).into_iter().map(move |at| (at, *word))));
+    let others = others.iter().filter(|word| is_text || word.len() > 3);
+    found.extend(others.flat_map(|word| places(bytes, word.as_bytes()).into_iter().map(move |at| (at, *word))));
     found
 }
 
-/// A bare number is a job's where the text before it says so; elsewhere it may be a seed or a count.
+/// `n17` is a host; a number or a part of a path so short is anything.
+fn is_short_host(word: &str) -> bool {
+    word.len() > 1
+        && word.starts_with(|c: char| c.is_ascii_alphabetic())
+        && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+}
+
+/// A bare number of few digits is a job's where the text before it says so; elsewhere it may be a seed or a count.
 fn is_of_a_job(bytes: &[u8], at: usize) -> bool {
     let before = String::from_utf8_lossy(&bytes[at.saturating_sub(12)..at]).to_lowercase();
     before.contains("job") || before.contains("slurm")
@@ -266,11 +323,12 @@ mod tests {
 
     #[test]
     fn names_of_hosts_jobs_and_paths_are_found_as_words() {
-        let words = ["node17", "81723", "81724_3", "/home/ada", "ada@", "gpu-01.site"].map(str::to_owned);
+        let words = ["node17", "n1", "9172", "81723", "81724_3", "/home/ada", "ada@", "gpu-01.site"].map(str::to_owned);
         let words = BTreeSet::from(words);
         for (text, expected) in [
             ("on node17, node170 and xnode17", vec!["node17"]),
-            ("81723 samples in job 81723", vec!["81723"]),
+            ("9172 samples in job 9172", vec!["9172"]),
+            ("seed 81723, n1, n12 and xn1", vec!["81723", "n1"]),
             ("slurm-81723.out", vec!["81723"]),
             ("task 81724_3", vec!["81724_3"]),
             ("/home/ada/x and /home/adam", vec!["/home/ada"]),
@@ -281,7 +339,14 @@ mod tests {
             let found: Vec<&str> = named(text.as_bytes(), &words).into_iter().map(|(_, word)| word).collect();
             assert_eq!(found, expected, "{text}");
         }
-        assert_eq!(named(b"\xff node17 \xff", &words), [(2, "node17")]);
+        assert_eq!(named(b"\xff node17 n1 81723 job 9172 \xff", &words), [(2, "node17"), (22, "9172")]);
+    }
+
+    #[test]
+    fn short_names_are_those_of_hosts() {
+        for (word, is) in [("n17", true), ("c1", true), ("a", false), ("17", false), ("/x", false), ("~ad", false)] {
+            assert_eq!(is_short_host(word), is, "{word}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the keys of a paper print now: tables and declared values over the sealed results of its studies.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
@@ -15,7 +15,6 @@ use crate::report::query::source::evidence;
 use crate::report::query::{Job, Limits, evaluate};
 use crate::report::table::{Grid, Partial};
 use crate::stages::aggregate::{self, Input, SPEC};
-use crate::workflow::plan::CellState;
 use crate::workflow::run::{Intent, Prepared, Request, prepare};
 use crate::workflow::submission::need_of;
 
@@ -26,6 +25,8 @@ pub(super) struct Loaded {
     pub(super) notes: Vec<String>,
     /// Hosts, jobs and paths of the runs: what must not leave the house.
     pub(super) secrets: Vec<String>,
+    /// Where the runs lie.
+    pub(super) runs: Vec<PathBuf>,
 }
 
 /// One study with what its cells found.
@@ -44,7 +45,7 @@ pub(super) fn load(
     verify: bool,
     spec: &Spec,
 ) -> Result<Loaded> {
-    let mut loaded = Loaded { values: Values::default(), notes: Vec::new(), secrets: Vec::new() };
+    let mut loaded = Loaded { values: Values::default(), notes: Vec::new(), secrets: Vec::new(), runs: Vec::new() };
     let mut all: Vec<Results> = Vec::new();
     for (file, profile) in studies {
         let args = StudyArgs {
@@ -61,11 +62,11 @@ pub(super) fn load(
         if all.iter().any(|r| r.name == name) {
             return Err(CliError::Usage(format!("the study `{name}` is named twice: name it once, with one profile")));
         }
-        let inputs = collect(&prepared, needs_of_all(&prepared), false, &mut loaded.secrets);
+        let inputs = collect(&prepared, needs_of_all(&prepared), false, &mut loaded.secrets, &mut loaded.runs);
         for section in &prepared.study.tables {
             if aggregate::reads_studies(section) {
                 let merged = merged::inputs_by(&args, &prepared, section, &mut |other, needs| {
-                    collect(other, needs, verify, &mut loaded.secrets)
+                    collect(other, needs, verify, &mut loaded.secrets, &mut loaded.runs)
                 });
                 match merged {
                     Ok(inputs) => loaded.values.tables.extend(tables(section, &name, &inputs)),
@@ -94,8 +95,13 @@ fn needs_of_all(prepared: &Prepared) -> Vec<Need> {
 
 /// Cells of a study with their results, or why they have none now. With `verify` every output is digested here: the plan did
 /// not.
-fn collect(prepared: &Prepared, needs: Vec<Need>, verify: bool, secrets: &mut Vec<String>) -> Vec<Input> {
-    let states: BTreeMap<_, _> = prepared.plan.cells.iter().map(|cell| (&cell.def.key, &cell.state)).collect();
+fn collect(
+    prepared: &Prepared,
+    needs: Vec<Need>,
+    verify: bool,
+    secrets: &mut Vec<String>,
+    runs: &mut Vec<PathBuf>,
+) -> Vec<Input> {
     secrets.push(prepared.place.root.display().to_string());
     let mut changed = BTreeSet::new();
     for need in &needs {
@@ -106,24 +112,14 @@ fn collect(prepared: &Prepared, needs: Vec<Need>, verify: bool, secrets: &mut Ve
             }
             secrets.extend(seal.jobs.iter().cloned().chain([seal.host]));
         }
+        runs.push(dir);
     }
     secrets.sort();
     secrets.dedup();
     let mut inputs = aggregate::collect(&needs, &prepared.place.base);
-    for input in &mut inputs {
-        // What a plan would run again is no result, though its own seal is whole.
-        let why = match states.get(&input.key) {
-            Some(CellState::Done { .. }) | None if changed.contains(&input.key) => {
-                "an output is gone or is not what was sealed".to_owned()
-            }
-            Some(CellState::Done { .. }) | None => continue,
-            Some(state @ CellState::Stale(_)) => format!("stale: {}", state.reason()),
-            Some(CellState::MissingOutputs(_)) => "an output is gone or is not what was sealed".to_owned(),
-            Some(CellState::Damaged(_)) => "its seal is damaged or was edited".to_owned(),
-            Some(CellState::Missing | CellState::Queued(_) | CellState::QueuedStale(_)) => "not sealed".to_owned(),
-            Some(CellState::Stopped(_) | CellState::Waiting(_)) => "stopped by a gate or kill criterion".to_owned(),
-        };
-        input.run = Err(why);
+    merged::judge(prepared, &mut inputs, merged::Judge::All);
+    for input in inputs.iter_mut().filter(|input| input.run.is_ok() && changed.contains(&input.key)) {
+        input.run = Err("an output is gone or is not what was sealed".to_owned());
     }
     inputs
 }

@@ -43,12 +43,15 @@ pub fn check(paper: Paper<'_>, options: &Options, current: &dyn Fn(&str) -> Opti
     if !checked.problems.is_empty() {
         return checked;
     }
-    for found in [&plan.changes, &plan.by_hand, &plan.unfilled, &plan.partial] {
+    for found in [&plan.changes, &plan.by_hand, &plan.unfilled] {
         checked.errors.extend(found.iter().cloned());
     }
+    // Their tables say that missing runs may be shown; a number that is not what they print now is an error of its own.
+    checked.warnings.extend(plan.partial.iter().cloned());
     checked.numbers = plan.places.iter().map(|p| p.numbers.len()).sum();
     untold(paper, &plan, &mut checked);
     generated_files(paper, &mut plan, current, &mut checked);
+    unread(paper, &plan, current, &mut checked);
     disagreements(&plan, &mut checked);
     placeholders(paper, &mut checked);
     sections(paper, &plan, options, &mut checked);
@@ -97,6 +100,43 @@ fn generated_files(paper: Paper<'_>, plan: &mut Plan, current: &dyn Fn(&str) -> 
                 if edited { "this file was edited by hand" } else { "this file is not what would be written now" };
             let what = format!("{what}: run `seedbed paper fill`");
             checked.errors.push(Finding::at((file.file.clone(), 1), what));
+        }
+    }
+}
+
+/// What TeX may read and this does not.
+fn unread(paper: Paper<'_>, plan: &Plan, current: &dyn Fn(&str) -> Option<String>, checked: &mut Checked) {
+    let folder = format!("{}/", paper.spec.folder);
+    for i in paper.document.unresolved() {
+        let command = paper.document.command(i).unwrap_or_default();
+        let text = format!("the file of this `\\{command}` cannot be known without TeX: write its name out");
+        checked.errors.push(paper.document.finding(i, text));
+    }
+    for (name, place) in &paper.document.unread {
+        // Of one that is to be generated more was said.
+        if name.trim_start_matches("./").starts_with(&folder) {
+            continue;
+        }
+        let is_there = current(name).is_some() || current(&format!("{name}.tex")).is_some();
+        let leads_out = name.starts_with('/') || name.split('/').any(|part| part == "..");
+        if is_there || leads_out {
+            let text = format!("`{name}` lies outside of the paper's folder and is not read: copy it beside the paper");
+            checked.errors.push(Finding::at(place.clone(), text));
+        } else {
+            let text = format!("`{name}` is not in the paper's folder: what it holds is not checked");
+            checked.warnings.push(Finding::at(place.clone(), text));
+        }
+    }
+    // Generated once, and not seen to be input now: by TeX it may be.
+    for file in paper.record.files.iter().filter(|w| !plan.generated.iter().any(|g| g.file == w.file)) {
+        let Some(text) = current(&file.file) else { continue };
+        let made = file.table.as_ref().and_then(|table| generated::now(paper, table));
+        let edited = file.digest != Digest::of_bytes(text.as_bytes());
+        if edited || made.is_some_and(|made| made != text) {
+            let what = if edited { "was edited by hand" } else { "is not what would be written now" };
+            let text =
+                format!("this file {what}, and the paper does not input it by name: input it by name, or delete it");
+            checked.errors.push(Finding::at((file.file.clone(), 1), text));
         }
     }
 }

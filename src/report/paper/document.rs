@@ -109,8 +109,8 @@ pub struct Document {
     pub sources: Vec<Source>,
     /// Its tokens.
     pub toks: Vec<Tok>,
-    /// Names that it inputs and that are no files of its folder.
-    pub unread: Vec<String>,
+    /// Names that it inputs and that are no files of its folder, with their places.
+    pub unread: Vec<(String, (String, usize))>,
     partner: Vec<usize>,
     environments: Vec<Environment>,
 }
@@ -385,14 +385,37 @@ impl Document {
         }
     }
 
-    /// Keyed values, in order.
+    /// Keyed values, in order. Spaces in them are spaces for TeX, too.
     pub fn uses(&self, macro_name: &str) -> Vec<Use> {
         let found = self.commands(macro_name).filter_map(|i| {
             let (inner, _) = self.group(i + 1)?;
-            let key = self.source(inner).trim().to_owned();
-            (!key.contains('#')).then_some(Use { key, token: i })
+            // A comment takes the end of its line and the spaces behind that.
+            let eaten = |t: &usize| {
+                self.kind(*t) == Some(Kind::Space) && t.checked_sub(1).and_then(|b| self.kind(b)) == Some(Kind::Comment)
+            };
+            let key: String = inner.filter(|t| !eaten(t)).map(|t| self.source(t..t + 1)).collect();
+            Some(Use { key, token: i })
         });
         found.collect()
+    }
+
+    /// Commands that input a file whose name only TeX knows.
+    pub fn unresolved(&self) -> Vec<usize> {
+        let defined = |i: usize| {
+            let command = |n: usize| i.checked_sub(n).and_then(|at| self.command(at));
+            matches!(command(1), Some("let" | "def" | "renewcommand" | "newcommand")) || command(2) == Some("let")
+        };
+        let is_one = |i: &usize| {
+            let Some(arguments) = self.command(*i).and_then(inputs_of) else { return false };
+            if input_name(self, *i).is_some() || defined(*i) {
+                return false;
+            }
+            match self.group(i + 1) {
+                Some((inner, _)) => !inner.is_empty(),
+                None => arguments == 1 && self.kind(self.solid(i + 1)) == Some(Kind::Command),
+            }
+        };
+        (0..self.toks.len()).filter(is_one).collect()
     }
 
     /// Names that the paper inputs, with their tokens: those that were read and those that were not.
@@ -484,7 +507,10 @@ fn marker(comment: &str) -> Option<(bool, String, Option<String>)> {
         "end" => false,
         _ => return None,
     };
-    Some((begins, words.next()?.to_owned(), words.next().map(str::to_owned)))
+    let table = words.next()?.to_owned();
+    // Other words behind it are a person's.
+    let is_digest = |word: &&str| word.len() == 16 && word.bytes().all(|b| b.is_ascii_hexdigit());
+    Some((begins, table, words.next().filter(is_digest).map(str::to_owned)))
 }
 
 fn letter(n: usize) -> String {
@@ -494,13 +520,27 @@ fn letter(n: usize) -> String {
     }
 }
 
+/// Commands that input a file, and how many arguments name it: a file, or a folder and a file.
+fn inputs_of(command: &str) -> Option<usize> {
+    match command {
+        "input" | "include" | "subfile" | "subfileinclude" | "InputIfFileExists" => Some(1),
+        "import" | "subimport" | "inputfrom" | "subinputfrom" | "includefrom" | "subincludefrom" => Some(2),
+        _ => None,
+    }
+}
+
 /// The name that `\input` at `i` gives, and the token behind it.
 fn input_name(document: &Document, i: usize) -> Option<(String, usize)> {
-    if !matches!(document.command(i)?, "input" | "include" | "subfile") {
-        return None;
-    }
-    if let Some((inner, behind)) = document.group(i + 1) {
-        let name = document.source(inner).trim().to_owned();
+    let arguments = inputs_of(document.command(i)?)?;
+    let at = if arguments == 2 && document.text(i + 1) == "*" { i + 2 } else { i + 1 };
+    if let Some((inner, mut behind)) = document.group(at) {
+        let mut name = document.source(inner).trim().to_owned();
+        if arguments == 2 {
+            let (file, end) = document.group(behind)?;
+            name = [name.trim_end_matches('/'), document.source(file).trim()].join("/");
+            name = name.trim_start_matches("./").to_owned();
+            behind = end;
+        }
         return (!name.is_empty() && !name.contains(['#', '\\'])).then_some((name, behind));
     }
     // TeX's own form: `\input name`.
@@ -529,7 +569,7 @@ fn partners(toks: &[Tok]) -> Vec<usize> {
 struct Builder<'a, 'b> {
     sources: Vec<Source>,
     toks: Vec<Tok>,
-    unread: Vec<String>,
+    unread: Vec<(String, (String, usize))>,
     read: &'a mut Read<'b>,
     spliced: usize,
     problems: Vec<Finding>,
@@ -584,7 +624,7 @@ impl Builder<'_, '_> {
                 self.spliced += 1;
                 self.splice(&inner, &text, stack);
             }
-            Ok(None) => self.unread.push(input.to_owned()),
+            Ok(None) => self.unread.push((input.to_owned(), place)),
             Err(why) => self.problems.push(Finding::at(place, why)),
         }
     }

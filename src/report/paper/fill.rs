@@ -432,10 +432,11 @@ impl<'a> Planner<'a> {
             return;
         };
         let now: Vec<String> = values.iter().map(|v| v.printed.clone()).collect();
-        let found = template.matches(&piece.text, true).pop();
+        let known: Vec<Vec<String>> = now.iter().map(|text| vec![text.clone()]).collect();
+        let found = template.matches(&piece.text, true, &known).pop();
         let was = old.as_ref().and_then(|old| {
             let template = Template::parse(&old.template).ok()?;
-            let found = template.matches(&piece.text, true).pop()?;
+            let found = template.matches(&piece.text, true, &self.known(&template, Some(old))).pop()?;
             Some((template, found))
         });
         match (old, was) {
@@ -504,6 +505,15 @@ impl<'a> Planner<'a> {
             }
             _ => self.write_all(piece, template, &now),
         }
+    }
+
+    /// What may stand for each key of a template: what was printed there, and what it prints now.
+    pub(super) fn known(&self, template: &Template, old: Option<&Place>) -> Vec<Vec<String>> {
+        let of = |(n, key): (usize, &String)| {
+            let was = old.and_then(|old| Some(old.numbers.get(n)?.printed.clone()));
+            was.into_iter().chain(self.paper.values.get(key).ok().map(|v| v.printed)).collect()
+        };
+        template.keys.iter().enumerate().map(of).collect()
     }
 
     fn write_all(&mut self, piece: Piece, template: &Template, now: &[String]) {
@@ -580,7 +590,7 @@ fn is_empty(template: &Template) -> bool {
 }
 
 /// A first cell as LaTeX: what has commands is LaTeX already.
-fn as_tex(text: &str) -> String {
+pub(super) fn as_tex(text: &str) -> String {
     if text.contains(['\\', '$', '{']) { text.to_owned() } else { render::tex(text) }
 }
 

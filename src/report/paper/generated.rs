@@ -98,6 +98,12 @@ fn table(planner: &mut Planner<'_>, name: &str, place: &(String, usize)) -> Opti
     Some(render(grid, Format::Latex))
 }
 
+/// The text of a table as it would be written now, if nothing of it is missing.
+pub(super) fn now(paper: Paper<'_>, name: &str) -> Option<String> {
+    let known = paper.values.table(name).ok()?;
+    known.grid.as_ref().ok().map(|grid| render(grid, Format::Latex))
+}
+
 /// What each cell of a table prints, and from which runs, by key.
 fn cells(name: &str, known: &KnownTable, grid: &Grid) -> BTreeMap<String, Value> {
     let mut cells = BTreeMap::new();
@@ -127,6 +133,18 @@ fn keyed_values(planner: &mut Planner<'_>, folder: &str, place: Option<(String, 
         let end = document.group(used.token + 1).and_then(|(_, behind)| document.toks.get(behind - 1));
         let end = end.map_or(source.text.len(), |t| t.token.end);
         planner.plan.tracked.push(Span { file: tok.file, range: tok.token.start..end.max(tok.token.start) });
+        let trimmed = used.key.trim();
+        let why = if used.key.contains('#') {
+            Some(format!("`\\{MACRO}{{{trimmed}}}` has a key that only TeX knows: write the key out where it is used"))
+        } else if trimmed != used.key {
+            Some(format!("TeX keeps the spaces of this key and finds no value: write `\\{MACRO}{{{trimmed}}}`"))
+        } else {
+            None
+        };
+        if let Some(why) = why {
+            planner.plan.unfilled.push(Finding { key: Some(used.key), ..Finding::at(place, why) });
+            continue;
+        }
         if let Some(value) = planner.value(&used.key, &place) {
             lines.insert(used.key, value.printed);
         }

@@ -17,6 +17,8 @@ pub mod red;
 pub mod spec;
 mod tabular;
 pub mod template;
+#[cfg(test)]
+mod tests;
 pub mod tex;
 pub mod values;
 

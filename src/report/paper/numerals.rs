@@ -108,7 +108,7 @@ fn arguments(document: &Document, mut at: usize, name: &str) -> usize {
     at
 }
 
-/// Numerals of a word: not those of a name such as `T5` or `Pythia-1.4B`.
+/// Numerals of a word, with a unit or without: not those of a name such as `T5` or `Pythia-1.4B`, and no ordinals.
 fn numerals(text: &str) -> Vec<Range<usize>> {
     let bytes = text.as_bytes();
     let mut found = Vec::new();
@@ -125,17 +125,28 @@ fn numerals(text: &str) -> Vec<Range<usize>> {
         {
             i += 1;
         }
-        let letter =
-            |at: Option<usize>| at.and_then(|at| bytes.get(at)).is_some_and(|b| b.is_ascii_alphabetic() || *b >= 0x80);
-        let before = start.checked_sub(1);
-        let is_name = letter(before)
-            || (before.is_some_and(|b| matches!(bytes[b], b'-' | b'_')) && letter(start.checked_sub(2)))
-            || (letter(Some(i)) && bytes[i] != b'x');
-        if !is_name {
+        if !is_of_a_name(&text[..start]) && !is_ordinal(&text[i..]) {
             found.push(start..i);
         }
     }
     found
+}
+
+/// Whether what stands before a numeral makes it part of a name: its word begins with a letter, as in `Llama-3.1-8B`.
+fn is_of_a_name(before: &str) -> bool {
+    let mut behind = ' ';
+    let part = |c: &char| {
+        let joins = c.is_alphanumeric() || matches!(c, '-' | '_') || (*c == '.' && behind.is_ascii_digit());
+        behind = *c;
+        joins
+    };
+    before.chars().rev().take_while(part).last().is_some_and(char::is_alphabetic)
+}
+
+/// `2nd` counts no result.
+fn is_ordinal(behind: &str) -> bool {
+    let word: String = behind.chars().take_while(|c| c.is_alphanumeric()).collect();
+    matches!(word.as_str(), "st" | "nd" | "rd" | "th")
 }
 
 #[cfg(test)]
@@ -148,7 +159,24 @@ mod tests {
         assert_eq!(of("5.6x"), ["5.6"]);
         assert_eq!(of("1,024.5,"), ["1,024.5"]);
         assert_eq!(of("(-3)"), ["3"]);
-        assert!(of("T5").is_empty() && of("Pythia-1.4B").is_empty() && of("24h").is_empty());
+        for name in ["T5", "Pythia-1.4B", "Llama-3.1-8B", "T5-3B", "2nd", "x_1", "größe2"] {
+            assert!(of(name).is_empty(), "{name}: {:?}", of(name));
+        }
+        for (text, expected) in [
+            ("≈5.6", vec!["5.6"]),
+            ("3.2–4.1", vec!["3.2", "4.1"]),
+            ("−7.7", vec!["7.7"]),
+            ("6.98±0.1", vec!["6.98", "0.1"]),
+            ("5.6×", vec!["5.6"]),
+            ("5.6pp", vec!["5.6"]),
+            ("5.6pp-7.7pp", vec!["5.6", "7.7"]),
+            ("12ms", vec!["12"]),
+            ("24GB", vec!["24"]),
+            ("3µs", vec!["3"]),
+            ("+3.1", vec!["3.1"]),
+        ] {
+            assert_eq!(of(text), expected, "{text}");
+        }
         let document = Document::piece(
             "In \\ref{tab:1} and \\seedbed{x/1} it is $5.6$ \\\\[2pt] % 7\n \\begin{tabular}{p{3cm}} 8",
         );

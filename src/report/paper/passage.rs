@@ -4,7 +4,7 @@ use super::Finding;
 use super::document::Span;
 use super::fill::{Edit, Force, Piece, Planner};
 use super::plain::{plain, plain_text, squeeze};
-use super::record::Where;
+use super::record::{Place, Where};
 use super::red::Red;
 use super::spec::{RedFill, TableFill};
 use super::template::{Match, Squeezed, Template};
@@ -71,11 +71,11 @@ fn uncolour(planner: &mut Planner<'_>, red: &Red) {
 }
 
 /// Every place in the paper's own files that reads as `template`.
-fn places(planner: &Planner<'_>, template: &Template) -> Vec<(usize, Match)> {
+fn places(planner: &Planner<'_>, template: &Template, known: &[Vec<String>]) -> Vec<(usize, Match)> {
     let sources = planner.document().sources.iter().enumerate();
     let own = sources.filter(|(file, _)| !planner.is_generated(*file));
     own.flat_map(|(file, source)| {
-        template.matches(&Squeezed::of_text(&source.text, 0), false).into_iter().map(move |m| (file, m))
+        template.matches(&Squeezed::of_text(&source.text, 0), false, known).into_iter().map(move |m| (file, m))
     })
     .collect()
 }
@@ -92,14 +92,9 @@ fn again(planner: &mut Planner<'_>, fill: &RedFill, template: &Template) {
     let place = Where::Passage { starts: fill.starts.clone() };
     let old = planner.paper.record.place(&place).cloned();
     let searched = old.as_ref().and_then(|old| Template::parse(&old.template).ok());
-    let mut found = places(planner, searched.as_ref().unwrap_or(template));
-    if found.len() > 1 {
-        let printed = |old: &super::record::Place| old.numbers.iter().map(|n| n.printed.clone()).collect::<Vec<_>>();
-        let was = old.as_ref().map(printed);
-        found.retain(|(_, m)| {
-            was.as_ref().is_none_or(|was| m.found.iter().map(|t| t.trim()).eq(was.iter().map(String::as_str)))
-        });
-    }
+    let searched = searched.as_ref().unwrap_or(template);
+    let known = planner.known(searched, old.as_ref());
+    let found = places(planner, searched, &known);
     match (found.as_slice(), old) {
         ([(file, found)], Some(_)) => {
             let piece = piece(planner, place, *file, found);
@@ -125,20 +120,61 @@ fn again(planner: &mut Planner<'_>, fill: &RedFill, template: &Template) {
                 format!("no red passage begins with `{}`: give its first words as they are printed", fill.starts);
             planner.plan.problems.push(document.finding(0, text));
         }
-        (_, Some(old)) => {
-            let what = if found.is_empty() { "is not there any more" } else { "stands there several times" };
+        ([], Some(old)) => {
             let text = format!(
-                "the text that was filled in for `{}` {what}: its numbers are not tracked; take it out of the fill file, or make it red again",
+                "the text that was filled in for `{}` is not there any more: its numbers are not tracked; take it out of the fill file, or make it red again",
                 fill.starts
             );
             planner.plan.by_hand.push(Finding::at((old.file.clone(), 1), text));
             planner.plan.places.push(old);
         }
+        (several, Some(old)) => copies(planner, fill, several, old, template),
         (_, None) => {
             let text = format!("the text for `{}` stands there several times: make the passage red again", fill.starts);
             planner.plan.problems.push(document.finding(0, text));
         }
     }
+}
+
+/// A sentence that stands there several times, in an abstract too: every one says what was filled in, and all are filled;
+/// else nobody knows which of them is which.
+fn copies(planner: &mut Planner<'_>, fill: &RedFill, found: &[(usize, Match)], old: Place, template: &Template) {
+    let document = planner.document();
+    let was: Vec<&str> = old.numbers.iter().map(|n| n.printed.as_str()).collect();
+    let says = |m: &Match| m.found.iter().map(|t| t.trim()).eq(was.iter().copied());
+    if found.iter().all(|(_, m)| says(m)) {
+        for (file, m) in found {
+            let piece = piece(planner, old.place.clone(), *file, m);
+            planner.settle(piece, template);
+        }
+        // It is one place of the record, and copies of it may be asked for by another entry, too.
+        planner.plan.places.dedup_by(|a, b| a.place == b.place);
+        let mut seen: Vec<Edit> = Vec::new();
+        planner.plan.edits.retain(|edit| {
+            let new = edit.span.range.is_empty() || !seen.contains(edit);
+            seen.extend(new.then(|| edit.clone()));
+            new
+        });
+        return;
+    }
+    let places: Vec<String> = found
+        .iter()
+        .map(|(file, m)| {
+            let (name, line) = document.line_of(&Span { file: *file, range: m.range.clone() });
+            format!("{} at {name}:{line}", m.found.join(", "))
+        })
+        .collect();
+    let text = format!(
+        "{} sentences read as the text for `{}`, where {} was filled in: {}; let all of them say that, or word the others differently",
+        found.len(),
+        fill.starts,
+        was.join(", "),
+        places.join("; ")
+    );
+    let (file, m) = found.iter().find(|(_, m)| !says(m)).unwrap_or(&found[0]);
+    let at = document.line_of(&Span { file: *file, range: m.range.clone() });
+    planner.plan.by_hand.push(Finding::at(at, text));
+    planner.plan.places.push(old);
 }
 
 /// The note below a table.
@@ -153,7 +189,9 @@ pub(super) fn note(planner: &mut Planner<'_>, fill: &TableFill, behind: usize, n
     let old = planner.paper.record.place(&place).cloned();
     let searched = old.as_ref().and_then(|old| Template::parse(&old.template).ok());
     let source = &document.sources[file].text;
-    let found = searched.as_ref().unwrap_or(&template).matches(&Squeezed::of_text(&source[byte..], byte), false);
+    let searched = searched.as_ref().unwrap_or(&template);
+    let known = planner.known(searched, old.as_ref());
+    let found = searched.matches(&Squeezed::of_text(&source[byte..], byte), false, &known);
     let here = found.iter().find(|m| source[byte..m.range.start].trim().is_empty());
     match (here, old) {
         (Some(found), _) => {

@@ -152,7 +152,9 @@ impl Table {
     /// # Errors
     /// Several rows do.
     pub fn row(&self, document: &Document, first: &str, second: Option<&str>) -> Result<Option<&Row>, Finding> {
-        let wanted = [super::plain::squeeze(first), super::plain::plain_text(first)];
+        // As it is written, as a reader sees it, and as a fill inserts it.
+        let inserted = super::plain::plain_text(&super::fill::as_tex(first));
+        let wanted = [super::plain::squeeze(first), super::plain::plain_text(first), inserted];
         let says = |row: &&Row| {
             let second = second.is_none_or(|text| {
                 row.cells.get(1).is_some_and(|c| super::plain::says(document, c.content.clone(), text))

@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::document::Document;
 use super::tex::{self, Kind};
 
-/// Longest text that stands in place of a key, bytes.
+/// Longest text that stands in place of a key, bytes, where nothing longer was printed.
 const LONGEST: usize = 80;
 
 /// A piece of LaTeX with keys.
@@ -207,7 +207,8 @@ fn single_spaced(text: &str) -> String {
 
 impl Template {
     /// Every place in `text` that reads as this template with something for each key. `whole` asks that it is all there is.
-    pub fn matches(&self, text: &Squeezed, whole: bool) -> Vec<Match> {
+    /// `known` are texts that may stand for each key: what was printed, and what is printed now.
+    pub fn matches(&self, text: &Squeezed, whole: bool, known: &[Vec<String>]) -> Vec<Match> {
         let texts: Vec<String> = self.texts.iter().map(|t| single_spaced(t)).collect();
         let first = if whole { texts[0].trim_start() } else { texts[0].as_str() };
         let mut found = Vec::new();
@@ -221,7 +222,7 @@ impl Template {
                 },
             };
             let begin = if whole || !first.is_empty() { Some(start) } else { word_before(&text.text, start) };
-            let fit = begin.and_then(|begin| self.fit(text, begin, first, &texts, whole));
+            let fit = begin.and_then(|begin| self.fit(text, begin, first, &texts, (whole, known)));
             let next = fit.as_ref().map(|(end, _)| *end).filter(|end| *end > from);
             found.extend(fit.map(|(_, m)| m));
             if whole || found.len() > 1000 {
@@ -233,8 +234,19 @@ impl Template {
     }
 
     /// The match that begins at `begin`, and where it ends.
-    fn fit(&self, hay: &Squeezed, begin: usize, first: &str, texts: &[String], whole: bool) -> Option<(usize, Match)> {
+    fn fit(
+        &self,
+        hay: &Squeezed,
+        begin: usize,
+        first: &str,
+        texts: &[String],
+        (whole, known): (bool, &[Vec<String>]),
+    ) -> Option<(usize, Match)> {
         let text = hay.text.as_str();
+        let longest = match whole && self.keys.len() == 1 {
+            true => text.len(),
+            false => known.iter().flatten().map(String::len).max().unwrap_or(0).max(LONGEST),
+        };
         let mut at = begin;
         let mut slots = Vec::new();
         if !text.get(at..)?.starts_with(first) {
@@ -245,15 +257,16 @@ impl Template {
             let is_last = n + 2 == texts.len();
             let behind = if whole && is_last { behind.trim_end() } else { behind.as_str() };
             let rest = text.get(at..)?;
+            let known = known.get(n).map(Vec::as_slice).unwrap_or_default();
             let length = if behind.is_empty() && is_last {
-                if whole { rest.len() } else { word_length(rest) }
+                if whole { rest.len() } else { slot_length(rest, known)? }
             } else {
-                let near = rest.char_indices().map(|(i, _)| i).take_while(|i| *i <= LONGEST + behind.len()).last()?;
+                let near = rest.char_indices().map(|(i, _)| i).take_while(|i| *i <= longest + behind.len()).last()?;
                 let within = rest.get(..near + rest[near..].chars().next().map_or(0, char::len_utf8))?;
                 // With nothing between two keys the first takes a word.
-                if behind.is_empty() { word_length(rest) } else { end_of_slot(within, rest, behind)? }
+                if behind.is_empty() { slot_length(rest, known)? } else { end_of_slot(within, rest, behind)? }
             };
-            if length > LONGEST {
+            if length > longest {
                 return None;
             }
             slots.push(at..at + length);
@@ -286,10 +299,21 @@ fn word_before(text: &str, end: usize) -> Option<usize> {
     (word < end).then_some(word)
 }
 
-/// How long a number is that stands at the beginning: up to a space, or to a sign that ends a sentence.
+/// How long what stands for a key is at the beginning of a text where nothing of the template follows: one of the known
+/// texts with nothing more of its word, else a word. A known text of several words is not looked for by halves.
+fn slot_length(text: &str, known: &[String]) -> Option<usize> {
+    let stands = |k: &&String| text.strip_prefix(k.as_str()).is_some_and(|rest| word_length(rest) == 0);
+    match known.iter().filter(stands).map(String::len).max() {
+        Some(length) => Some(length),
+        None => known.iter().all(|k| word_length(k) == k.len()).then(|| word_length(text)),
+    }
+}
+
+/// How long a number is that stands at the beginning: up to a space, a command, or a sign that ends a sentence.
 fn word_length(text: &str) -> usize {
-    let end = text.find([' ', '}', '&', ';']).unwrap_or(text.len());
-    text[..end].trim_end_matches(['.', ',', ':', ')']).len()
+    let end = text.find([' ', '}', '&', ';', '\\', '~', '{']).unwrap_or(text.len());
+    let end = text[..end].find("---").unwrap_or(end);
+    text[..end].trim_end_matches(['.', ',', ':', ')', '!', '?', '\'']).len()
 }
 
 #[cfg(test)]
@@ -304,8 +328,14 @@ mod tests {
 
     #[track_caller]
     fn found(template: &str, text: &str, whole: bool) -> Vec<Vec<String>> {
+        found_of(template, text, whole, &[])
+    }
+
+    #[track_caller]
+    fn found_of(template: &str, text: &str, whole: bool, known: &[&str]) -> Vec<Vec<String>> {
         let (_, hay) = hay(text);
-        let matches = Template::parse(template).unwrap().matches(&hay, whole);
+        let known: [Vec<String>; 1] = [known.iter().map(|k| (*k).to_owned()).collect()];
+        let matches = Template::parse(template).unwrap().matches(&hay, whole, &known);
         for m in &matches {
             for (slot, found) in m.slots.iter().zip(&m.found) {
                 assert_eq!(&text[slot.clone()], found, "{text:?}");
@@ -329,6 +359,24 @@ mod tests {
         assert_eq!(found("[[a]]x worse", "It is 5.6x worse.", false), one(&["5.6"]));
         assert_eq!(found("grew by [[a]]", "It grew by 5.6.", false), one(&["5.6"]));
         assert_eq!(found("is [[a]].", "is 1. is 2.", false), vec![vec!["1".to_owned()], vec!["2".to_owned()]]);
+    }
+
+    #[test]
+    fn a_last_value_ends_where_what_was_printed_ends() {
+        let one = |value: &str| vec![vec![value.to_owned()]];
+        let of = |text: &str, known: &str| found_of("grew by [[a]]", text, false, &[known]);
+        assert_eq!(of("It grew by 5.6~\\cite{foo}.", "5.6"), one("5.6"));
+        assert_eq!(of("It grew by 5.6\\footnote{x}", "9.9"), one("5.6"));
+        assert_eq!(of("It grew by 5.6---much.", "5.6"), one("5.6"));
+        assert_eq!(of("It grew by $5.6 \\pm 0.1$.", "$5.6 \\pm 0.1$"), one("$5.6 \\pm 0.1$"));
+        assert_eq!(of("It grew by 5.6\\,\\%.", "5.6\\,\\%"), one("5.6\\,\\%"));
+        // More of the word is an edit.
+        assert_eq!(of("It grew by 5.61.", "5.6"), one("5.61"));
+        assert_eq!(of("It grew by 5.6-7.2.", "5.6"), one("5.6-7.2"));
+        assert_eq!(of("It grew by $5.7 \\pm 0.1$.", "$5.6 \\pm 0.1$"), Vec::<Vec<String>>::new());
+        let long = "1, ".repeat(60) + "1";
+        assert_eq!(found("x [[a]] y", &format!("x {long} y"), true), one(&long));
+        assert_eq!(found_of("x [[a]] y", &format!("z x {long} y"), false, &[&long]), one(&long));
     }
 
     #[test]

@@ -216,6 +216,7 @@ pub fn full(cell: &GridCell) -> String {
         Printed::Number { text, spread: None } => text.clone(),
         Printed::Number { text, spread: Some(spread) } => math(format!("{text} \\pm {spread}")),
         Printed::Interval { text, lower, upper } => math(format!("{text}\\;[{lower}, {upper}]")),
+        Printed::Text(text) if cell.best => format!("\\textbf{{{}}}", render::tex(text)),
         Printed::Text(text) => render::tex(text),
         Printed::Values(values) => render::tex(&values.join(", ")),
         Printed::Reference => "--".to_owned(),
