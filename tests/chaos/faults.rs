@@ -96,6 +96,10 @@ pub struct Fault {
 /// Longest wait for a record of an effect.
 const EFFECT: Duration = Duration::from_secs(60);
 
+/// What Slurm itself puts back may take: it gives up a node (`SlurmdTimeout`), waits for the steps on the others to end
+/// (`KillWait`), and starts the job again.
+const PUT_BACK: Duration = Duration::from_secs(150);
+
 impl Study<'_> {
     /// Injects a fault, if there is a victim now, and waits for its effect.
     pub fn inject(&self, kind: Kind, chance: &mut Chance) -> Option<Fault> {
@@ -145,7 +149,7 @@ impl Study<'_> {
     /// That, or that the next attempt began although this one could say nothing.
     fn ended_badly_or_silently(&self, victim: &Running) -> Option<String> {
         let n = victim.attempt;
-        let found = soon(EFFECT, || {
+        let found = soon(PUT_BACK, || {
             let end = self.end(&victim.cell, n);
             (end.is_some() || self.last(&victim.cell) > n).then_some(end)
         })?;
