@@ -24,6 +24,7 @@ mod model;
 mod packing;
 mod paper;
 mod paying;
+mod prefill;
 mod query;
 #[cfg(feature = "mpi")]
 mod ranks;

@@ -17,7 +17,9 @@ use crate::workflow::plan::{CellDef, PlannedCell, SealView};
 use crate::workflow::run::{Intent, Prepared, prepare};
 use crate::workflow::submission::needs_of;
 
-/// Fill the study's tables from its sealed results, draw its figures, write the page about it.
+/// Fill the study's tables and documents from its sealed results, draw its figures, write the page about it.
+///
+/// Documents are Markdown: they are printed behind the tables as text or Markdown.
 ///
 /// A missing or stale cell is an error that names it, unless `--partial mark` says to mark it. The
 /// aggregation stage of the study does the same in the chain, and seals what it made.
@@ -122,8 +124,12 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
         }
         let models: Vec<&str> = models.iter().map(String::as_str).collect();
         code = code.max(tables(args, &prepared, &models, &inputs, partial, &mut made)?);
+        // What is missing was named.
+        let whole = partial.is_some() || missing.is_empty();
         if let Some(dir) = &args.output {
             code = code.max(documents::write(dir, &prepared, cell, &inputs, partial)?);
+        } else if whole && matches!(args.format, Format::Text | Format::Markdown) {
+            code = code.max(documents::print(&prepared, &inputs, partial)?);
         }
     }
     if let Some(dir) = &args.output {

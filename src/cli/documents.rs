@@ -33,6 +33,17 @@ pub(super) fn write(
     Ok(if problems.is_empty() { exit::DONE } else { exit::INCOMPLETE })
 }
 
+/// Prints documents to stdout.
+pub(super) fn print(prepared: &Prepared, inputs: &[aggregate::Input], partial: Option<Partial>) -> Result<u8> {
+    let (documents, problems) =
+        aggregate::documents(&prepared.study.documents, inputs, partial.unwrap_or(Partial::Error));
+    problems.iter().for_each(|problem| output::note(problem));
+    for document in &documents {
+        output::text(&document.markdown)?;
+    }
+    Ok(if problems.is_empty() { exit::DONE } else { exit::INCOMPLETE })
+}
+
 /// Writes where the numbers of tables came from.
 pub(super) fn write_sources(dir: &Path, prepared: &Prepared, grids: &[crate::report::table::Grid]) -> Result<()> {
     let results = prepared.place.root.join("results");

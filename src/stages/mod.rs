@@ -12,6 +12,7 @@ pub mod context;
 pub mod evaluate;
 pub mod gate;
 pub mod hotflip;
+pub mod recorded;
 pub mod setup;
 pub mod spec;
 pub mod subjects;
@@ -29,6 +30,7 @@ pub fn all_specs() -> &'static [&'static Spec] {
         &evaluate::SPEC,
         &gate::SPEC,
         &hotflip::SPEC,
+        &recorded::SPEC,
         &setup::SPEC,
         &train::SPEC,
         &uat::SPEC,

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use seedbed::record::decision::{self, Confirmation};
 use seedbed::record::{Cell, Decision, RecordError, Seal, attempt, files, flag, progress, run_h5};
 use seedbed::report::paper::{PAPER_VERSION, PaperRecord};
+use seedbed::stages::recorded::{self, RECORDED_VERSION, RecordedFile};
 use seedbed::workflow::budget::BudgetFile;
 use seedbed::workflow::journal::{self, Journal};
 use seedbed::workflow::submission::{self, Submission};
@@ -70,6 +71,7 @@ fn write_all(dir: &Path) {
     files::write_json(&submission.join("plan.json"), &values::submission()).unwrap();
     values::budget_file().write(&submission).unwrap();
     files::write_json(&dir.join(PAPER_RECORD), &values::paper_record()).unwrap();
+    files::write_json(&dir.join("recorded.json"), &values::recorded()).unwrap();
     write_flag(dir);
 }
 
@@ -178,6 +180,9 @@ fn golden_files_are_read_to_the_expected_values() {
     assert_eq!(submission.cell(&dir.join("submission"), job, 1).unwrap(), values::cell());
     assert_eq!(BudgetFile::read(&dir.join("submission")).unwrap(), Some(values::budget_file()));
     assert_eq!(paper_record(&dir).unwrap(), values::paper_record());
+    let recorded: RecordedFile = files::read_versioned_json(&dir.join("recorded.json"), RECORDED_VERSION).unwrap();
+    assert_eq!(recorded, values::recorded());
+    assert_eq!(recorded::read(&dir.join("recorded.json"), "baseline").unwrap()["macro_accuracy"], 0.75);
 }
 
 #[test]
@@ -256,6 +261,7 @@ fn a_newer_version_is_refused_as_such() {
     newer("submission/budget.json", 1, |dir| text(BudgetFile::read(&dir.join("submission"))));
     newer("run/decision.json", 1, |dir| text(Decision::read(&dir.join("run"))));
     newer("own/confirmations.jsonl", 1, |dir| text(confirmations(dir)));
+    newer("recorded.json", RECORDED_VERSION, |dir| text(recorded::read(&dir.join("recorded.json"), "baseline")));
     newer(PAPER_RECORD, PAPER_VERSION, |dir| text(paper_record(dir)));
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("run.h5");

@@ -70,6 +70,7 @@ fn every_field_has_a_line_in_its_page() {
     check("journal.md", "../v3/own/journal.jsonl", &[]);
     check("submission.md", "submission/plan.json", &["jobs.cells"]);
     check("budget.md", "submission/budget.json", &["expected_s"]);
+    check("recorded.md", "recorded.json", &["runs"]);
     check("paper.md", "paper/paper.tex.seedbed.json", &["keys", "keys.*.runs"]);
     let flag = fs::read_to_string(golden().join("flags/stage_3_train_monotonic_complete.flag")).unwrap();
     assert!(page("flag.md").contains(&flag));

@@ -18,6 +18,7 @@ use seedbed::record::{
 use seedbed::report::paper::PaperRecord;
 use seedbed::report::paper::record::{KeyRecord, Number, Place, Where, Written};
 use seedbed::report::paper::spec::{StudyRef, StudyUnder};
+use seedbed::stages::recorded::{RECORDED_VERSION, RecordedFile};
 use seedbed::workflow::budget::BudgetFile;
 use seedbed::workflow::journal::{BilledStage, Entry, Event, IntendedCell};
 use seedbed::workflow::plan::{Again, Link, Pack};
@@ -590,4 +591,19 @@ pub fn meta_paths(path: &Path) -> Vec<String> {
     let file = hdf5::File::open(&copy).unwrap();
     let rows = ["meta/metrics", "meta/texts"].map(|name| file.dataset(name).unwrap().read_raw::<Row>().unwrap());
     rows.concat().iter().map(|row| row.path.to_string()).collect()
+}
+
+/// Results that were recorded elsewhere: one of a task, and a macro accuracy alone.
+pub fn recorded() -> RecordedFile {
+    let serde_json::Value::Object(runs) = json!({
+        "baseline": {
+            "model_id": "m", "mask": "causal",
+            "tasks": [{"task": "piqa", "total": 8, "accuracy": 0.75, "chance": 0.5}],
+            "recorded": {"run": "runs/eval/20260215-093750_final"},
+        },
+        "tuned": {"model_id": "m", "mask": "full", "tasks": [], "macro_accuracy": 0.5},
+    }) else {
+        unreachable!("an object")
+    };
+    RecordedFile { version: RECORDED_VERSION, source: "a page of results".to_owned(), runs }
 }

@@ -150,7 +150,7 @@ fn the_same_numbers_stand_everywhere() {
 
     let page = std::fs::read_to_string(sealed.join("documents/stages.md")).unwrap();
     for said in [
-        "- Items: 3\n- Split: validation\n- Seeds: 7, 42\n",
+        "- Items: `3`\n- Split: `validation`\n- Eval tasks: `hellaswag, piqa, arc_easy, arc_challenge, winogrande`\n- Seeds: `7, 42`\n",
         "- A lot: macro drops from `0.6953` to `0.3561`",
         "both: **not met**",
     ] {

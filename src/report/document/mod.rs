@@ -5,6 +5,8 @@
 //! tables, every word about a number is chosen by the number, and all text is escaped. Pure. The manual is
 //! `docs/documents.md`.
 
+mod answers;
+mod paired;
 mod runs;
 mod spec;
 mod stages;
@@ -48,6 +50,10 @@ pub struct Ask {
 /// What the filters gave.
 pub type Answers = BTreeMap<Ask, Outputs>;
 
+/// Whether a cell got each item right, by task and the item's number; or why that cannot be told. A cell without items
+/// has no tasks here.
+pub type Outcomes = BTreeMap<usize, Result<BTreeMap<String, BTreeMap<i64, bool>>, String>>;
+
 /// The filters that [`build`] needs answered. Cells without a result are not asked.
 pub fn asks(spec: &DocumentSpec, expected: &[Expected]) -> Vec<Ask> {
     let asked = match spec {
@@ -58,6 +64,16 @@ pub fn asks(spec: &DocumentSpec, expected: &[Expected]) -> Vec<Ask> {
     with_results.collect::<BTreeSet<Ask>>().into_iter().collect()
 }
 
+/// The cells of whose items [`build`] needs the outcomes: indices of those that have a result.
+pub fn wants_items(spec: &DocumentSpec, expected: &[Expected]) -> Vec<usize> {
+    let wanted = match spec {
+        DocumentSpec::Stages(spec) => paired::wants_items(spec, expected),
+        DocumentSpec::Runs(_) => Vec::new(),
+    };
+    let with_results = wanted.into_iter().filter(|cell| expected.get(*cell).is_some_and(|c| c.run.is_ok()));
+    with_results.collect::<BTreeSet<usize>>().into_iter().collect()
+}
+
 /// Builds the document. Missing cells are problems, unless `partial` says to go on: then they show as `n/a`.
 ///
 /// # Errors
@@ -66,9 +82,11 @@ pub fn build(
     spec: &DocumentSpec,
     expected: &[Expected],
     answers: &Answers,
+    outcomes: &Outcomes,
     partial: Partial,
 ) -> Result<Document, Vec<String>> {
-    let mut results = Results { expected, answers, partial, key: spec.key().to_owned(), problems: Vec::new() };
+    let key = spec.key().to_owned();
+    let mut results = Results { expected, answers, outcomes, partial, key, problems: Vec::new() };
     let (body, numbers) = match spec {
         DocumentSpec::Stages(spec) => stages::build(spec, &mut results),
         DocumentSpec::Runs(spec) => runs::build(spec, &mut results),
@@ -89,6 +107,7 @@ pub fn build(
 struct Results<'a> {
     expected: &'a [Expected],
     answers: &'a Answers,
+    outcomes: &'a Outcomes,
     partial: Partial,
     key: String,
     problems: Vec<String>,
@@ -189,10 +208,11 @@ fn text_of(value: &Value) -> String {
     }
 }
 
-/// A list of the cells that a document was made from, with what each found.
-fn artifacts<'a>(expected: &'a [Expected], cells: impl Iterator<Item = &'a usize>) -> (String, Value) {
+/// The lines that a document lists, and the cells that it was made from, with what each found.
+fn artifacts<'a>(listed: &str, expected: &'a [Expected], cells: impl Iterator<Item = &'a usize>) -> (String, Value) {
     let cells: BTreeSet<usize> = cells.copied().collect();
-    let mut text = "\n## Artifacts\n\n| Cell | Content digest |\n|---|---|\n".to_owned();
+    let between = if listed.is_empty() { "" } else { "\n" };
+    let mut text = format!("\n## Artifacts\n{listed}{between}| Cell | Content digest |\n|---|---|\n");
     let mut list = Vec::new();
     for cell in cells.iter().map(|i| &expected[*i]) {
         let found = match &cell.run {

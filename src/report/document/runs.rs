@@ -92,7 +92,7 @@ pub(super) fn build(spec: &RunTable, results: &mut Results<'_>) -> (String, Valu
         numbers.push(number);
     }
     out.push_str("\nPeak: the best evaluation behind step 0, the first of equals. Final: the one that the run calls so, else its last.\n");
-    let (text, sources) = artifacts(results.expected, entries.iter().map(|e| &e.cell));
+    let (text, sources) = artifacts("", results.expected, entries.iter().map(|e| &e.cell));
     out.push_str(&text);
     (out, json!({"rows": numbers, "runs": sources}))
 }

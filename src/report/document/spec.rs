@@ -28,14 +28,26 @@ const SUMMARY_KEYS: &[&str] = &[
     "compare",
     "questions",
     "checks",
+    "paired",
+    "pivot",
+    "artifacts",
+    "hypothesis",
+    "limit",
+    "chance",
+    "definitions",
+    "intervals",
     "macro_digits",
     "task_digits",
 ];
 const FACT_KEYS: &[&str] = &["label", "value", "stage", "arm", "metric"];
-const STAGE_KEYS: &[&str] = &["key", "label", "short", "condition", "definition", "stage", "arm", "labels", "listed"];
-const COMPARE_KEYS: &[&str] = &["of", "to", "per_task"];
-const QUESTION_KEYS: &[&str] = &["ask", "of", "from", "to", "min_retention", "min_gain"];
-const CHECK_KEYS: &[&str] = &["title", "text", "of", "to"];
+const STAGE_KEYS: &[&str] =
+    &["key", "label", "row", "called", "short", "condition", "definition", "stage", "arm", "labels", "listed"];
+const COMPARE_KEYS: &[&str] = &["of", "to", "per_task", "show", "retention_digits"];
+const QUESTION_KEYS: &[&str] =
+    &["ask", "of", "from", "to", "when", "min_retention", "min_gain", "points_digits", "if_met", "if_not_met"];
+const CHECK_KEYS: &[&str] = &["title", "text", "of", "to", "subject", "improved", "under"];
+const PAIR_KEYS: &[&str] = &["of", "to"];
+const ARTIFACT_KEYS: &[&str] = &["label", "value", "stage", "arm", "metric", "file"];
 const RUNS_KEYS: &[&str] = &[
     "key",
     "kind",
@@ -89,6 +101,29 @@ pub struct StageSummary {
     pub(super) questions: Vec<Question>,
     #[serde(default)]
     pub(super) checks: Vec<Check>,
+    /// Conditions that are compared item by item.
+    #[serde(default)]
+    pub(super) paired: Vec<Pair>,
+    /// A table of macro accuracies by two labels of the arms.
+    #[serde(default)]
+    pub(super) pivot: Option<Pivot>,
+    #[serde(default)]
+    pub(super) artifacts: Vec<Artifact>,
+    /// What its stages are, in place of what `stages` says of each.
+    #[serde(default)]
+    pub(super) definitions: Vec<Fact>,
+    /// What the study set out to test, in words.
+    #[serde(default)]
+    pub(super) hypothesis: Option<String>,
+    /// A filter that gives how many items of a task were asked for, on the first stage.
+    #[serde(default)]
+    pub(super) limit: Option<String>,
+    /// Whether there is a table of differences to chance.
+    #[serde(default)]
+    pub(super) chance: bool,
+    /// Whether there is a table of every stage and seed with intervals.
+    #[serde(default)]
+    pub(super) intervals: bool,
     #[serde(default = "default_macro_digits")]
     pub(super) macro_digits: u8,
     #[serde(default = "default_task_digits")]
@@ -117,6 +152,12 @@ pub struct StageRow {
     pub(super) key: String,
     #[serde(default)]
     pub(super) label: String,
+    /// In the table of macro accuracies, in place of `label`.
+    #[serde(default)]
+    pub(super) row: String,
+    /// What answers call the model under this condition ("baseline"), in place of `label`.
+    #[serde(default)]
+    pub(super) called: String,
     /// For the heads of difference columns.
     #[serde(default)]
     pub(super) short: String,
@@ -143,6 +184,57 @@ pub struct Comparison {
     /// Whether the table of tasks has a column of it.
     #[serde(default)]
     pub(super) per_task: bool,
+    /// What of it is printed.
+    #[serde(default = "default_show")]
+    pub(super) show: Vec<Shown>,
+    #[serde(default = "default_retention_digits")]
+    pub(super) retention_digits: u8,
+}
+
+/// What of a comparison is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shown {
+    /// The difference.
+    Delta,
+    /// The same in points of a hundred.
+    Points,
+    /// The ratio.
+    Retention,
+}
+
+/// Two stages whose items are compared one by one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pair {
+    pub(super) of: String,
+    pub(super) to: String,
+}
+
+/// Labels of arms that make the rows and the columns of a table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pivot {
+    pub(super) rows: String,
+    pub(super) columns: String,
+}
+
+/// A line of the list of artifacts: a text, or a file of each cell of a stage. With a filter that gives a text, that
+/// stands in the place of the cell's name: where a run that was recorded lay.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Artifact {
+    pub(super) label: String,
+    #[serde(default)]
+    pub(super) value: Option<String>,
+    #[serde(default)]
+    pub(super) stage: Option<String>,
+    #[serde(default)]
+    pub(super) arm: Option<String>,
+    #[serde(default)]
+    pub(super) metric: Option<String>,
+    #[serde(default)]
+    pub(super) file: Option<String>,
 }
 
 /// A question that the numbers answer: how much `of` lost against `to`, or, with `from`, how much of that it got back.
@@ -154,10 +246,20 @@ pub struct Question {
     #[serde(default)]
     pub(super) from: Option<String>,
     pub(super) to: String,
+    /// Under what the answer holds ("without adaptation").
+    #[serde(default)]
+    pub(super) when: String,
     #[serde(default = "default_min_retention")]
     pub(super) min_retention: f64,
     #[serde(default = "default_min_gain")]
     pub(super) min_gain: f64,
+    #[serde(default = "default_points_digits")]
+    pub(super) points_digits: u8,
+    /// What follows where both criteria are met, and where one is not.
+    #[serde(default)]
+    pub(super) if_met: String,
+    #[serde(default)]
+    pub(super) if_not_met: String,
 }
 
 /// A comparison with a heading of its own.
@@ -169,6 +271,15 @@ pub struct Check {
     pub(super) text: String,
     pub(super) of: String,
     pub(super) to: String,
+    /// What was done ("Finetuning for the ablated condition"), in place of the label of `of`.
+    #[serde(default)]
+    pub(super) subject: String,
+    /// What it was done for: whether that improved is said, too.
+    #[serde(default)]
+    pub(super) improved: Option<Pair>,
+    /// Where the regression is looked for ("relative to vanilla under ..."), in place of the label of `to`.
+    #[serde(default)]
+    pub(super) under: String,
 }
 
 /// `kind = "run_table"`.
@@ -255,10 +366,27 @@ fn default_min_retention() -> f64 {
 fn default_min_gain() -> f64 {
     0.05
 }
+fn default_points_digits() -> u8 {
+    2
+}
+fn default_retention_digits() -> u8 {
+    4
+}
+fn default_show() -> Vec<Shown> {
+    vec![Shown::Delta, Shown::Points, Shown::Retention]
+}
 
 impl StageRow {
     pub(super) fn text(&self) -> &str {
         if self.label.is_empty() { &self.key } else { &self.label }
+    }
+
+    pub(super) fn row(&self) -> &str {
+        if self.row.is_empty() { self.text() } else { &self.row }
+    }
+
+    pub(super) fn called(&self) -> &str {
+        if self.called.is_empty() { self.text() } else { &self.called }
     }
 
     pub(super) fn short(&self) -> &str {
@@ -302,7 +430,8 @@ impl DocumentSpec {
         match self {
             Self::Stages(spec) => {
                 let facts = spec.scope.iter().filter_map(|f| f.stage.as_deref());
-                spec.stages.iter().map(|s| s.stage.as_str()).chain(facts).collect()
+                let artifacts = spec.artifacts.iter().filter_map(|a| a.stage.as_deref());
+                spec.stages.iter().map(|s| s.stage.as_str()).chain(facts).chain(artifacts).collect()
             }
             Self::Runs(spec) => BTreeSet::from([spec.stage.as_str()]),
         }
@@ -430,13 +559,40 @@ impl Checker {
         self.list::<Comparison>(map, "compare", "a comparison", COMPARE_KEYS);
         self.list::<Question>(map, "questions", "a question", QUESTION_KEYS);
         self.list::<Check>(map, "checks", "a check", CHECK_KEYS);
+        self.list::<Fact>(map, "definitions", "a definition", &FACT_KEYS[..2]);
+        self.list::<Pair>(map, "paired", "a pair", PAIR_KEYS);
+        self.list::<Artifact>(map, "artifacts", "an artifact", ARTIFACT_KEYS);
         let spec: StageSummary = self.whole(section)?;
         self.name(&[key("key")], &spec.key);
         self.digits("macro_digits", spec.macro_digits);
         self.digits("task_digits", spec.task_digits);
         self.filter(&[key("tasks")], &spec.tasks);
-        if let Some(code) = &spec.macro_accuracy {
-            self.filter(&[key("macro")], code);
+        for (name, code) in [("macro", &spec.macro_accuracy), ("limit", &spec.limit)] {
+            if let Some(code) = code {
+                self.filter(&[key(name)], code);
+            }
+        }
+        let digits = spec.compare.iter().map(|c| ("retention_digits", c.retention_digits));
+        for (name, digits) in digits.chain(spec.questions.iter().map(|q| ("points_digits", q.points_digits))) {
+            self.digits(name, digits);
+        }
+        for (i, comparison) in spec.compare.iter().enumerate().filter(|(_, c)| c.show.is_empty()) {
+            let path = [key("compare"), PathStep::Index(i), key("show")];
+            let of = &comparison.of;
+            self.add(&path, format!("a comparison of `{of}` that shows nothing: name delta, points or retention"));
+        }
+        for (i, artifact) in spec.artifacts.iter().enumerate() {
+            let path = [key("artifacts"), PathStep::Index(i)];
+            match (&artifact.value, &artifact.stage) {
+                (Some(_), None) => {}
+                (None, Some(stage)) => {
+                    self.stage(&[&path[..], &[key("stage")]].concat(), stage, stages);
+                    if let Some(metric) = &artifact.metric {
+                        self.filter(&[&path[..], &[key("metric")]].concat(), metric);
+                    }
+                }
+                _ => self.add(&path, "an artifact needs either `value` or `stage`"),
+            }
         }
         for (i, fact) in spec.scope.iter().enumerate() {
             let path = [key("scope"), PathStep::Index(i)];
@@ -476,6 +632,16 @@ impl Checker {
                     .iter()
                     .enumerate()
                     .flat_map(|(i, c)| [("checks", i, "of", &c.of), ("checks", i, "to", &c.to)]),
+            )
+            .chain(spec.checks.iter().enumerate().flat_map(|(i, c)| {
+                let of = c.improved.iter().flat_map(|pair| [&pair.of, &pair.to]);
+                of.map(move |word| ("checks", i, "improved", word))
+            }))
+            .chain(
+                spec.paired
+                    .iter()
+                    .enumerate()
+                    .flat_map(|(i, p)| [("paired", i, "of", &p.of), ("paired", i, "to", &p.to)]),
             );
         for (list, i, field, word) in named {
             if !known.contains(&word.as_str()) {

@@ -37,7 +37,7 @@ fn built_within(
         .collect();
     let limits = Limits { time, ..Limits::default() };
     let answers = asked.iter().cloned().zip(evaluate(&jobs, limits)).collect();
-    build(&spec, expected, &answers, partial)
+    build(&spec, expected, &answers, &Outcomes::new(), partial)
 }
 
 const TASKS: [&str; 5] = ["hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande"];
@@ -98,24 +98,24 @@ fn the_numbers_of_the_historic_summary_come_out() {
     let text = &document.markdown;
     for said in [
         "# Stage 1-4 results summary (2026-02-15)\n",
-        "- Base model: m\\_1\n- Split: validation\n- Seeds: 42\n",
+        "## Scope\n- Base model: `m_1`\n- Split: `validation`\n- Eval tasks: `hellaswag, piqa, arc_easy, arc_challenge, winogrande`\n- Seeds: `42`\n",
         "- Stage 1: Vanilla baseline\n",
         "| Stage 1 | vanilla causal prefill | 0.6950568562 |\n",
         "| Stage 2 | prefill bidirectional | 0.3558983278 |\n",
         "| Stage 4 | after finetune | 0.4086983278 |\n",
-        "- Stage 2 damage vs Stage 1: `-0.3391585284` (`-33.92` macro points, retention `0.5120x`)\n",
-        "- Stage 4 gain vs Stage 2: `+0.0528000000` (`+5.28` macro points, retention `1.1484x`)\n",
-        "- Stage 4 damage vs Stage 1: `-0.2863585284` (`-28.64` macro points, retention `0.5880x`)\n",
+        "- Stage 2 damage vs Stage 1: `-0.3391585284` (about `-33.92` macro points, retention `0.5120x`)\n",
+        "- Stage 4 gain vs Stage 2: `+0.0528000000` (about `+5.28` macro points, retention `1.1484x`)\n",
+        "- Stage 4 damage vs Stage 1: `-0.2863585284` (about `-28.64` macro points, retention `0.5880x`)\n",
         "| Task | Stage 1 | Stage 2 | Stage 4 | Delta S4-S2 | Delta S4-S1 |\n|---|---:|---:|---:|---:|---:|\n",
         "| hellaswag | 0.622000 | 0.242000 | 0.324000 | +0.082000 | -0.298000 |\n",
-        "| arc\\_challenge | 0.585284 | 0.247492 | 0.247492 | +0.000000 | -0.337793 |\n",
+        "| arc_challenge | 0.585284 | 0.247492 | 0.247492 | +0.000000 | -0.337793 |\n",
         "| winogrande | 0.666000 | 0.518000 | 0.504000 | -0.014000 | -0.162000 |\n",
-        "### 1) How much does it hurt?\n\n- A lot: macro drops from `0.6951` to `0.3559` (`-33.92` points).\n- This is a near-halving of what Stage 1 had (`0.5120x` retention).\n- Chance is `0.3500`: Stage 2 is `+0.59` points from it.\n",
-        "- Partially, but not fully: Stage 4 improves over Stage 2 (`+5.28` macro points).\n",
-        "- It does **not** recover close to Stage 1: Stage 4 is still `-28.64` points below it (retention `0.5880x`, at least `0.8000x` was asked).\n",
-        "- Criteria: retention not met, gain of at least `+5.00` points met; both: **not met**.\n",
-        "## Additional check: non-prefill behavior\n",
-        "Interpretation: Finetuned, causal shows a notable regression against Stage 1.\n",
+        "### 1) How much does it hurt?\n- A lot: macro drops from `0.6951` to `0.3559` (`-33.92` points).\n- This is a near-halving of Stage 1 capability (`0.5120x` retention).\n- Chance is `0.3500`: Stage 2 is `+0.59` points from it.\n",
+        "- Partially, but not fully: Stage 4 improves over Stage 2 by `+5.28` macro points.\n",
+        "- It does **not** recover close to Stage 1: Stage 4 is still `-28.64` points below Stage 1.\n",
+        "- Criteria: recovery ratio of at least `0.80x`: `0.5880x`, not met; gain of at least `+5.00` points: `+5.28`, met; both: **not met**.\n",
+        "## Additional Check: non-prefill behavior\n",
+        "Interpretation:\n- Finetuned, causal shows a notable regression against Stage 1.\n",
         "| `s/p/eval/vanilla/seed-42` |",
     ] {
         assert!(text.contains(said), "{said}\n---\n{text}");
@@ -156,10 +156,16 @@ fn seeds_are_paired_and_counted() {
     }
     let document = built(&summary(), &cells, Partial::Error).unwrap();
     let text = &document.markdown;
-    assert!(text.contains("- Seeds: 7, 42\n") && text.contains("| Macro accuracy | sd | n |"), "{text}");
+    assert!(text.contains("- Seeds: `7, 42`\n") && text.contains("| Macro Accuracy | sd | n |"), "{text}");
     // Differences -0.3347585 and -0.3391585 on the two seeds that both have.
-    assert!(text.contains("- Stage 2 damage vs Stage 1: `-0.3369585284` (`-33.70` macro points, retention"), "{text}");
-    assert!(text.contains("vs Stage 2: `+0.0528000000` (`+5.28` macro points, retention `1.1484x`, n = 1)"), "{text}");
+    assert!(
+        text.contains("- Stage 2 damage vs Stage 1: `-0.3369585284` (about `-33.70` macro points, retention"),
+        "{text}"
+    );
+    assert!(
+        text.contains("vs Stage 2: `+0.0528000000` (about `+5.28` macro points, retention `1.1484x`, n = 1)"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Numbers as a document prints them, and the words that follow from them.
 
+use crate::report::render::markdown_text;
 use crate::report::table::number::fixed;
 
 /// A number, or `n/a`.
@@ -19,13 +20,35 @@ pub(super) fn signed(x: Option<f64>, digits: u8) -> String {
 }
 
 /// A difference of parts of one, in points of a hundred.
-pub(super) fn points(x: Option<f64>) -> String {
-    signed(x.map(|x| 100.0 * x), 2)
+pub(super) fn points(x: Option<f64>, digits: u8) -> String {
+    signed(x.map(|x| 100.0 * x), digits)
 }
 
 /// A ratio, as `0.5120x`.
-pub(super) fn times(x: Option<f64>) -> String {
-    x.map_or_else(|| "n/a".to_owned(), |x| format!("{}x", fixed(x, 4)))
+pub(super) fn times(x: Option<f64>, digits: u8) -> String {
+    x.map_or_else(|| "n/a".to_owned(), |x| format!("{}x", fixed(x, digits)))
+}
+
+/// Text as code, where it can stand there as it is; else escaped.
+pub(super) fn code(text: &str) -> String {
+    let plain = !text.is_empty() && text.chars().all(|c| c == ' ' || c.is_ascii_graphic() && c != '`');
+    if plain && text.trim() == text { format!("`{text}`") } else { markdown_text(text) }
+}
+
+/// Text of a study; what stands between two backquotes is code.
+pub(super) fn prose(text: &str) -> String {
+    let parts: Vec<&str> = text.split('`').collect();
+    if parts.len() % 2 == 0 {
+        return markdown_text(text);
+    }
+    let shown = |(i, part): (usize, &&str)| if i % 2 == 0 { markdown_text(part) } else { code(part) };
+    parts.iter().enumerate().map(shown).collect()
+}
+
+/// The name of a task: an underscore inside a word means nothing in Markdown and stays as it is.
+pub(super) fn name(text: &str) -> String {
+    let word = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric());
+    if text.split('_').all(word) { text.to_owned() } else { markdown_text(text) }
 }
 
 /// What a difference is called.
@@ -85,7 +108,19 @@ mod tests {
         assert_eq!(signed(Some(0.082), 6), "+0.082000");
         assert_eq!(signed(Some(0.0), 6), "+0.000000");
         assert_eq!(signed(Some(-1e-9), 6), "+0.000000");
-        assert_eq!(points(Some(0.052_800_727_8)), "+5.28");
-        assert_eq!((times(Some(0.588_008_7)), times(None)), ("0.5880x".to_owned(), "n/a".to_owned()));
+        assert_eq!((points(Some(0.052_800_727_8), 2), points(Some(-0.339_159), 1)), ("+5.28".into(), "-33.9".into()));
+        assert_eq!((times(Some(0.588_008_7), 4), times(None, 4)), ("0.5880x".to_owned(), "n/a".to_owned()));
+        assert_eq!(times(Some(0.512_04), 3), "0.512x");
+    }
+
+    #[test]
+    fn only_what_is_harmless_stays_as_it_is() {
+        assert_eq!((code("a_b/c-1.0"), code("a`b"), code("")), ("`a_b/c-1.0`".into(), "a\\`b".into(), String::new()));
+        assert_eq!((prose("a `b_c` [d]"), prose("a ` b")), ("a `b_c` \\[d\\]".into(), "a \\` b".to_owned()));
+        assert_eq!((code("é"), code(" a")), ("é".to_owned(), " a".to_owned()));
+        assert_eq!(
+            (name("arc_challenge"), name("_a"), name("a__b")),
+            ("arc_challenge".into(), "\\_a".into(), "a\\_\\_b".into())
+        );
     }
 }

@@ -1,12 +1,14 @@
 //! The study's documents, from the needed cells.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::Input;
-use crate::record::{RecordError, files};
-use crate::report::document::{Answers, Document, DocumentSpec, asks, build};
+use super::inputs::Found;
+use crate::record::{Column, Items, RecordError, files};
+use crate::report::document::{Answers, Document, DocumentSpec, Outcomes, asks, build, wants_items};
 use crate::report::query::{Job, Limits, evaluate};
 use crate::report::table::{Expected, Partial};
 
@@ -38,12 +40,27 @@ pub fn documents(sections: &[Value], inputs: &[Input], partial: Partial) -> (Vec
             .collect();
         let outputs = evaluate(&jobs, Limits::default());
         let answers: Answers = asked.into_iter().zip(outputs).collect();
-        match build(&spec, &expected, &answers, partial) {
+        let items = wants_items(&spec, &expected).into_iter();
+        let outcomes: Outcomes =
+            items.filter_map(|cell| Some((cell, outcomes_of(inputs[cell].run.as_ref().ok()?)))).collect();
+        match build(&spec, &expected, &answers, &outcomes, partial) {
             Ok(document) => made.push(document),
             Err(found) => problems.extend(found),
         }
     }
     (made, problems)
+}
+
+/// Which items of each task a cell got right, of the tasks whose items say it (`id` and `right`).
+fn outcomes_of(found: &Found) -> Result<BTreeMap<String, BTreeMap<i64, bool>>, String> {
+    let right = |items: &Items| match (items.column("id"), items.column("right")) {
+        (Some(Column::Integers(ids)), Some(Column::Integers(right))) => {
+            Some(ids.iter().copied().zip(right.iter().map(|right| *right != 0)).collect())
+        }
+        _ => None,
+    };
+    let items = &found.record()?.items;
+    Ok(items.iter().filter_map(|(task, items)| Some((task.clone(), right(items)?))).collect())
 }
 
 /// Writes every document as Markdown, and its numbers as JSON, below `documents/`.

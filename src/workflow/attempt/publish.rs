@@ -131,7 +131,7 @@ fn unsigned(
         fingerprint: cell.fingerprint.clone(),
         source: cell.source.clone(),
         outcome: Outcome::Done,
-        origin: Origin::Run,
+        origin: if cell.kind == stages::recorded::SPEC.kind { Origin::Imported } else { Origin::Run },
         evidence: None,
         warnings: Vec::new(),
         content: None,

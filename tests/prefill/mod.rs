@@ -1,0 +1,3 @@
+//! The prefill study: what was recorded of its first run gives that run's tables, and the study runs.
+
+mod recorded;
