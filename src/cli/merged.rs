@@ -37,7 +37,8 @@ pub(super) enum Judge {
 
 /// What a plan would run again is no result, though its own seal is whole: a run that it needs is not what it was.
 pub(super) fn judge(prepared: &Prepared, inputs: &mut [Input], which: Judge) {
-    let states: BTreeMap<_, _> = prepared.plan.cells.iter().map(|cell| (&cell.def.key, &cell.state)).collect();
+    let undone = prepared.plan.cells.iter().filter(|cell| !matches!(cell.state, CellState::Done { .. }));
+    let states: BTreeMap<_, _> = undone.map(|cell| (&cell.def.key, &cell.state)).collect();
     for input in inputs.iter_mut().filter(|input| which == Judge::All || input.run.is_ok()) {
         let why = match states.get(&input.key) {
             Some(CellState::Done { .. }) | None => continue,

@@ -45,14 +45,22 @@ impl<'a> Join<'a> {
                 }
             }
         }
-        let fits = |row: &RowSpec, cell: &Expected| {
-            (studies.is_empty() || studies.contains(&cell.key.study.as_str()))
-                && row.study.as_ref().is_none_or(|study| cell.key.study.as_str() == study)
-                && cell.key.arm.as_ref().is_some_and(|arm| row.arm.as_ref().is_none_or(|own| own == arm.as_str()))
-                && labelled(row, cell)
+        let mut arms: BTreeMap<&str, Vec<&Expected>> = BTreeMap::new();
+        for cell in expected.iter().filter(|c| studies.is_empty() || studies.contains(&c.key.study.as_str())) {
+            if let Some(arm) = &cell.key.arm {
+                arms.entry(arm.as_str()).or_default().push(cell);
+            }
+        }
+        let is_known = |row: &RowSpec| {
+            let fits = |cell: &&Expected| {
+                row.study.as_ref().is_none_or(|study| cell.key.study.as_str() == study) && labelled(row, cell)
+            };
+            match &row.arm {
+                Some(arm) => arms.get(arm.as_str()).is_some_and(|cells| cells.iter().any(fits)),
+                None => row.labels.is_empty() || arms.values().flatten().any(fits),
+            }
         };
-        let chooses = |row: &RowSpec| row.arm.is_some() || !row.labels.is_empty();
-        let known = spec.rows.iter().map(|row| !chooses(row) || expected.iter().any(|cell| fits(row, cell))).collect();
+        let known = spec.rows.iter().map(is_known).collect();
         Self { spec, expected, stages, known }
     }
 
