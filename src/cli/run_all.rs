@@ -83,6 +83,7 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
     gates::halted(&prepared, &args.study).iter().for_each(|text| output::note(text));
     if prepared.plan.to_run().next().is_none() {
         clear_dead(&prepared)?;
+        run::release_held(&prepared).iter().for_each(|line| output::note(line));
         output::note(plan::bill(&prepared).trim_end());
         return nothing_to_do(args, &prepared);
     }
@@ -96,6 +97,7 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
         prepared.journal.write(permission)?;
     }
     clear_dead(&prepared)?;
+    run::release_held(&prepared).iter().for_each(|line| output::note(line));
     match &prepared.site {
         Site::Local(why) => {
             output::note(&format!("running on this machine ({why})"));

@@ -8,7 +8,7 @@ mod chain;
 mod reply;
 
 pub use chain::{SubmittedJob, submit};
-pub use reply::clear_dead;
+pub use reply::{clear_dead, release_held};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -92,6 +92,8 @@ pub struct Prepared {
     pub ended: retry::Ends,
     /// Jobs of ours that wait for what can never happen.
     pub dead: Vec<LiveJob>,
+    /// Jobs of ours that Slurm holds because it could not start them.
+    pub held: Vec<LiveJob>,
     /// What a person should know.
     pub notes: Vec<String>,
 }
@@ -141,7 +143,7 @@ fn gather(request: &Request, ground: Ground, site: Site, intent: Intent, mut not
     {
         entries = journal.read()?;
     }
-    let (mut ended, mut dead) = (retry::Ends::new(), Vec::new());
+    let (mut ended, mut dead, mut held) = (retry::Ends::new(), Vec::new(), Vec::new());
     let mut live = |site: &Site, entries: &[Entry], found: &OnDisk| match find_live(site, &cluster_name, entries, found)
     {
         Err(error) if intent == Intent::Look => {
@@ -151,11 +153,12 @@ fn gather(request: &Request, ground: Ground, site: Site, intent: Intent, mut not
         live => live.map(|live| {
             ended = live.ended;
             dead = live.dead;
+            held = live.held;
             live.jobs
         }),
     };
     let prepared = join(request, ground, site, journal, entries, &mut live)?;
-    let mut prepared = Prepared { ended, dead, notes, ..prepared };
+    let mut prepared = Prepared { ended, dead, held, notes, ..prepared };
     if intent == Intent::Act {
         prepared.note_retries();
     }
@@ -211,7 +214,7 @@ pub(super) fn join(
     let OnDisk { seals, begun } = found;
     let mut plan = Plan::new(&study, &expansion, &seals, &live, request.policy);
     plan.select(request.seeds.as_deref(), stages.as_deref());
-    let (ended, dead, notes) = (retry::Ends::new(), Vec::new(), Vec::new());
+    let (ended, dead, held, notes) = (retry::Ends::new(), Vec::new(), Vec::new(), Vec::new());
     Ok(Prepared {
         study,
         place,
@@ -226,6 +229,7 @@ pub(super) fn join(
         begun,
         ended,
         dead,
+        held,
         notes,
     })
 }

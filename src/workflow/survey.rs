@@ -229,6 +229,8 @@ pub struct Live {
     pub jobs: BTreeMap<String, LiveJob>,
     /// Jobs of ours in the queue that wait for what can never happen: they block what waits for their end.
     pub dead: Vec<LiveJob>,
+    /// Jobs of ours that Slurm holds because it could not start them: they wait for somebody to let them go.
+    pub held: Vec<LiveJob>,
     /// Jobs and elements of unsealed cells that have ended, as far as Slurm remembers them.
     pub ended: Ends,
     /// What could not be found out, for people.
@@ -308,6 +310,9 @@ pub fn live(
             if is_dead {
                 live.dead.push(found);
                 continue;
+            }
+            if entry.is_held_by_slurm() && job.user == user {
+                live.held.push(found.clone());
             }
             // Links of one cell: what waits for it waits for the last, and it stands where the one that runs stands.
             if let Some(mut earlier) = live.jobs.remove(cell) {

@@ -135,6 +135,26 @@ fn a_job_that_can_never_start() {
 }
 
 #[test]
+fn a_job_that_slurm_could_not_start_and_holds() {
+    let (slurm, chain, jobs) = held(&[42]);
+    let (setup, _) =
+        slurm.jobs().into_iter().find(|(id, _)| id.split('_').next() == Some(&jobs[0].to_string())).unwrap();
+    assert!(slurm.run("scontrol", &["fake", "launch_failed", &setup]).status.success());
+    slurm.set("hold", 0);
+    assert_eq!(chain.states()["setup/seed-42"], "queued");
+    assert_eq!(causes(&chain, &["setup"]), ["setup/seed-42: slurm-reason"]);
+    let told = said(&chain, &["setup"]);
+    assert!(told.contains("could not start it on a node") && told.contains("`run_all` lets it go on"), "{told}");
+
+    let submitted = slurm.count("sbatch");
+    let again = text(&chain.run_all(&[]));
+    assert!(again.contains(&format!("job {setup}, which Slurm could not start and held, goes on")), "{again}");
+    assert_eq!(slurm.count("sbatch"), submitted, "nothing is submitted twice");
+    chain.wait(&jobs);
+    assert_eq!(chain.not_done(), Vec::<String>::new());
+}
+
+#[test]
 fn a_checkpoint_that_nobody_goes_on_from() {
     let slurm = FakeSlurm::new();
     let chain = Chain::new(Cluster { path: slurm.path(), lines: "options = ['--no-requeue']" }, &[42]);

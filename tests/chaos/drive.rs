@@ -25,6 +25,8 @@ pub struct Round {
     pub allowed: usize,
     /// Calls of `run_all` that were needed although no fault asked for them.
     pub unasked: usize,
+    /// Those that Slurm asked for: it could not start a job, and holds it until somebody lets it go.
+    pub held: usize,
     /// Cells without a seal.
     pub lost: Vec<String>,
     /// Content digest of each cell, and the tables.
@@ -93,7 +95,13 @@ pub fn round(study: &Study<'_>, mut due: Vec<Kind>, chance: &mut Chance, began: 
             idle_since = None;
             continue;
         }
-        if inject_next(study, &mut due, &mut found, chance, began) {
+        let held = |job: &Queued| job.state.contains("requeued held");
+        if let Some(job) = queue.iter().flatten().find(|job| held(job)) {
+            tell(began, &format!("{}: {}", job.cell, job.state));
+            study.cluster.repair();
+            found.held += 1;
+            rerun_since = Some(Instant::now());
+        } else if inject_next(study, &mut due, &mut found, chance, began) {
             rerun_since = Some(Instant::now());
         } else if is_idle {
             // Between two looks a job may have ended and another begun.

@@ -74,6 +74,27 @@ pub fn clear_dead(prepared: &Prepared) -> Result<Vec<String>> {
     Ok(cleared)
 }
 
+/// Lets jobs go on that Slurm holds because it could not start them. Returns a line for each.
+pub fn release_held(prepared: &Prepared) -> Vec<String> {
+    let Site::Slurm(client) = &prepared.site else { return Vec::new() };
+    let homes = journal::homes(&prepared.entries);
+    let mut elements: Vec<(Option<&str>, Element)> = Vec::new();
+    for job in &prepared.held {
+        let home = homes.get(job.name.as_str()).map(String::as_str);
+        elements.extend(job.element().parse().ok().map(|element| (home, element)));
+    }
+    // The cells of a pack share a job.
+    elements.dedup();
+    let line = |(home, element): (Option<&str>, Element)| match control::release(&client.at(home), element) {
+        Ok(()) => format!("job {element}, which Slurm could not start and held, goes on"),
+        Err(error) => format!(
+            "job {element} is held by Slurm, which could not start it, and does not let it go: {error}; ask the site's \
+             administrators to say `scontrol release {element}`"
+        ),
+    };
+    elements.into_iter().map(line).collect()
+}
+
 /// Cancels jobs, each on the Slurm cluster that has it.
 fn take_out(
     client: &Client,

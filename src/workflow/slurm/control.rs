@@ -32,6 +32,14 @@ pub fn requeue_soon(client: &Client, element: Element, patience: Duration) -> Re
     }
 }
 
+/// Lets a job go on that is held.
+///
+/// # Errors
+/// It is not the caller's to let go, or there is no answer.
+pub fn release(client: &Client, element: Element) -> Result<(), SlurmError> {
+    change(client, "scontrol", &["release", &element.to_string()])
+}
+
 /// What a job that waits is to ask for from now on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Change {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Client, Element, JobState, Liveness, SlurmError};
+use super::{Client, Element, JobState, Liveness, SlurmError, reason};
 
 /// Job ids in one call of squeue: a command line stays far below its limit.
 const CHUNK: usize = 400;
@@ -35,6 +35,11 @@ impl Entry {
     /// Whether it waits for what can never happen: it looks pending, and never runs.
     pub fn is_dead(&self) -> bool {
         self.state == JobState::Pending && self.reason == "DependencyNeverSatisfied"
+    }
+
+    /// Whether Slurm holds it because it could not start it.
+    pub fn is_held_by_slurm(&self) -> bool {
+        self.state == JobState::Pending && reason::is_held_by_slurm(&self.reason)
     }
 
     /// Whether it still runs or will run.

@@ -20,7 +20,10 @@ const fn ask(text: &'static str, advice: &'static str) -> Meaning {
     Meaning { text, advice: Some(advice) }
 }
 
-/// The reasons, by the beginning of the word.
+/// What to do about a job that Slurm holds by itself.
+const RELEASE: &str = "`run_all` lets it go on (or scontrol release JOB); sinfo -R says which node failed";
+
+/// The reasons, by the beginning of the word; squeue writes some of them with spaces.
 const MEANINGS: &[(&str, Meaning)] = &[
     ("None", waits("Slurm has not looked at it yet")),
     ("Priority", waits("jobs with a higher priority come first")),
@@ -34,11 +37,12 @@ const MEANINGS: &[(&str, Meaning)] = &[
     ("BeginTime", waits("it was requeued or is to begin later: Slurm waits for that time")),
     ("JobHeldUser", ask("you, or somebody for you, held it", "scontrol release JOB")),
     ("JobHeldAdmin", ask("an administrator held it", "ask the site's administrators why")),
+    ("launch_failed_requeued_held", ask("Slurm could not start it on a node, put it back and holds it", RELEASE)),
     (
-        "launch_failed_requeued_held",
-        ask("Slurm could not start it and holds it", "look at the job's log, then scontrol release JOB"),
+        "launch_failure_limit_exceeded_requeued_held",
+        ask("Slurm could not start it several times and holds it", RELEASE),
     ),
-    ("JobHoldMaxRequeue", ask("it was requeued too often", "look at the job's log, then scontrol release JOB")),
+    ("JobHoldMaxRequeue", ask("Slurm could not start it several times and holds it", RELEASE)),
     (
         "ReqNodeNotAvail",
         ask(
@@ -105,8 +109,13 @@ const MEANINGS: &[(&str, Meaning)] = &[
 /// What `reason` means; none for a word that is not known here.
 pub fn meaning(reason: &str) -> Option<Meaning> {
     // squeue puts a limit's name into brackets, and the nodes behind a comma.
-    let word = reason.trim_start_matches('(');
+    let word = reason.trim_start_matches('(').replace(' ', "_");
     MEANINGS.iter().find(|(start, _)| word.starts_with(start)).map(|(_, meaning)| *meaning)
+}
+
+/// Whether Slurm holds a job because it could not start it: it waits for somebody to let it go.
+pub fn is_held_by_slurm(reason: &str) -> bool {
+    meaning(reason).is_some_and(|meaning| meaning.advice == Some(RELEASE))
 }
 
 #[cfg(test)]
@@ -123,6 +132,16 @@ mod tests {
         assert_eq!(text("QOSGrpCpuLimit"), Some("a limit of the quality of service"));
         assert_eq!(text("AssocGrpGRESMinutes"), Some("a limit of your account"));
         assert_eq!(meaning("SomethingOfANewerSlurm"), None);
+        // As squeue writes them.
+        for held in ["launch failed requeued held", "launch failure limit exceeded requeued held", "JobHoldMaxRequeue"]
+        {
+            assert!(is_held_by_slurm(held), "{held}");
+        }
+        assert!(
+            !["JobHeldUser", "JobHeldAdmin", "Priority", "job requeued in held state"]
+                .map(is_held_by_slurm)
+                .contains(&true)
+        );
     }
 
     #[test]

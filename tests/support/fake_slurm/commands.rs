@@ -371,6 +371,14 @@ pub fn scontrol(root: &Path, bin: &Path, arguments: &[String]) -> Answer {
             std::fs::write(root.join(format!("ask.{id}")), kind).unwrap();
             Answer::default()
         }
+        // Nor this: a job that waits could not be started on a node.
+        ["fake", "launch_failed", id] => {
+            for i in c.matching(id) {
+                c.elements[i].set("reason", "launch failed requeued held");
+            }
+            c.save();
+            Answer::default()
+        }
         // Nor this: squeue calls its state by another word.
         ["fake", "shown", id, word] => {
             for i in c.matching(id) {

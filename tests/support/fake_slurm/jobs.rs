@@ -17,12 +17,17 @@ enum Met {
     Never,
 }
 
+/// Whether a job waits until somebody lets it go.
+fn is_held(reason: &str) -> bool {
+    reason == "JobHeldUser" || reason.ends_with("requeued held")
+}
+
 /// Starts what may start and cancels what can never start, until nothing changes.
 pub fn schedule(c: &mut Controller, bin: &Path) {
     loop {
         let mut changed = false;
         for i in 0..c.elements.len() {
-            if c.elements[i].state() != "PENDING" || c.elements[i].text("reason") == "JobHeldUser" {
+            if c.elements[i].state() != "PENDING" || is_held(c.elements[i].text("reason")) {
                 continue;
             }
             // Once never, always never: even if the parent is requeued and succeeds.
