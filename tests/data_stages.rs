@@ -15,7 +15,7 @@ use seedbed::stages::{Context, Preset, Spec, StageError, context, evaluate, hotf
 use serde_json::{Map, Value, json};
 
 /// Every parameter of `spec`, with `over` in place of presets.
-fn resolved(spec: &Spec, over: &Value) -> Value {
+pub(crate) fn resolved(spec: &Spec, over: &Value) -> Value {
     let mut params = Map::new();
     for field in spec.fields {
         if let Preset::Is(text) = field.preset {
@@ -29,8 +29,8 @@ fn resolved(spec: &Spec, over: &Value) -> Value {
     Value::Object(params)
 }
 
-struct Study {
-    dir: tempfile::TempDir,
+pub(crate) struct Study {
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl Study {
@@ -43,7 +43,7 @@ impl Study {
         CellKey { study: name("s"), profile: name("quick"), stage: name(stage), arm: None, seed }
     }
 
-    fn context(
+    pub(crate) fn context(
         &self,
         spec: &Spec,
         stage: &str,
@@ -114,7 +114,7 @@ impl Study {
         Context::open(&path, 1).unwrap()
     }
 
-    fn run(&self, spec: &Spec, run: context::Run, stage: &str, params: &Value) -> (RunRecord, PathBuf) {
+    pub(crate) fn run(&self, spec: &Spec, run: context::Run, stage: &str, params: &Value) -> (RunRecord, PathBuf) {
         let seed = (spec.kind != "setup").then_some(42);
         let context = self.context(spec, stage, seed, &resolved(spec, params), &[]);
         let record = run(&context).unwrap().unwrap();
@@ -123,7 +123,7 @@ impl Study {
     }
 
     /// Runs a small setup and publishes it.
-    fn prepared() -> (Self, RunRecord) {
+    pub(crate) fn prepared() -> (Self, RunRecord) {
         let study = Self::new();
         let (record, out) = study.run(&setup::SPEC, setup::run, "setup", &small());
         study.publish(out);
@@ -148,7 +148,7 @@ fn small() -> Value {
            "num_hidden_layers": 2, "max_position_embeddings": 48, "rotary_pct": 0.5, "vocab_size": 300})
 }
 
-fn number(value: &Value, path: &str) -> f64 {
+pub(crate) fn number(value: &Value, path: &str) -> f64 {
     value.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("no number at {path} in {value:#}"))
 }
 
@@ -246,6 +246,7 @@ fn results_agree_with_their_items_and_no_batch_size_changes_them() {
         assert!(exported["metadata"]["absent_benchmarks"][absent].is_string());
     }
     assert_eq!(exported["metadata"]["seed"], 42);
+    assert_eq!(exported["metadata"]["absent_conventions"], Value::Null);
     assert_eq!(one.content_digest(), evaluated(64).0.content_digest());
 
     let uat_params = |search: &str, batch: u32| {

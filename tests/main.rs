@@ -11,6 +11,8 @@ mod data_stages;
 mod doctor;
 mod documents;
 #[cfg(feature = "compute")]
+mod evaluation;
+#[cfg(feature = "compute")]
 mod families;
 mod figures;
 mod foreign;

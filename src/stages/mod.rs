@@ -12,6 +12,7 @@ pub mod context;
 pub mod evaluate;
 pub mod gate;
 pub mod hotflip;
+pub mod multiple_choice;
 pub mod recorded;
 pub mod setup;
 pub mod spec;
@@ -30,6 +31,7 @@ pub fn all_specs() -> &'static [&'static Spec] {
         &evaluate::SPEC,
         &gate::SPEC,
         &hotflip::SPEC,
+        &multiple_choice::SPEC,
         &recorded::SPEC,
         &setup::SPEC,
         &train::SPEC,

@@ -2,7 +2,7 @@
 //!
 //! The model is a directory in the Hugging Face layout, or one that is made here: random weights from
 //! `init_seed`, then `pretrain_steps` of training in place of a download. Writes `model/` (our format, with the
-//! tokenizer), `data/{train,val,test}` and `setup_complete.json`. Every seed of a study shares this one cell.
+//! tokenizer), `data/{train,val,test}` (the test split as texts, too) and `setup_complete.json`. Every seed of a study shares this one cell.
 
 use serde_json::Value;
 
@@ -31,7 +31,7 @@ const fn text(name: &'static str, preset: &'static str, help: &'static str) -> F
 /// The kind.
 pub static SPEC: Spec = Spec {
     kind: "setup",
-    version: 2,
+    version: 3,
     binary: "seedbed-setup",
     resumable: true,
     parallel: false,
@@ -124,6 +124,7 @@ pub use task::run;
 
 #[cfg(feature = "compute")]
 mod task {
+    use std::io::Write;
     use std::path::Path;
     use std::sync::Arc;
 
@@ -222,6 +223,7 @@ mod task {
                 json!({"tokens": info.tokens, "documents": info.documents, "digest": info.tokens_digest}),
             );
         }
+        write_texts(&data.join(Split::Test.name()).join("documents.jsonl"), &corpus, &parts[2])?;
         let (model, pretraining) = match params.pretrain_steps {
             0 => (model, Value::Null),
             _ => pretrain(context, &params, model, &data)?,
@@ -420,6 +422,19 @@ mod task {
         config.pad_token_id = special.pad.map(i64::from);
         config.check().map_err(|e| StageError::Usage(format!("the model of this stage {e}")))?;
         Ok(config)
+    }
+
+    /// Documents as JSON lines, in the order of the tokens: words and bytes are counted on texts, and other programs read them.
+    fn write_texts(path: &Path, corpus: &Corpus, documents: &[usize]) -> Result<(), ComputeError> {
+        files::write_atomic_with(path, |file| {
+            let mut out = std::io::BufWriter::new(file);
+            for &i in documents {
+                serde_json::to_writer(&mut out, &json!({"text": corpus.documents[i].text}))?;
+                out.write_all(b"\n")?;
+            }
+            out.flush()
+        })?;
+        Ok(())
     }
 
     fn tokenise(

@@ -105,12 +105,12 @@ pub fn check_models(params: &Value) -> Vec<String> {
 }
 
 #[cfg(feature = "compute")]
-pub use opened::{Subjects, numerics, open};
+pub use opened::{Subjects, load, model_dir, numerics, open};
 
 #[cfg(feature = "compute")]
 mod opened {
     use std::collections::BTreeMap;
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
     use std::sync::Arc;
 
     use serde_json::Value;
@@ -118,7 +118,7 @@ mod opened {
     use crate::compute::data::{Split, TextTokenizer, Tokens};
     use crate::compute::model::{Model, set_threads};
     use crate::compute::numerics;
-    use crate::record::files;
+    use crate::record::{Need, files};
     use crate::stages::{Context, StageError};
 
     /// Everything that evaluation and attacks read.
@@ -153,8 +153,7 @@ mod opened {
         let (train, test) = (split(Split::Train)?, split(Split::Test)?);
         let mut opened = Vec::new();
         for (name, stage) in models {
-            let dir = context.need_dir(context.need_of_stage(stage)?).join("best_model");
-            let model = load(&dir)?;
+            let model = load(&model_dir(context, context.need_of_stage(stage)?))?;
             test.check_model(model.config().vocab_size)?;
             opened.push((name.clone(), model));
         }
@@ -167,10 +166,24 @@ mod opened {
         })
     }
 
-    fn load(dir: &Path) -> Result<Model, StageError> {
+    /// Where a needed stage has its model: what setup loaded or made, what was constrained, or the best of a training.
+    pub fn model_dir(context: &Context, need: &Need) -> PathBuf {
+        let dir = context.need_dir(need);
+        match need.kind.as_str() {
+            "setup" => dir.join("model"),
+            "apply_monotonicity" => dir.join("monotonic_initialized"),
+            _ => dir.join("best_model"),
+        }
+    }
+
+    /// The model of a needed stage.
+    ///
+    /// # Errors
+    /// It is not there, or damaged.
+    pub fn load(dir: &Path) -> Result<Model, StageError> {
         if !dir.is_dir() {
             return Err(StageError::Missing(format!(
-                "`{}` is not there: run the training stage again with `run_all`",
+                "`{}` is not there: run the stage that makes it again with `run_all`",
                 dir.display()
             )));
         }

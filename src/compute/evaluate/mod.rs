@@ -4,8 +4,11 @@
 //! alone; `batch_rows` only says how many groups are in flight. Sums are f64, counts are i64, added in
 //! order, so the same list gives the same bits with any batch size.
 
+pub mod benchmarks;
 pub mod choice;
+pub mod greedy;
 pub mod rolling;
+pub mod rows;
 
 use tch::{Kind, Tensor};
 

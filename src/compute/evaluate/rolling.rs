@@ -17,6 +17,7 @@ use crate::compute::{ComputeError, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Windows {
     /// As the `lm-eval` package: each token once, behind one token of context; the last window is filled with context.
+    /// Special tokens as the tokenizer's file says: one that begins texts is scored, too.
     Rolling,
     /// Each window is a context long and moves on by so many tokens, which are what it predicts.
     Strided(usize),
@@ -91,6 +92,11 @@ impl Windows {
     }
 }
 
+/// Words (as [`Document::words`] counts them) and bytes of a text.
+pub fn sizes(text: &str) -> (u64, u64) {
+    (super::choice::words(text) as u64, text.len() as u64)
+}
+
 /// Scores documents. Every rank calls it alike and gets all sums. An empty document contributes nothing but its word.
 ///
 /// # Errors
@@ -106,17 +112,15 @@ pub fn documents<'a>(
     let first = tokenizer.special().bos.unwrap_or(tokenizer.special().eos);
     let (mut found, mut pairs, mut owners) = (Vec::new(), Vec::new(), Vec::new());
     for text in texts {
-        let ids = tokenizer.encode(text, Special::None)?;
+        // The package scores a token that the tokenizer itself puts first, behind the one that begins texts.
+        let special = if windows == Windows::Rolling { Special::Default } else { Special::None };
+        let ids = tokenizer.encode(text, special)?;
         for pair in windows.of(first, &ids, context) {
             pairs.push(pair);
             owners.push(found.len());
         }
-        found.push(Document {
-            log_likelihood: 0.0,
-            tokens: ids.len() as u64,
-            words: super::choice::words(text) as u64,
-            bytes: text.len() as u64,
-        });
+        let (words, bytes) = sizes(text);
+        found.push(Document { log_likelihood: 0.0, tokens: ids.len() as u64, words, bytes });
     }
     // Added in the order of the windows, whoever scored them.
     for (owner, score) in owners.into_iter().zip(score(net, comm, &pairs, Mask::Causal, grain)?) {

@@ -38,8 +38,12 @@ pub fn kinds_markdown(specs: &[&Spec]) -> String {
 fn traits(spec: &Spec) -> String {
     let list = |words: &[&str]| words.iter().map(|w| format!("`{w}`")).collect::<Vec<_>>().join(", ");
     let mut traits = vec![
-        if spec.parallel { "Runs on any number of ranks that divides its lanes." } else { "Runs on one rank." }
-            .to_owned(),
+        match (spec.parallel, spec.field("lanes")) {
+            (false, _) => "Runs on one rank.",
+            (true, Some(_)) => "Runs on any number of ranks that divides its lanes.",
+            (true, None) => "Runs on any number of ranks.",
+        }
+        .to_owned(),
         if spec.resumable { "Goes on from its checkpoint." } else { "Starts from the beginning when it is run again." }
             .to_owned(),
     ];

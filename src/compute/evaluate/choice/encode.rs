@@ -54,7 +54,7 @@ impl Pair {
     }
 
     /// The last `most` + 1 tokens of context and continuation: what the model reads, and one more.
-    pub(super) fn cut_to(&self, most: usize) -> Vec<u32> {
+    pub(in crate::compute::evaluate) fn cut_to(&self, most: usize) -> Vec<u32> {
         let all = [self.context.as_slice(), &self.continuation].concat();
         all[all.len().saturating_sub(most + 1)..].to_vec()
     }

@@ -13,13 +13,14 @@ use serde::Serialize;
 use encode::Pair;
 pub(super) use python::words;
 use score::Score;
-pub use task::{Convention, Described, Item, Items, Layout, read};
+pub use task::{Convention, Described, Found, Item, Items, Layout, find, read};
 
 use super::Grain;
 use crate::compute::Result;
 use crate::compute::comm::Comm;
 use crate::compute::data::TextTokenizer;
 use crate::compute::model::{Mask, Net};
+use crate::record::{Column, Items as Table};
 
 /// What a model chose.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,10 +51,18 @@ impl Outcome {
             number: item.number,
             gold: item.gold,
             by_sum: best(&|_| 1.0),
-            by_characters: best(&|i| python::len(&item.choices[i]) as f64),
+            by_characters: best(&|i| item.characters(i) as f64),
             by_bytes: best(&|i| item.choices[i].len() as f64),
             by_tokens: best(&|i| scores[i].tokens as f64),
             scores,
+        }
+    }
+
+    /// The choice that a convention's headline is about.
+    pub fn chosen(&self, convention: Convention) -> usize {
+        match convention {
+            Convention::LmEval => self.by_sum,
+            Convention::Seed => self.by_tokens,
         }
     }
 }
@@ -79,7 +88,8 @@ pub struct Accuracy {
 }
 
 impl Accuracy {
-    fn of(right: impl Iterator<Item = bool>) -> Self {
+    /// Of one answer an item.
+    pub(super) fn of(right: impl Iterator<Item = bool>) -> Self {
         let (right, n) = right.fold((0usize, 0usize), |(right, n), one| (right + usize::from(one), n + 1));
         let value = right as f64 / n as f64;
         // The sample variance of zeros and ones.
@@ -100,7 +110,7 @@ pub struct TaskResult {
     /// By mean log-probability of a token.
     pub acc_tokens: Accuracy,
     /// What guessing reaches: the mean over items of 1 / choices.
-    pub chance: f64,
+    pub mean_chance: f64,
     /// 1 / mean number of choices, as the prefill study has it.
     pub chance_of_mean: f64,
     /// Of each item, in the order of the file.
@@ -115,6 +125,57 @@ impl TaskResult {
             Convention::Seed => self.acc_tokens,
         }
     }
+
+    /// What a convention calls chance.
+    pub fn chance(&self, convention: Convention) -> f64 {
+        match convention {
+            Convention::LmEval => self.mean_chance,
+            Convention::Seed => self.chance_of_mean,
+        }
+    }
+
+    /// A row an item: what was chosen by each rule, and each choice's log-likelihood (nats) and lengths.
+    pub fn table(&self, convention: Convention, items: &[Item]) -> Table {
+        let outcomes = &self.outcomes;
+        let integers =
+            |of: &dyn Fn(&Outcome) -> usize| Column::Integers(outcomes.iter().map(|o| of(o) as i64).collect());
+        let mut columns = vec![
+            ("id".to_owned(), integers(&|o| o.number)),
+            ("gold".to_owned(), integers(&|o| o.gold)),
+            ("chosen".to_owned(), integers(&|o| o.chosen(convention))),
+            ("right".to_owned(), integers(&|o| usize::from(o.chosen(convention) == o.gold))),
+            ("choices".to_owned(), integers(&|o| o.scores.len())),
+            ("by_sum".to_owned(), integers(&|o| o.by_sum)),
+            ("by_characters".to_owned(), integers(&|o| o.by_characters)),
+            ("by_bytes".to_owned(), integers(&|o| o.by_bytes)),
+            ("by_tokens".to_owned(), integers(&|o| o.by_tokens)),
+        ];
+        let most = outcomes.iter().map(|o| o.scores.len()).max().unwrap_or(0);
+        for k in 0..most {
+            let of_choice = |of: &dyn Fn(&Outcome, &Item) -> usize| {
+                let values = outcomes.iter().zip(items).map(|(o, item)| match o.scores.get(k) {
+                    Some(_) => of(o, item) as i64,
+                    None => -1,
+                });
+                Column::Integers(values.collect())
+            };
+            let log_likelihoods = outcomes.iter().map(|o| o.scores.get(k).map_or(f64::NAN, |s| s.log_likelihood));
+            columns.push((format!("ll_{k}"), Column::Floats(log_likelihoods.collect())));
+            columns.push((format!("tokens_{k}"), of_choice(&|o, _| o.scores[k].tokens)));
+            columns.push((format!("characters_{k}"), of_choice(&|_, item| item.characters(k))));
+            columns.push((format!("bytes_{k}"), of_choice(&|_, item| item.choices[k].len())));
+        }
+        Table { columns }
+    }
+}
+
+/// Context and continuation of every choice of every item, in order, as ids.
+///
+/// # Errors
+/// The tokenizer refuses a text.
+pub fn pairs(items: &[Item], tokenizer: &TextTokenizer, convention: Convention) -> Result<Vec<Pair>> {
+    let texts = items.iter().flat_map(|item| &item.pairs);
+    texts.map(|(context, continuation)| Pair::new(tokenizer, convention.cutting(), context, continuation)).collect()
 }
 
 /// Evaluates the items of a task. Every rank calls it alike and gets the whole result.
@@ -129,12 +190,7 @@ pub fn evaluate(
     mask: Mask,
     grain: Grain,
 ) -> Result<TaskResult> {
-    let mut pairs = Vec::new();
-    for item in items {
-        for (context, continuation) in &item.pairs {
-            pairs.push(Pair::new(tokenizer, convention.cutting(), context, continuation)?);
-        }
-    }
+    let pairs = pairs(items, tokenizer, convention)?;
     let scores = score::score(net, comm, &pairs, mask, grain)?;
     let mut scores = scores.into_iter();
     let outcomes: Vec<Outcome> =
@@ -147,7 +203,7 @@ pub fn evaluate(
         acc_norm: accuracy(&|o| o.by_characters),
         acc_bytes: accuracy(&|o| o.by_bytes),
         acc_tokens: accuracy(&|o| o.by_tokens),
-        chance: items.iter().map(|item| 1.0 / item.choices.len() as f64).sum::<f64>() / n,
+        mean_chance: items.iter().map(|item| 1.0 / item.choices.len() as f64).sum::<f64>() / n,
         chance_of_mean: n / choices as f64,
         outcomes,
     })
