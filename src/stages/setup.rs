@@ -2,7 +2,8 @@
 //!
 //! The model is a directory in the Hugging Face layout, or one that is made here: random weights from
 //! `init_seed`, then `pretrain_steps` of training in place of a download. Writes `model/` (our format, with the
-//! tokenizer), `data/{train,val,test}` (the test split as texts, too) and `setup_complete.json`. Every seed of a study shares this one cell.
+//! tokenizer), `data/{train,val,test}` (the test split as texts, too) and `setup_complete.json`; of a generated world also its
+//! tasks (`tasks/`) and instructions (`instructions/`). Every seed of a study shares this one cell.
 
 use serde_json::Value;
 
@@ -46,21 +47,39 @@ pub static SPEC: Spec = Spec {
         choice("model_source", &["random", "directory"], r#""random""#, "made here, or read from model_dir"),
         path("model_dir", "directory with config.json, safetensors and tokenizer.json"),
         count("init_seed", 0, u32::MAX as i64, "42", "seed of random weights and of pretraining"),
+        choice("model_family", FAMILIES, r#""gpt_neox""#, "what a random model is built like"),
         count("hidden_size", 1, 1 << 20, "64", "width of a random model"),
         count("num_hidden_layers", 1, 4096, "3", "blocks of a random model"),
         count("num_attention_heads", 1, 4096, "4", "attention heads of a random model"),
         count("intermediate_size", 1, 1 << 22, "256", "width of its feed-forward layers"),
         count("max_position_embeddings", 2, 1 << 20, "64", "context of a random model, tokens"),
-        number("rotary_pct", 0.0, 1.0, "0.25", "part of each head that is rotated by position"),
-        choice("hidden_act", &["gelu", "gelu_new", "relu", "softplus"], r#""gelu""#, "activation of a random model"),
-        count("vocab_size", 258, 1 << 20, "512", "ids of the tokenizer that is trained for a random model"),
+        number("rotary_pct", 0.0, 1.0, "0.25", "part of each head that is rotated by position; of gpt_neox only"),
+        choice("hidden_act", ACTIVATIONS, r#""gelu""#, "activation of a random model; silu in those like llama"),
+        choice(
+            "tokenizer",
+            &["bpe", "words"],
+            r#""bpe""#,
+            "of a random model: byte pairs, or whole words for a small world",
+        ),
+        count(
+            "vocab_size",
+            258,
+            1 << 20,
+            "512",
+            "ids of the tokenizer that is trained for a random model; of words at most",
+        ),
         count("pretrain_steps", 0, 1 << 40, "0", "steps of training a random model, in place of a download"),
         count("pretrain_global_batch", 1, 1 << 24, "24", "samples of one step of pretraining"),
         count("pretrain_grain_samples", 1, 1 << 16, "24", "samples of one forward and backward of pretraining"),
         number("pretrain_lr", 0.0, 10.0, "3e-3", "highest learning rate of pretraining"),
         number("pretrain_warmup_ratio", 0.0, 1.0, "0.05", "part of the steps of pretraining that warm up"),
         number("pretrain_weight_decay", 0.0, 10.0, "0.01", "decoupled weight decay of pretraining"),
-        choice("text_source", &["generated", "directory", "jsonl"], r#""generated""#, "where text comes from"),
+        choice(
+            "text_source",
+            TEXT_SOURCES,
+            r#""generated""#,
+            "where text comes from; world: with tasks and instructions",
+        ),
         path("corpus_dir", "directory of plain text, read recursively"),
         path("corpus_file", "file of JSON lines"),
         text("jsonl_field", r#""text""#, "key of the text, or of the response, in a JSON line"),
@@ -73,6 +92,7 @@ pub static SPEC: Spec = Spec {
         },
         count("corpus_seed", 0, u32::MAX as i64, "42", "seed of generated text and of the splits"),
         count("generated_documents", 3, 1 << 30, "4000", "documents of generated text"),
+        count("world_instructions", 10, 1 << 20, "3000", "instructions of a world, at most; a tenth is for validation"),
         count("max_bytes", 1, 1 << 45, "1073741824", "bytes of text that are read, at most"),
         Field {
             name: "training_samples",
@@ -87,6 +107,10 @@ pub static SPEC: Spec = Spec {
     ],
     check,
 };
+
+const FAMILIES: &[&str] = &["gpt_neox", "llama", "mistral", "qwen2"];
+const ACTIVATIONS: &[&str] = &["gelu", "gelu_new", "relu", "silu", "softplus"];
+const TEXT_SOURCES: &[&str] = &["generated", "world", "directory", "jsonl"];
 
 fn check(params: &Value) -> Vec<String> {
     let number = |name: &str| params.get(name).and_then(Value::as_u64).unwrap_or(0);
@@ -112,6 +136,11 @@ fn check(params: &Value) -> Vec<String> {
             "`pretrain_steps` trains a random model only: set it to 0 or `model_source` to \"random\"".to_owned(),
         );
     }
+    if word("model_source") == "directory" && word("tokenizer") == "words" {
+        problems.push(
+            "`tokenizer` = \"words\" is for a random model: one that is read has its own, leave it out".to_owned(),
+        );
+    }
     let (batch, grain) = (number("pretrain_global_batch"), number("pretrain_grain_samples"));
     if grain > 0 && batch % grain != 0 {
         problems.push(format!("`pretrain_grain_samples` = {grain} does not divide `pretrain_global_batch` = {batch}"));
@@ -134,6 +163,7 @@ mod task {
     use super::super::subjects::numerics;
     use super::super::{Context, StageError};
     use crate::compute::comm::{Comm, Wire};
+    use crate::compute::data::generated::world::{FRAME_WORDS, World};
     use crate::compute::data::text::{Fields, Limits};
     use crate::compute::data::tokens::{TokensHeader, write, write_supervised};
     use crate::compute::data::{
@@ -159,6 +189,7 @@ mod task {
         model_revision: String,
         model_source: String,
         init_seed: u32,
+        model_family: String,
         hidden_size: i64,
         num_hidden_layers: i64,
         num_attention_heads: i64,
@@ -166,6 +197,7 @@ mod task {
         max_position_embeddings: i64,
         rotary_pct: f64,
         hidden_act: String,
+        tokenizer: String,
         vocab_size: usize,
         pretrain_steps: u64,
         pretrain_global_batch: u64,
@@ -178,6 +210,7 @@ mod task {
         jsonl_prompt_field: Option<String>,
         corpus_seed: u32,
         generated_documents: u64,
+        world_instructions: usize,
         max_bytes: u64,
         training_samples: Option<u64>,
         max_document_bytes: usize,
@@ -206,7 +239,13 @@ mod task {
         } else {
             let training = parts[0].iter().map(|&i| corpus.documents[i].text.as_str());
             files::make_dirs(&model_dir)?;
-            let tokenizer = TextTokenizer::train(&model_dir, params.vocab_size, training)?;
+            let tokenizer = match params.tokenizer.as_str() {
+                "words" => {
+                    let frames = [FRAME_WORDS, "go on"];
+                    TextTokenizer::train_words(&model_dir, params.vocab_size, training.chain(frames))?
+                }
+                _ => TextTokenizer::train(&model_dir, params.vocab_size, training)?,
+            };
             let model = Model::random(&config(&params, &tokenizer)?, params.init_seed)?;
             (model, tokenizer)
         };
@@ -231,11 +270,36 @@ mod task {
         if params.model_source == "random" {
             model.save(&model_dir, None)?;
         }
+        let world = if params.text_source == "world" { write_world(context, &params)? } else { Value::Null };
         let mut record = record(context, &params, &corpus, &model, &tokenizer);
         record.metrics["data"]["splits"] = Value::Object(splits);
         record.metrics["pretraining"] = pretraining;
+        if !world.is_null() {
+            record.metrics["world"] = world;
+        }
         record.series = progress::series(&progress::read(&context.run_dir)?);
         Ok(Some(record))
+    }
+
+    /// Writes the tasks of a world in the layout of the public ones, and its instructions; how many there are.
+    fn write_world(context: &Context, params: &Params) -> Result<Value, StageError> {
+        let world = World::new(params.corpus_seed);
+        let lines = |items: &[Value]| items.iter().map(|item| format!("{item}\n")).collect::<String>();
+        let mut counts = serde_json::Map::new();
+        for task in world.tasks() {
+            let dir = context.out_dir.join("tasks");
+            files::write_atomic(&dir.join(task.name).join("validation.jsonl"), lines(&task.items).as_bytes())?;
+            let layout = format!("layout = \"{}\"\n", task.layout);
+            files::write_atomic(&dir.join(format!("{}.toml", task.name)), layout.as_bytes())?;
+            counts.insert(task.name.to_owned(), json!(task.items.len()));
+        }
+        let instructions = world.instructions(params.world_instructions);
+        let (train, eval) = instructions.split_at(instructions.len() - instructions.len() / 10);
+        for (name, items) in [("train", train), ("eval", eval)] {
+            let path = context.out_dir.join("instructions").join(format!("{name}.jsonl"));
+            files::write_atomic(&path, lines(items).as_bytes())?;
+        }
+        Ok(json!({"tasks": counts, "instructions": {"train": train.len(), "eval": eval.len()}}))
     }
 
     /// Trains the random model on the training split, as any training stage does, on one rank.
@@ -392,6 +456,10 @@ mod task {
                 let fields = Fields { text: &params.jsonl_field, prompt: params.jsonl_prompt_field.as_deref() };
                 Corpus::from_jsonl(input(context, "corpus_file")?, fields, limits)?
             }
+            "world" => {
+                let world = World::new(params.corpus_seed);
+                Corpus::from_documents("world", world.documents(params.generated_documents), limits)?
+            }
             _ => {
                 let documents = generated::documents(params.corpus_seed, params.generated_documents);
                 let mut corpus = Corpus::from_documents("generated", documents, limits)?;
@@ -410,11 +478,16 @@ mod task {
             num_hidden_layers: params.num_hidden_layers,
             num_attention_heads: params.num_attention_heads,
             intermediate_size: params.intermediate_size,
-            vocab_size: params.vocab_size as i64,
+            // Of words there are as many as the text has.
+            vocab_size: if params.tokenizer == "words" { tokenizer.vocab_size() } else { params.vocab_size } as i64,
             max_position_embeddings: params.max_position_embeddings,
         };
-        let mut config = ModelConfig::new(Family::GptNeox, sizes);
-        config.rotary_dims = ModelConfig::rotary_part(config.head_dim, params.rotary_pct);
+        let family = Family::parse(&params.model_family)
+            .ok_or_else(|| StageError::Usage(format!("`model_family` = {:?} is not known", params.model_family)))?;
+        let mut config = ModelConfig::new(family, sizes);
+        if family == Family::GptNeox {
+            config.rotary_dims = ModelConfig::rotary_part(config.head_dim, params.rotary_pct);
+        }
         config.hidden_act = Activation::parse(&params.hidden_act)
             .ok_or_else(|| StageError::Usage(format!("`hidden_act` = {:?} is not known", params.hidden_act)))?;
         config.bos_token_id = special.bos.map(i64::from);
@@ -481,6 +554,8 @@ mod tests {
         assert_eq!(check(&json!({"model_source": "directory", "text_source": "generated"})).len(), 1);
         let stray = json!({"model_source": "random", "text_source": "generated", "corpus_dir": "x"});
         assert!(check(&stray)[0].contains("set it to \"directory\""));
+        let words = json!({"model_source": "directory", "model_dir": "x", "tokenizer": "words"});
+        assert!(check(&words)[0].contains("`tokenizer` = \"words\" is for a random model"));
         let prompts = |source: &str| json!({"text_source": source, "corpus_file": "x", "jsonl_prompt_field": "q"});
         assert!(check(&prompts("jsonl")).is_empty());
         assert!(check(&prompts("generated")).iter().any(|p| p.contains("jsonl_prompt_field")));

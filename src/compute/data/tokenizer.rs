@@ -1,14 +1,17 @@
 //! `tokenizer.json`: loading one from a model directory, or training a small one on a corpus.
 //!
 //! Training is deterministic: the same texts give the same bytes. What it writes is a byte-level BPE in the
-//! Hugging Face layout, so any text can be encoded and nothing is ever "unknown".
+//! Hugging Face layout, so any text can be encoded and nothing is ever "unknown"; or, for text of few words, a vocabulary
+//! of whole words and signs, in which every other word is one unknown token.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
+use tokenizers::models::wordlevel::{WordLevel, WordLevelTrainer};
 use tokenizers::models::{ModelWrapper, TrainerWrapper};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::whitespace::Whitespace;
 use tokenizers::{AddedToken, Tokenizer};
 
 use crate::compute::{ComputeError, Result};
@@ -20,6 +23,8 @@ use super::SpecialIds;
 pub const END_OF_TEXT: &str = "<|endoftext|>";
 /// The padding token of a tokenizer trained here; its id is 1, as in GPT-NeoX.
 pub const PADDING: &str = "<|padding|>";
+/// What a tokenizer of words makes of a word that it does not know; its id is 2.
+pub const UNKNOWN: &str = "<unk>";
 
 /// Whether special tokens are added and recognised. There is no default: each caller says which it means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,6 +127,33 @@ impl TextTokenizer {
         let mut trainer = TrainerWrapper::BpeTrainer(trainer);
         tokenizer.train(&mut trainer, owned.into_iter()).map_err(failed)?;
         let text = tokenizer.to_string(true).map_err(failed)?;
+        files::write_atomic(&path, text.as_bytes())?;
+        Self::new(path, tokenizer, text.as_bytes(), &Value::Null)
+    }
+
+    /// A vocabulary of the words and signs of `texts`, the most frequent first, at most `vocab_size` ids; written to
+    /// `dir/tokenizer.json`. Spaces and ends of lines only separate.
+    ///
+    /// # Errors
+    /// The disk is full.
+    pub fn train_words<'a>(dir: &Path, vocab_size: usize, texts: impl IntoIterator<Item = &'a str>) -> Result<Self> {
+        let path = dir.join("tokenizer.json");
+        let failed = |e: String| ComputeError::Failed(format!("cannot make a tokenizer of words: {e}"));
+        let specials = [END_OF_TEXT, PADDING, UNKNOWN].map(|t| AddedToken::from(t, true));
+        let trainer = WordLevelTrainer::builder()
+            .vocab_size(vocab_size)
+            .min_frequency(0)
+            .show_progress(false)
+            .special_tokens(specials.to_vec())
+            .build()
+            .map_err(|e| failed(e.to_string()))?;
+        let words = WordLevel::builder().unk_token(UNKNOWN.to_owned()).build().map_err(|e| failed(e.to_string()))?;
+        let mut tokenizer = Tokenizer::new(ModelWrapper::WordLevel(words));
+        tokenizer.with_pre_tokenizer(Some(Whitespace {}));
+        let owned: Vec<String> = texts.into_iter().map(str::to_owned).collect();
+        let mut trainer = TrainerWrapper::WordLevelTrainer(trainer);
+        tokenizer.train(&mut trainer, owned.into_iter()).map_err(|e| failed(e.to_string()))?;
+        let text = tokenizer.to_string(true).map_err(|e| failed(e.to_string()))?;
         files::write_atomic(&path, text.as_bytes())?;
         Self::new(path, tokenizer, text.as_bytes(), &Value::Null)
     }
@@ -229,6 +261,27 @@ mod tests {
         let ids = loaded.encode(text, Special::None).unwrap();
         assert_eq!(ids, first.encode(text, Special::None).unwrap());
         assert_eq!(loaded.decode(&ids).unwrap(), text);
+    }
+
+    #[test]
+    fn a_tokenizer_of_words_knows_words_and_signs() {
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let texts = ["the pet of ada is ben .", "what is the pet ?\nAnswer: ben", "### Input:"];
+        let first = TextTokenizer::train_words(a.path(), 300, texts).unwrap();
+        assert_eq!(first.digest(), TextTokenizer::train_words(b.path(), 300, texts).unwrap().digest());
+        let loaded = TextTokenizer::load(a.path()).unwrap();
+        assert_eq!(loaded.special(), SpecialIds { eos: 0, bos: None, pad: Some(1) });
+        // Three special tokens, and: the pet of ada is ben . what ? Answer : ### Input
+        assert_eq!(loaded.vocab_size(), 16);
+        let ids = loaded.encode("the pet of ada", Special::None).unwrap();
+        let apart =
+            [loaded.encode("the pet", Special::None).unwrap(), loaded.encode(" of ada", Special::None).unwrap()];
+        assert_eq!((ids.len(), &ids), (4, &apart.concat()));
+        assert_eq!(loaded.encode("zebra", Special::None).unwrap(), [2]);
+        assert_eq!(loaded.encode("### Input:\nada .", Special::None).unwrap().len(), 5);
+        // The most frequent words stay.
+        let few = TextTokenizer::train_words(b.path(), 5, texts).unwrap();
+        assert_eq!(few.vocab_size(), 5);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use words::{
 };
 
 mod words;
+pub mod world;
 
 /// The shipped text; its own paragraphs are documents.
 pub const HANDBOOK: &str = include_str!("../../../../configs/corpus/handbook.txt");
