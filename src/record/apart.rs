@@ -35,12 +35,41 @@ impl Answer {
     }
 }
 
-/// Runs `work` in a child and returns what it sent before it ended or was killed. Whether that is all of it, the bytes must
-/// say. The child prints nothing: a fault would, and it is for the caller to tell of.
+/// What becomes of what a child prints to stderr.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stderr {
+    /// Nothing: a fault would print to the parent's terminal, and it is for the caller to tell of.
+    Silent,
+    /// It goes where that of the parent goes.
+    Shared,
+}
+
+/// Runs `work` in a silent child and returns what it sent before it ended or was killed. Whether that is all of it, the
+/// bytes must say.
 ///
 /// # Errors
 /// The operating system gives no process or pipe.
 pub fn run(limits: Limits, work: impl FnOnce(&mut Answer)) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let take = |more: &[u8]| {
+        bytes.extend_from_slice(more);
+        true
+    };
+    stream(limits, Stderr::Silent, work, take)?;
+    Ok(bytes)
+}
+
+/// Runs `work` in a child; `take` gets what it sends, as it comes, until it says false. The child is killed when it exceeds
+/// a limit, or when nobody takes any more; the time that `take` needs does not count.
+///
+/// # Errors
+/// The operating system gives no process or pipe.
+pub fn stream(
+    limits: Limits,
+    stderr: Stderr,
+    work: impl FnOnce(&mut Answer),
+    mut take: impl FnMut(&[u8]) -> bool,
+) -> std::io::Result<()> {
     let mut ends = [0; 2];
     // SAFETY: `ends` has room for the two descriptors that pipe2 writes.
     if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } != 0 {
@@ -50,20 +79,20 @@ pub fn run(limits: Limits, work: impl FnOnce(&mut Answer)) -> std::io::Result<Ve
     let (reader, writer) = unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) };
     // SAFETY: the child calls nothing that another thread's lock could hold: it computes on memory it has (the allocator
     // resets its locks on fork), writes to the pipe by write(2) and leaves by _exit(2). Should it hang all the same, the
-    // deadline below ends it.
+    // limit of time below ends it.
     let pid = unsafe { libc::fork() };
     if pid < 0 {
         return Err(std::io::Error::last_os_error());
     }
     if pid == 0 {
         drop(reader);
-        set_limits(limits);
+        set_limits(limits, stderr);
         let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(&mut Answer(writer))));
         // SAFETY: ends this process without running destructors or handlers of the parent.
         unsafe { libc::_exit(i32::from(worked.is_err())) }
     }
     drop(writer);
-    let bytes = read_until(reader, Instant::now() + limits.time);
+    let read = read_until(reader, limits.time, &mut take);
     // SAFETY: `pid` is our own child, not yet waited for.
     unsafe {
         libc::kill(pid, libc::SIGKILL);
@@ -72,36 +101,40 @@ pub fn run(limits: Limits, work: impl FnOnce(&mut Answer)) -> std::io::Result<Ve
             && std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted
         {}
     }
-    bytes
+    read
 }
 
-/// Everything from the pipe until its end or the deadline.
-fn read_until(reader: OwnedFd, deadline: Instant) -> std::io::Result<Vec<u8>> {
+/// Everything from the pipe until its end, until `limit` has been waited for it, or until `take` says false.
+fn read_until(reader: OwnedFd, limit: Duration, take: &mut dyn FnMut(&[u8]) -> bool) -> std::io::Result<()> {
     let mut file = std::fs::File::from(reader);
-    let mut bytes = Vec::new();
     let mut buffer = [0u8; 1 << 16];
+    let mut left = limit;
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(bytes);
-        }
+        let began = Instant::now();
         let mut poll = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         let millis = i32::try_from(left.as_millis().max(1)).unwrap_or(i32::MAX);
         // SAFETY: one valid pollfd.
-        match unsafe { libc::poll(&mut poll, 1, millis) } {
-            1.. => {}
+        let ready = unsafe { libc::poll(&mut poll, 1, millis) };
+        left = left.saturating_sub(began.elapsed());
+        match (ready, left.is_zero()) {
+            (_, true) => return Ok(()),
+            (1.., false) => {}
             _ => continue,
         }
         match file.read(&mut buffer) {
-            Ok(0) => return Ok(bytes),
-            Ok(n) => bytes.extend_from_slice(&buffer[..n]),
+            Ok(0) => return Ok(()),
+            Ok(n) => {
+                if !take(&buffer[..n]) {
+                    return Ok(());
+                }
+            }
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
     }
 }
 
-fn set_limits(limits: Limits) {
+fn set_limits(limits: Limits, stderr: Stderr) {
     let set = |resource, value: u64| {
         let limit = libc::rlimit { rlim_cur: value, rlim_max: value };
         // SAFETY: a valid rlimit. A limit that cannot be set is not fatal: the deadline still holds.
@@ -114,12 +147,13 @@ fn set_limits(limits: Limits) {
     set(libc::RLIMIT_AS, pages * 4096 + limits.mem_bytes);
     set(libc::RLIMIT_CPU, limits.time.as_secs().max(1));
     set(libc::RLIMIT_CORE, 0);
-    // SAFETY: a failed allocation or a fault would print to the parent's terminal, and the parent's handlers would, too.
+    // SAFETY: calls of the system on a descriptor and on signals of this process alone.
     unsafe {
-        let null = libc::open(c"/dev/null".as_ptr(), libc::O_WRONLY);
+        let null = if stderr == Stderr::Silent { libc::open(c"/dev/null".as_ptr(), libc::O_WRONLY) } else { -1 };
         if null >= 0 {
             libc::dup2(null, 2);
         }
+        // The parent's handlers print, too.
         for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGABRT] {
             libc::signal(signal, libc::SIG_DFL);
         }
@@ -137,6 +171,21 @@ mod tests {
         let long = vec![7u8; 300_000];
         let limits = Limits { time: Duration::from_secs(20), ..SHORT };
         assert_eq!(run(limits, |answer| assert!(answer.send(&long))).unwrap(), long);
+    }
+
+    #[test]
+    fn a_stream_ends_when_nobody_takes_more_and_its_time_is_that_of_the_child() {
+        let endless = |answer: &mut Answer| while answer.send(&[1; 1000]) {};
+        let (started, mut taken) = (Instant::now(), 0);
+        let take = |bytes: &[u8]| {
+            // Longer than the child may take in all.
+            std::thread::sleep(Duration::from_millis(400));
+            taken += bytes.len();
+            taken < 100_000
+        };
+        stream(SHORT, Stderr::Silent, endless, take).unwrap();
+        assert!((100_000..200_000).contains(&taken), "{taken}");
+        assert!((Duration::from_millis(800)..Duration::from_secs(10)).contains(&started.elapsed()));
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod page;
 pub mod paper;
 pub mod query;
 pub mod render;
+pub mod section;
 pub mod sources;
 pub mod stats;
 pub mod table;

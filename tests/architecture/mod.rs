@@ -40,10 +40,11 @@ const ARROWS: [(&str, &[&str]); 7] = [
 const STAGE_SPECS: [&str; 6] = ["all_specs", "Field", "FieldType", "Preset", "Role", "Spec"];
 
 /// Rooms without file, environment, process or clock.
-const PURE: [&str; 9] = [
+const PURE: [&str; 10] = [
     "workflow::plan",
     "workflow::slurm::script",
     "report::stats",
+    "report::section",
     "report::table",
     "report::render",
     "report::document",

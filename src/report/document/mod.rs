@@ -22,7 +22,7 @@ pub use spec::{DOCUMENT_KEYS, DocumentSpec};
 
 use crate::report::query::Outputs;
 use crate::report::render::markdown_text;
-use crate::report::table::{Expected, Partial};
+use crate::report::table::{Expected, Meant, Partial, two_for_one};
 
 /// Format version of a document's JSON.
 pub const DOCUMENT_VERSION: u32 = 1;
@@ -113,22 +113,9 @@ struct Results<'a> {
     problems: Vec<String>,
 }
 
-/// Which cells of a stage are meant.
-#[derive(Debug, Clone, Copy)]
-struct Which<'a> {
-    stage: &'a str,
-    arm: Option<&'a str>,
-    labels: &'a BTreeMap<String, String>,
-}
-
 /// Indices of the expected cells that are meant.
-fn cells_of(which: Which<'_>, expected: &[Expected]) -> Vec<usize> {
-    let fits = |cell: &Expected| {
-        cell.key.stage.as_str() == which.stage
-            && which.arm.is_none_or(|arm| cell.key.arm.as_ref().is_some_and(|a| a.as_str() == arm))
-            && which.labels.iter().all(|(key, value)| cell.labels.get(key) == Some(value))
-    };
-    (0..expected.len()).filter(|i| fits(&expected[*i])).collect()
+fn cells_of(meant: Meant<'_>, expected: &[Expected]) -> Vec<usize> {
+    (0..expected.len()).filter(|i| meant.fits(&expected[*i].key, &expected[*i].labels)).collect()
 }
 
 impl Results<'_> {
@@ -140,24 +127,21 @@ impl Results<'_> {
     }
 
     /// The cells that are meant, one for each seed.
-    fn by_seed(&mut self, place: &str, which: Which<'_>) -> BTreeMap<Option<u32>, usize> {
-        let mut found: BTreeMap<Option<u32>, usize> = BTreeMap::new();
-        for index in cells_of(which, self.expected) {
-            let key = &self.expected[index].key;
-            if let Some(first) = found.get(&key.seed) {
-                let (a, b) = (self.expected[*first].key.local_name(), key.local_name());
-                self.problem(&format!("{place}: {a} and {b} are two cells for one place: say `arm` or `labels`"));
-                continue;
-            }
-            found.insert(key.seed, index);
+    fn by_seed(&mut self, place: &str, meant: Meant<'_>) -> BTreeMap<Option<u32>, usize> {
+        let cells = cells_of(meant, self.expected);
+        if let Some((one, other)) = two_for_one(cells.iter().map(|index| &self.expected[*index].key)) {
+            let name = |i: usize| self.expected[cells[i]].key.local_name();
+            let (one, other) = (name(one), name(other));
+            self.problem(&format!("{place}: {one} and {other} are two cells for one place: say `arm` or `labels`"));
         }
-        if found.is_empty() {
+        if cells.is_empty() {
             self.problem(&format!(
                 "{place}: no expected cell of stage `{}` matches: check `stage`, `arm`, `labels` and `needs`",
-                which.stage
+                meant.stage
             ));
         }
-        found
+        // Of two for one seed the first: that there are two is told.
+        cells.into_iter().rev().map(|index| (self.expected[index].key.seed, index)).collect()
     }
 
     /// The one output of a filter on a cell; `None` where the cell has no result, which is told here.

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::spec::{RunRow, RunTable};
 use super::words::plain;
-use super::{Ask, Results, Which, artifacts, cells_of, text_of};
+use super::{Ask, Meant, Results, artifacts, cells_of, text_of};
 use crate::record::CellKey;
 use crate::report::render::markdown_text;
 use crate::report::stats;
@@ -40,7 +40,7 @@ struct Entry<'a> {
 /// The cells in the order of the rows, then of seeds.
 fn entries<'a>(spec: &'a RunTable, expected: &[Expected]) -> Vec<Entry<'a>> {
     let labels = BTreeMap::new();
-    let cells = |arm: Option<&str>| cells_of(Which { stage: &spec.stage, arm, labels: &labels }, expected);
+    let cells = |arm: Option<&str>| cells_of(Meant { stage: &spec.stage, arm, labels: &labels }, expected);
     if spec.rows.is_empty() {
         return cells(None).into_iter().map(|cell| Entry { cell, row: None }).collect();
     }

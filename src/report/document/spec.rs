@@ -4,13 +4,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use crate::record::Name;
-use crate::report::query::{self, Scope};
-use crate::report::table::{PathStep, SpecProblem};
+use crate::report::section::{Checker, Form, PathStep, SpecProblem, key};
 
 /// Keys that every document may have.
 pub const DOCUMENT_KEYS: &[&str] = &["key", "kind", "title", "date"];
@@ -67,6 +64,7 @@ const RUNS_KEYS: &[&str] = &[
 ];
 const RUN_KEYS: &[&str] = &["arm", "label", "config", "notes"];
 const RULE_KEYS: &[&str] = &["when", "text"];
+const READS: &str = "a document reads";
 
 /// A document, checked.
 #[derive(Debug, Clone, PartialEq)]
@@ -448,10 +446,15 @@ impl DocumentSpec {
             return Err(check.problems);
         };
         let spec = match map.get("kind").and_then(Value::as_str) {
-            Some("stage_summary") => check.summary(section, map, stages).map(Self::Stages),
-            Some("run_table") => check.run_table(section, map, stages).map(Self::Runs),
+            Some("stage_summary") => check.summary(map, stages).map(Self::Stages),
+            Some("run_table") => check.run_table(map, stages).map(Self::Runs),
             Some(other) => {
-                check.unknown(&[key("kind")], format!("`{other}` is no kind of document"), other, KINDS);
+                check.unknown(
+                    &[key("kind")],
+                    format!("`{other}` is no kind of document"),
+                    other,
+                    KINDS.iter().copied(),
+                );
                 None
             }
             None => {
@@ -459,122 +462,38 @@ impl DocumentSpec {
                 None
             }
         };
-        match spec {
-            Some(spec) if check.problems.is_empty() => Ok(spec),
-            _ => Err(check.problems),
-        }
+        check.end(spec)
     }
-}
-
-fn key(key: &str) -> PathStep {
-    PathStep::Key(key.to_owned())
-}
-
-#[derive(Default)]
-struct Checker {
-    problems: Vec<SpecProblem>,
 }
 
 impl Checker {
-    fn add(&mut self, path: &[PathStep], message: impl Into<String>) {
-        self.problems.push(SpecProblem { path: path.to_vec(), message: message.into(), word: None, known: vec![] });
-    }
-
-    fn unknown(&mut self, path: &[PathStep], message: String, word: &str, known: &[&str]) {
-        let known = known.iter().map(|k| (*k).to_owned()).collect();
-        self.problems.push(SpecProblem { path: path.to_vec(), message, word: Some(word.to_owned()), known });
-    }
-
-    fn keys(&mut self, map: &Map<String, Value>, what: &str, known: &[&str], path: &[PathStep]) {
-        for name in map.keys().filter(|k| !known.contains(&k.as_str())) {
-            let path = [path, &[key(name)]].concat();
-            self.unknown(&path, format!("unknown key `{name}` in {what}"), name, known);
-        }
-    }
-
-    /// The elements of a list, each read on its own, so that each problem has its place.
-    fn list<T: DeserializeOwned>(&mut self, map: &Map<String, Value>, name: &str, what: &str, known: &[&str]) {
-        let Some(value) = map.get(name) else { return };
-        let Some(items) = value.as_array() else {
-            return self.add(&[key(name)], format!("`{name}` must be an array of tables"));
-        };
-        for (i, item) in items.iter().enumerate() {
-            let path = [key(name), PathStep::Index(i)];
-            let Some(map) = item.as_object() else {
-                self.add(&path, format!("{what} must be a table"));
-                continue;
-            };
-            let before = self.problems.len();
-            self.keys(map, what, known, &path);
-            if self.problems.len() == before
-                && let Err(e) = serde_json::from_value::<T>(item.clone())
-            {
-                self.add(&path, format!("{what} cannot be read: {e}"));
-            }
-        }
-    }
-
-    /// The whole section, once its lists are sound.
-    fn whole<T: DeserializeOwned>(&mut self, section: &Value) -> Option<T> {
-        if !self.problems.is_empty() {
-            return None;
-        }
-        match serde_json::from_value(section.clone()) {
-            Ok(spec) => Some(spec),
-            Err(e) => {
-                self.add(&[], format!("a document cannot be read: {e}"));
-                None
-            }
-        }
-    }
-
-    fn filter(&mut self, path: &[PathStep], code: &str) {
-        if let Err(e) = query::check(code, &["$row"], Scope::Closed) {
-            self.add(path, e.to_string());
-        }
-    }
-
-    fn stage(&mut self, path: &[PathStep], stage: &str, stages: &[&str]) {
-        if !stages.contains(&stage) {
-            self.unknown(path, format!("a document reads the unknown stage `{stage}`"), stage, stages);
-        }
-    }
-
-    fn name(&mut self, path: &[PathStep], name: &str) {
-        if let Err(problem) = Name::new(name) {
-            self.add(path, problem);
-        }
-    }
-
-    fn digits(&mut self, name: &str, digits: u8) {
-        if digits > 12 {
-            self.add(&[key(name)], "more than 12 decimals: a float has no more to show");
-        }
-    }
-
-    fn summary(&mut self, section: &Value, map: &Map<String, Value>, stages: &[&str]) -> Option<StageSummary> {
-        self.keys(map, "a document", SUMMARY_KEYS, &[]);
-        self.list::<Fact>(map, "scope", "a line of the scope", FACT_KEYS);
-        self.list::<StageRow>(map, "stages", "a stage", STAGE_KEYS);
-        self.list::<Comparison>(map, "compare", "a comparison", COMPARE_KEYS);
-        self.list::<Question>(map, "questions", "a question", QUESTION_KEYS);
-        self.list::<Check>(map, "checks", "a check", CHECK_KEYS);
-        self.list::<Fact>(map, "definitions", "a definition", &FACT_KEYS[..2]);
-        self.list::<Pair>(map, "paired", "a pair", PAIR_KEYS);
-        self.list::<Artifact>(map, "artifacts", "an artifact", ARTIFACT_KEYS);
-        let spec: StageSummary = self.whole(section)?;
+    fn summary(&mut self, map: &Map<String, Value>, stages: &[&str]) -> Option<StageSummary> {
+        self.list::<Fact>(map, "scope", &Form::new("a line of the scope", FACT_KEYS));
+        self.list::<StageRow>(map, "stages", &Form::new("a stage", STAGE_KEYS));
+        self.list::<Comparison>(map, "compare", &Form::new("a comparison", COMPARE_KEYS));
+        self.list::<Question>(map, "questions", &Form::new("a question", QUESTION_KEYS));
+        self.list::<Check>(map, "checks", &Form::new("a check", CHECK_KEYS));
+        self.list::<Fact>(map, "definitions", &Form::new("a definition", &FACT_KEYS[..2]));
+        self.list::<Pair>(map, "paired", &Form::new("a pair", PAIR_KEYS));
+        self.list::<Artifact>(map, "artifacts", &Form::new("an artifact", ARTIFACT_KEYS));
+        let needs = [("key", json!("k")), ("kind", json!("k")), ("title", json!("t")), ("stages", json!([]))];
+        let parts = ["scope", "stages", "compare", "questions", "checks", "definitions", "paired", "artifacts"];
+        let spec: StageSummary = self.whole(map, &Form::new("a document", SUMMARY_KEYS), &parts, &needs)?;
         self.name(&[key("key")], &spec.key);
-        self.digits("macro_digits", spec.macro_digits);
-        self.digits("task_digits", spec.task_digits);
+        self.digits(&[key("macro_digits")], spec.macro_digits);
+        self.digits(&[key("task_digits")], spec.task_digits);
         self.filter(&[key("tasks")], &spec.tasks);
         for (name, code) in [("macro", &spec.macro_accuracy), ("limit", &spec.limit)] {
             if let Some(code) = code {
                 self.filter(&[key(name)], code);
             }
         }
-        let digits = spec.compare.iter().map(|c| ("retention_digits", c.retention_digits));
-        for (name, digits) in digits.chain(spec.questions.iter().map(|q| ("points_digits", q.points_digits))) {
-            self.digits(name, digits);
+        for (i, comparison) in spec.compare.iter().enumerate() {
+            let path = [key("compare"), PathStep::Index(i), key("retention_digits")];
+            self.digits(&path, comparison.retention_digits);
+        }
+        for (i, question) in spec.questions.iter().enumerate() {
+            self.digits(&[key("questions"), PathStep::Index(i), key("points_digits")], question.points_digits);
         }
         for (i, comparison) in spec.compare.iter().enumerate().filter(|(_, c)| c.show.is_empty()) {
             let path = [key("compare"), PathStep::Index(i), key("show")];
@@ -586,7 +505,7 @@ impl Checker {
             match (&artifact.value, &artifact.stage) {
                 (Some(_), None) => {}
                 (None, Some(stage)) => {
-                    self.stage(&[&path[..], &[key("stage")]].concat(), stage, stages);
+                    self.stage(&[&path[..], &[key("stage")]].concat(), READS, stage, stages);
                     if let Some(metric) = &artifact.metric {
                         self.filter(&[&path[..], &[key("metric")]].concat(), metric);
                     }
@@ -599,7 +518,7 @@ impl Checker {
             match (&fact.value, &fact.stage, &fact.metric) {
                 (Some(_), None, None) => {}
                 (None, Some(stage), Some(metric)) => {
-                    self.stage(&[&path[..], &[key("stage")]].concat(), stage, stages);
+                    self.stage(&[&path[..], &[key("stage")]].concat(), READS, stage, stages);
                     self.filter(&[&path[..], &[key("metric")]].concat(), metric);
                 }
                 _ => self.add(&path, "a line of the scope needs either `value`, or `stage` and `metric`"),
@@ -608,15 +527,10 @@ impl Checker {
         if spec.stages.is_empty() {
             self.add(&[key("stages")], format!("document `{}` has no stages: give at least one", spec.key));
         }
-        let mut known: Vec<&str> = Vec::new();
+        let known: Vec<&str> = spec.stages.iter().map(|row| row.key.as_str()).collect();
+        self.once("stages", known.iter().copied());
         for (i, row) in spec.stages.iter().enumerate() {
-            let path = [key("stages"), PathStep::Index(i)];
-            self.name(&[&path[..], &[key("key")]].concat(), &row.key);
-            self.stage(&[&path[..], &[key("stage")]].concat(), &row.stage, stages);
-            if known.contains(&row.key.as_str()) {
-                self.add(&path, format!("`{}` is the key of two stages: give each its own", row.key));
-            }
-            known.push(&row.key);
+            self.stage(&[key("stages"), PathStep::Index(i), key("stage")], READS, &row.stage, stages);
         }
         let named = spec
             .compare
@@ -646,20 +560,20 @@ impl Checker {
         for (list, i, field, word) in named {
             if !known.contains(&word.as_str()) {
                 let message = format!("`{word}` is none of the document's stages");
-                self.unknown(&[key(list), PathStep::Index(i), key(field)], message, word, &known);
+                self.unknown(&[key(list), PathStep::Index(i), key(field)], message, word, known.iter().copied());
             }
         }
         Some(spec)
     }
 
-    fn run_table(&mut self, section: &Value, map: &Map<String, Value>, stages: &[&str]) -> Option<RunTable> {
-        self.keys(map, "a document", RUNS_KEYS, &[]);
-        self.list::<RunRow>(map, "rows", "a row", RUN_KEYS);
-        self.list::<Rule>(map, "notes", "a note", RULE_KEYS);
-        let spec: RunTable = self.whole(section)?;
+    fn run_table(&mut self, map: &Map<String, Value>, stages: &[&str]) -> Option<RunTable> {
+        self.list::<RunRow>(map, "rows", &Form::new("a row", RUN_KEYS));
+        self.list::<Rule>(map, "notes", &Form::new("a note", RULE_KEYS));
+        let needs = [("key", json!("k")), ("kind", json!("k")), ("title", json!("t")), ("stage", json!("s"))];
+        let spec: RunTable = self.whole(map, &Form::new("a document", RUNS_KEYS), &["rows", "notes"], &needs)?;
         self.name(&[key("key")], &spec.key);
-        self.digits("digits", spec.digits);
-        self.stage(&[key("stage")], &spec.stage, stages);
+        self.digits(&[key("digits")], spec.digits);
+        self.stage(&[key("stage")], READS, &spec.stage, stages);
         let filters =
             [("source", &spec.source), ("target", &spec.target), ("sample", &spec.sample), ("status", &spec.status)];
         self.filter(&[key("evals")], &spec.evals);

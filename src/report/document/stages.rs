@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::spec::{Artifact, Comparison, Fact, Pivot, Shown, StageRow, StageSummary};
 use super::words::{change, code, name, plain, points, prose, signed, times};
-use super::{Ask, Results, Which, artifacts, cells_of, text_of};
+use super::{Ask, Meant, Results, artifacts, cells_of, text_of};
 use crate::report::render::markdown_text;
 use crate::report::stats;
 use crate::report::table::Expected;
@@ -38,8 +38,8 @@ impl Measured {
     }
 }
 
-pub(super) fn which<'a>(row: &'a StageRow) -> Which<'a> {
-    Which { stage: &row.stage, arm: row.arm.as_deref(), labels: &row.labels }
+pub(super) fn which<'a>(row: &'a StageRow) -> Meant<'a> {
+    Meant { stage: &row.stage, arm: row.arm.as_deref(), labels: &row.labels }
 }
 
 pub(super) fn asks(spec: &StageSummary, expected: &[Expected]) -> Vec<Ask> {
@@ -69,7 +69,7 @@ pub(super) fn asks(spec: &StageSummary, expected: &[Expected]) -> Vec<Ask> {
 /// The first cell with a result that a line of the scope speaks of, or the first at all.
 fn fact_cell(fact: &Fact, expected: &[Expected]) -> Option<usize> {
     let labels = BTreeMap::new();
-    let which = Which { stage: fact.stage.as_deref()?, arm: fact.arm.as_deref(), labels: &labels };
+    let which = Meant { stage: fact.stage.as_deref()?, arm: fact.arm.as_deref(), labels: &labels };
     let cells = cells_of(which, expected);
     cells.iter().find(|i| expected[**i].run.is_ok()).or(cells.first()).copied()
 }
@@ -77,7 +77,7 @@ fn fact_cell(fact: &Fact, expected: &[Expected]) -> Option<usize> {
 fn artifact_cells(artifact: &Artifact, expected: &[Expected]) -> Vec<usize> {
     let labels = BTreeMap::new();
     let Some(stage) = artifact.stage.as_deref() else { return Vec::new() };
-    cells_of(Which { stage, arm: artifact.arm.as_deref(), labels: &labels }, expected)
+    cells_of(Meant { stage, arm: artifact.arm.as_deref(), labels: &labels }, expected)
 }
 
 pub(super) fn build(spec: &StageSummary, results: &mut Results<'_>) -> (String, Value) {

@@ -169,6 +169,23 @@ fn seeds_are_paired_and_counted() {
 }
 
 #[test]
+fn arms_are_not_pooled_whatever_their_seeds_are() {
+    for seed in [42, 7] {
+        let mut section = summary();
+        section["stages"][0].as_object_mut().unwrap().remove("arm");
+        let mut cells = one_seed();
+        cells.iter_mut().skip(1).for_each(|cell| cell.key.seed = Some(seed));
+        assert_eq!(
+            built(&section, &cells, Partial::Error).unwrap_err()[0],
+            format!(
+                "document `stages`: stage `s1`: eval/vanilla/seed-42 and eval/ablated/seed-{seed} are two cells for one \
+                 place: say `arm` or `labels`"
+            )
+        );
+    }
+}
+
+#[test]
 fn missing_cells_are_problems_or_marked() {
     let mut cells = one_seed();
     cells[1] = cell("eval", Some("ablated"), Some(42), Err("not sealed"));
@@ -268,11 +285,13 @@ fn problems_of_a_section_have_places() {
         let again = s["stages"][3].clone();
         s["stages"].as_array_mut().unwrap().push(again);
     };
-    assert_eq!(problem(summary(), &twice, "key of two stages"), 2);
+    assert_eq!(problem(summary(), &twice, "key of two stages"), 3);
     assert_eq!(problem(summary(), &|s| s["task_digits"] = json!(40), "12 decimals"), 1);
     assert_eq!(problem(run_table(), &|s| s["notes"][0]["when"] = json!("nosuch"), "not defined"), 3);
     assert_eq!(problem(run_table(), &|s| s["rows"][0]["lable"] = json!("x"), "unknown key `lable` in a row"), 3);
     assert_eq!(problem(run_table(), &|s| s["plateau"] = json!(0), "plateau"), 1);
+    assert_eq!(problem(run_table(), &|s| s["digits"] = json!("three"), "`digits` of a document cannot be read"), 1);
+    assert_eq!(problem(run_table(), &|s| drop(s.as_object_mut().unwrap().remove("title")), "has no `title`"), 0);
     assert!(DocumentSpec::parse(&json!(3), &[]).is_err());
     assert_eq!(
         DocumentSpec::parse(&run_table(), &["bridge"]).unwrap().stages().into_iter().collect::<Vec<_>>(),

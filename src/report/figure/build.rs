@@ -7,7 +7,7 @@ use super::{Bar, Bars, Body, Curve, Figure, Peaks, Point};
 use crate::record::{CellKey, SeriesPoint};
 use crate::report::render;
 use crate::report::stats;
-use crate::report::table::{Grid, Printed, Row, RunRef, TableProblem};
+use crate::report::table::{Grid, Meant, Printed, Row, RunRef, TableProblem, two_for_one};
 
 /// A cell that the plan expects, with its series.
 #[derive(Debug, Clone, Copy)]
@@ -165,12 +165,8 @@ struct Runs<'a> {
 
 fn runs_of<'a>(spec: &'a FigureSpec, line: &'a LineSpec, sources: &[Source<'a>]) -> Result<Runs<'a>, String> {
     let series = spec.series.as_deref().unwrap_or_default();
-    let mine = |s: &&Source<'a>| {
-        s.key.stage.as_str() == line.stage
-            && line.arm.as_deref().is_none_or(|arm| s.key.arm.as_ref().is_some_and(|a| a.as_str() == arm))
-            && line.labels.iter().all(|(k, v)| s.labels.get(k) == Some(v))
-    };
-    let cells: Vec<&Source<'a>> = sources.iter().filter(mine).collect();
+    let meant = Meant { stage: &line.stage, arm: line.arm.as_deref(), labels: &line.labels };
+    let cells: Vec<&Source<'a>> = sources.iter().filter(|s| meant.fits(s.key, s.labels)).collect();
     if cells.is_empty() {
         return Err(format!(
             "line `{}`: no expected cell of stage `{}` matches: check `stage`, `arm`, `labels` and the `needs` of the \
@@ -178,12 +174,12 @@ fn runs_of<'a>(spec: &'a FigureSpec, line: &'a LineSpec, sources: &[Source<'a>])
             line.key, line.stage
         ));
     }
-    let mut seen = BTreeSet::new();
-    if let Some(twice) = cells.iter().find(|s| !seen.insert(s.key.seed)) {
+    if let Some((one, other)) = two_for_one(cells.iter().map(|s| s.key)) {
         return Err(format!(
-            "line `{}`: {} is a second run for one place: narrow it with `arm` or `labels`",
+            "line `{}`: {} and {} are two runs for one place: narrow it with `arm` or `labels`",
             line.key,
-            twice.key.local_name()
+            cells[one].key.local_name(),
+            cells[other].key.local_name()
         ));
     }
     let mut runs = Vec::new();

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::record::{CellKey, Digest, Name, SeriesPoint};
 use crate::report::render::tests::keep;
+use crate::report::table::Grid;
 use crate::report::table::tests::{build_now, spec as table_spec, table_7, two_seeds};
-use crate::report::table::{Grid, PathStep};
 
 /// A cell with a series `val_perplexity`.
 struct Run {
@@ -171,10 +171,18 @@ fn what_cannot_be_drawn_is_said() {
     let mut apart = runs();
     apart[1] = run("train_baseline", None, 1337, Some(&[(150, 1.0)]));
     assert!(built(&section(), &apart, &[]).unwrap_err()[0].contains("no step in common"));
-    let mut twice = runs();
-    twice[0] = run("train_baseline", Some("a"), 42, None);
-    twice[1] = run("train_baseline", Some("b"), 42, None);
-    assert!(built(&section(), &twice, &[]).unwrap_err()[0].contains("a second run for one place"));
+    // Of two arms the seeds need not be the same.
+    for seed in [42, 1337] {
+        let mut twice = runs();
+        twice[0] = run("train_baseline", Some("a"), 42, Some(&[(100, 1.0)]));
+        twice[1] = run("train_baseline", Some("b"), seed, Some(&[(100, 2.0)]));
+        let said = format!(
+            "figure `{}`: line `baseline`: train_baseline/a/seed-42 and train_baseline/b/seed-{seed} are two runs for one \
+             place: narrow it with `arm` or `labels`",
+            section()["key"].as_str().unwrap()
+        );
+        assert_eq!(built(&section(), &twice, &[]).unwrap_err(), [said]);
+    }
     let none = [run("train_baseline", None, 42, None), run("train_monotonic", None, 42, None)];
     assert!(built(&section(), &none, &[]).unwrap_err()[0].contains("no value to draw"));
     let spec = FigureSpec::parse(
@@ -192,22 +200,16 @@ fn problems_of_a_section_have_places() {
     let said = |section: Value| -> String {
         let problems = FigureSpec::parse(&section, &STAGES, &tables).unwrap_err();
         assert_eq!(problems.len(), 1, "{problems:#?}");
-        let steps: Vec<String> = problems[0]
-            .path
-            .iter()
-            .map(|s| match s {
-                PathStep::Key(k) => k.clone(),
-                PathStep::Index(i) => i.to_string(),
-            })
-            .collect();
-        format!("{}: {}", steps.join("."), problems[0].message)
+        problems[0].said()
     };
     let with = |mut section: Value, key: &str, value: Value| {
         section[key] = value;
         said(section)
     };
     assert!(with(section(), "titel", json!("x")).starts_with("titel: unknown key `titel` in a figure"));
-    assert!(with(section(), "kind", json!("pie")).starts_with("kind: a figure cannot be read: unknown variant `pie`"));
+    assert!(
+        with(section(), "kind", json!("pie")).starts_with("kind: `kind` of a figure cannot be read: unknown variant")
+    );
     assert!(with(section(), "key", json!("../x")).starts_with("key: "));
     assert!(with(section(), "level", json!(95)).starts_with("level: "));
     assert!(with(section(), "table", json!("foundation")).contains("made of a series"));

@@ -2,31 +2,23 @@
 //!
 //! jq is a whole language: a gate, a table metric or a slip of the finger may loop for ever or build a list of 1e12
 //! numbers. All filters of one table or gate go to one forked child, which answers a line for each; a child that
-//! exceeds a limit, or faults, is killed, and the filter it was working on is named. [`forked`] is the child alone.
+//! exceeds a limit, or faults, is killed, and the filter it was working on is named.
 
 use std::collections::HashMap;
-use std::io::Read;
-use std::os::fd::{FromRawFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use super::filter::{Filter, FilterError, Scope, to_val};
 use super::plain::{self, Tree};
 use super::print;
+pub use crate::record::apart::Limits;
+use crate::record::apart::{self, Answer};
 
 /// Stack of a thread that compiles or runs filters, bytes: jq's parser and its values recurse.
 const STACK_BYTES: usize = 64 << 20;
 
-/// What the filters of one call may take together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Time on the wall; processor time has the same limit.
-    pub time: Duration,
-    /// Memory beyond what the process has already, bytes.
-    pub mem_bytes: u64,
-}
-
+/// What the filters of one call, such as those of a table, may take together.
 impl Default for Limits {
     fn default() -> Self {
         Self { time: Duration::from_secs(20), mem_bytes: 1 << 30 }
@@ -91,17 +83,11 @@ fn evaluate_apart(jobs: &[Job<'_>], limits: Limits) -> Vec<Outputs> {
     if jobs.is_empty() {
         return Vec::new();
     }
-    let mut bytes = Vec::new();
-    let ran = deep(|| {
-        let take = |more: &[u8]| {
-            bytes.extend_from_slice(more);
-            true
-        };
-        forked(limits, Stderr::Silent, |pipe| answer(jobs, pipe), take)
-    });
-    if let Err(what) = ran.and_then(|r| r) {
-        return vec![Err(what); jobs.len()];
-    }
+    let ran = deep(|| apart::run(limits, |pipe| answer(jobs, pipe)).map_err(|e| no_process(&e)));
+    let bytes = match ran.and_then(|r| r) {
+        Ok(bytes) => bytes,
+        Err(what) => return vec![Err(what); jobs.len()],
+    };
     let mut answers: Vec<Outputs> = bytes
         .split_inclusive(|b| *b == b'\n')
         .filter(|line| line.ends_with(b"\n"))
@@ -132,148 +118,21 @@ pub(super) fn deep<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String
     })
 }
 
-/// What becomes of what a child prints to stderr.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stderr {
-    /// Nothing: its failures are told by the parent.
-    Silent,
-    /// It goes where that of the parent goes.
-    Shared,
-}
-
-/// Forks; the child runs `work`, and `take` gets what it writes, as it comes, until it says false. The child is killed
-/// when it exceeds a limit; the time that `take` needs does not count.
-///
-/// # Errors
-/// The system gives no pipe or process.
-pub(super) fn forked(
-    limits: Limits,
-    stderr: Stderr,
-    work: impl FnOnce(&Pipe),
-    mut take: impl FnMut(&[u8]) -> bool,
-) -> Result<(), String> {
-    let mut ends = [0; 2];
-    let os_error = |what: &str| format!("cannot {what} for the filter: {}", std::io::Error::last_os_error());
-    // SAFETY: `ends` has room for the two descriptors that pipe2 writes.
-    if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } != 0 {
-        return Err(os_error("open a pipe"));
-    }
-    // SAFETY: pipe2 succeeded, so both are open descriptors that nobody else owns.
-    let (reader, writer) = unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) };
-    // SAFETY: the child calls nothing that another thread's lock could hold: it computes on memory it has
-    // (the allocator resets its locks on fork), writes to the pipe by write(2) and leaves by _exit(2). Should
-    // it hang all the same, the deadline below ends it.
-    let pid = unsafe { libc::fork() };
-    if pid < 0 {
-        return Err(os_error("start a process"));
-    }
-    if pid == 0 {
-        drop(reader);
-        set_limits(limits, stderr);
-        work(&Pipe(writer));
-        // SAFETY: ends this process without running destructors or handlers of the parent.
-        unsafe { libc::_exit(0) }
-    }
-    drop(writer);
-    let read = read_until(reader, limits.time, &mut take);
-    // SAFETY: `pid` is our own child, not yet waited for.
-    unsafe {
-        libc::kill(pid, libc::SIGKILL);
-        let mut status = 0;
-        while libc::waitpid(pid, &mut status, 0) < 0
-            && std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted
-        {}
-    }
-    read
-}
-
-/// The child's end of the pipe.
-pub(super) struct Pipe(OwnedFd);
-
-impl Pipe {
-    /// Writes all of it; false when the parent is gone. What a signal cuts off the parent misses and says.
-    pub(super) fn write(&self, mut rest: &[u8]) -> bool {
-        use std::os::fd::AsRawFd;
-        while !rest.is_empty() {
-            // SAFETY: the pointer and length are those of a live slice.
-            let n = unsafe { libc::write(self.0.as_raw_fd(), rest.as_ptr().cast(), rest.len()) };
-            match usize::try_from(n) {
-                Ok(n) if n > 0 => rest = &rest[n..],
-                _ => return false,
-            }
-        }
-        true
-    }
-}
-
-/// Everything from the pipe until its end, or until `limit` has been waited for it.
-fn read_until(reader: OwnedFd, limit: Duration, take: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), String> {
-    use std::os::fd::AsRawFd;
-    let mut file = std::fs::File::from(reader);
-    let mut buffer = [0u8; 1 << 16];
-    let mut left = limit;
-    loop {
-        let began = Instant::now();
-        let mut poll = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        let millis = i32::try_from(left.as_millis().max(1)).unwrap_or(i32::MAX);
-        // SAFETY: one valid pollfd.
-        let ready = unsafe { libc::poll(&mut poll, 1, millis) };
-        left = left.saturating_sub(began.elapsed());
-        match (ready, left.is_zero()) {
-            (_, true) => return Ok(()),
-            (1.., false) => {}
-            _ => continue,
-        }
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(n) => {
-                if !take(&buffer[..n]) {
-                    return Ok(());
-                }
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(format!("cannot read from the filter's process: {e}")),
-        }
-    }
+/// That the system gives no process for a filter.
+pub(super) fn no_process(why: &std::io::Error) -> String {
+    format!("cannot run the filter in a process of its own: {why}")
 }
 
 /// The child of [`evaluate`]: a line for each job.
-fn answer(jobs: &[Job<'_>], pipe: &Pipe) {
+fn answer(jobs: &[Job<'_>], pipe: &mut Answer) {
     let mut compiled = HashMap::new();
     for job in jobs {
         let answer: Outputs = run(job, &mut compiled).map_err(|e| e.to_string());
         // Texts, numbers, arrays and objects with text keys always print.
         let mut line = serde_json::to_vec(&answer).unwrap_or_default();
         line.push(b'\n');
-        if !pipe.write(&line) {
+        if !pipe.send(&line) {
             return;
-        }
-    }
-}
-
-fn set_limits(limits: Limits, stderr: Stderr) {
-    let set = |resource, value: u64| {
-        let limit = libc::rlimit { rlim_cur: value, rlim_max: value };
-        // SAFETY: a valid rlimit. A limit that cannot be set is not fatal: the deadline still holds.
-        unsafe { libc::setrlimit(resource, &limit) };
-    };
-    let pages = std::fs::read_to_string("/proc/self/statm")
-        .ok()
-        .and_then(|text| text.split(' ').next().and_then(|n| n.parse::<u64>().ok()))
-        .unwrap_or(0);
-    set(libc::RLIMIT_AS, pages * 4096 + limits.mem_bytes);
-    set(libc::RLIMIT_CPU, limits.time.as_secs().max(1));
-    set(libc::RLIMIT_CORE, 0);
-    // SAFETY: a failed allocation or a fault would print to the parent's terminal; the parent names the
-    // filter instead.
-    unsafe {
-        let null = if stderr == Stderr::Silent { libc::open(c"/dev/null".as_ptr(), libc::O_WRONLY) } else { -1 };
-        if null >= 0 {
-            libc::dup2(null, 2);
-        }
-        // The parent's handlers print, too.
-        for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGABRT] {
-            libc::signal(signal, libc::SIG_DFL);
         }
     }
 }
@@ -297,8 +156,11 @@ fn run<'a>(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Instant;
+
     use serde_json::json;
+
+    use super::*;
 
     fn answers(codes: &[&str], limits: Limits) -> Vec<Outputs> {
         let (input, row) = (json!({"a": [1, 2.5]}), json!({"model": "b"}));

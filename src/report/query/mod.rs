@@ -23,6 +23,7 @@ pub use print::Style;
 pub use rows::RowFormat;
 pub use source::{Load, Reading, Seals};
 
+use crate::record::apart::{self, Stderr};
 use crate::record::{RecordError, exit};
 
 /// Why a query has no answer.
@@ -138,11 +139,12 @@ pub fn query(query: &Query, out: &mut (dyn Write + Send)) -> Result<Vec<String>,
         let gathered = source::gather(&query.paths, &query.reading)?;
         // Of what a filter prints itself nothing is lost; else a child that fails is silent, and told of here.
         let prints = ["debug", "stderr", "halt_error"].iter().any(|word| query.filter.contains(word));
-        let stderr = if prints { limit::Stderr::Shared } else { limit::Stderr::Silent };
+        let stderr = if prints { Stderr::Shared } else { Stderr::Silent };
         let mut answer = Answer { out, unread: Vec::new(), end: None };
         let inputs = gathered.inputs;
-        let child = |pipe: &limit::Pipe| run(query, &filter, inputs, pipe);
-        limit::forked(query.limits, stderr, child, |bytes| answer.take(bytes)).map_err(QueryError::Engine)?;
+        let child = |pipe: &mut apart::Answer| run(query, &filter, inputs, pipe);
+        apart::stream(query.limits, stderr, child, |bytes| answer.take(bytes))
+            .map_err(|e| QueryError::Engine(limit::no_process(&e)))?;
         match answer.end {
             Some(End::Done) => Ok(gathered.warnings),
             Some(End::Failed(what)) => Err(FilterError::Run(what).into()),
@@ -160,12 +162,12 @@ pub fn query(query: &Query, out: &mut (dyn Write + Send)) -> Result<Vec<String>,
 }
 
 /// The child's part.
-fn run(query: &Query, filter: &filter::Filter, inputs: Vec<jaq_json::Val>, pipe: &limit::Pipe) {
-    let send = |kind: u8, text: &str| {
+fn run(query: &Query, filter: &filter::Filter, inputs: Vec<jaq_json::Val>, pipe: &mut apart::Answer) {
+    let mut send = |kind: u8, text: &str| {
         let mut frame = vec![kind];
         frame.extend_from_slice(&(text.len() as u64).to_le_bytes());
         frame.extend_from_slice(text.as_bytes());
-        pipe.write(&frame)
+        pipe.send(&frame)
     };
     let mut printer = print::Printer::new(query.style);
     let mut refused = None;

@@ -126,7 +126,7 @@ pub struct Row {
 }
 
 /// A number of a table with everything known about it. Values are scaled, at full precision.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct GridCell {
     /// What every format prints.
     pub printed: Printed,
@@ -205,7 +205,7 @@ pub struct CellTest {
 }
 
 /// What a cell prints, rounded once.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Printed {
     /// A decimal number, with its spread if one is shown.
@@ -231,6 +231,7 @@ pub enum Printed {
     /// The row that a difference is taken from.
     Reference,
     /// No value.
+    #[default]
     Missing,
 }
 

@@ -8,18 +8,21 @@
 mod build;
 mod grid;
 pub mod number;
+mod place;
 mod spec;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use super::section::{PathStep, SpecProblem};
 pub use build::{Expected, Request, Resample, Run, TableProblem, build, grids, grids_with, requests};
 pub use grid::{
     Alignment, CellTest, Column, Env, Grid, GridCell, IntervalKind, Layout, MissingRun, Note, Printed, Row, RunRef,
     SeedValue,
 };
 pub use number::Rounding;
+pub use place::{Meant, two_for_one};
 pub use spec::{
     APPENDIX_ENDING, Allow, Better, COLUMN_KEYS, ColumnSpec, DELTA_KEYS, DeltaKind, DeltaSpec, FOOTNOTE_KEYS,
-    FootnoteSpec, IntervalMethod, LEAST_BOOTSTRAP, Notation, Partial, PathStep, RATIO_KEYS, ROW_KEYS, RatioError,
-    RatioSpec, RowSpec, Seeds, Show, SpecProblem, StudyRef, TABLE_KEYS, TEST_KEYS, TableSpec, TestMethod, TestSpec,
+    FootnoteSpec, IntervalMethod, LEAST_BOOTSTRAP, Notation, Partial, RATIO_KEYS, ROW_KEYS, RatioError, RatioSpec,
+    RowSpec, Seeds, Show, StudyRef, TABLE_KEYS, TEST_KEYS, TableSpec, TestMethod, TestSpec,
 };

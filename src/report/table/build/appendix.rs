@@ -1,14 +1,13 @@
 //! The value of each seed behind a table, as a second table that breaks over pages.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use super::Builder;
-use super::cell::{column, printed};
+use super::cell::{column, missing, printed};
 use super::notes::Notes;
 use super::sample::Sample;
 use crate::report::stats;
-use crate::report::table::grid::{Env, Grid, GridCell, Layout, MissingRun, Note, Printed, Row, RunRef, SeedValue};
+use crate::report::table::grid::{Env, Grid, GridCell, Layout, Note, Printed, Row};
 use crate::report::table::spec::{APPENDIX_ENDING, ColumnSpec, RowSpec, Show};
 
 impl Builder<'_> {
@@ -63,52 +62,39 @@ impl Builder<'_> {
 
     fn of_seed(&mut self, sample: &Sample, seed: Option<u32>, spec: &ColumnSpec, notes: &mut Notes) -> GridCell {
         let seed = if sample.shared() { None } else { seed };
-        let value = sample.values.iter().find(|(s, _)| *s == seed).map(|(_, x)| *x);
-        let own = sample.lost.iter().any(|l| l.seed == seed);
-        let lost: Vec<MissingRun> = sample
-            .lost
-            .iter()
-            // What is lost without a seed, such as the one run of the other side, is lost for each of them.
-            .filter(|l| value.is_none() && (l.seed == seed || (!own && l.seed.is_none())))
-            .map(|l| MissingRun { cell: l.cell.clone(), reason: l.reason.clone() })
-            .collect();
-        let runs: Vec<Arc<RunRef>> = sample
-            .cells
-            .iter()
-            .filter(|(s, _)| *s == seed || s.is_none())
-            .filter_map(|(_, index)| self.run_ref(*index))
-            .collect();
+        let mut cell = self.unprinted(sample, |s| s == seed);
+        let value = cell.values.first().map(|v| v.value);
+        if value.is_some() {
+            cell.missing.clear();
+            // What the other side of a comparison has without a seed is behind each of its values.
+            let shared = sample.cells.iter().filter(|(s, _)| s.is_none() && seed.is_some());
+            cell.runs.extend(shared.filter_map(|(_, index)| self.run_ref(*index)));
+        } else {
+            cell.runs.clear();
+            if cell.missing.is_empty() {
+                // What is lost without a seed, such as the one run of the other side, is lost for each of them.
+                cell.missing = self.unprinted(sample, |s| s.is_none()).missing;
+            }
+        }
         let expected = sample.expected.contains(&seed);
-        let mut cell = GridCell {
-            printed: Printed::Missing,
+        cell = GridCell {
             mean: value,
-            sd: None,
             median: value,
             iqm: value,
             value,
-            spread: None,
-            interval: None,
-            interval_kind: None,
-            degenerate: value.is_none().then(|| stats::Degenerate::TooFew { have: 0, need: 1 }.to_string()),
             n: usize::from(value.is_some()),
             n_expected: usize::from(expected),
-            values: value.map(|value| SeedValue { seed, value }).into_iter().collect(),
-            missing: lost,
-            runs: if value.is_some() { runs } else { Vec::new() },
-            best: false,
-            second: false,
-            test: None,
-            notes: Vec::new(),
+            ..cell
         };
         if sample.reference {
-            cell.printed = Printed::Reference;
-            cell.degenerate = None;
             return cell;
         }
+        if value.is_none() {
+            cell.degenerate = Some(stats::Degenerate::TooFew { have: 0, need: 1 }.to_string());
+        }
         cell.printed = printed(spec, &cell);
-        let reasons: Vec<String> = cell.missing.iter().map(|m| format!("{} ({})", m.cell, m.reason)).collect();
-        if !reasons.is_empty() {
-            cell.notes.push(notes.add(format!("missing: {}", reasons.join(", "))));
+        if !cell.missing.is_empty() {
+            cell.notes.push(notes.add(missing(&cell)));
         } else if cell.printed == Printed::Missing {
             let why = if expected { "degenerate: no number for this seed" } else { "no run of this seed is planned" };
             cell.notes.push(notes.add(why.to_owned()));

@@ -1,6 +1,6 @@
 //! What a cell prints of its values.
 
-use super::sample::Sample;
+use super::sample::{Lost, Sample};
 use super::{Builder, Resample};
 use crate::report::stats::{self, Degenerate, Interval, Resamples, Resampling};
 use crate::report::table::grid::{Alignment, Column, GridCell, IntervalKind, MissingRun, Printed, SeedValue};
@@ -27,7 +27,6 @@ impl Builder<'_> {
         let numbers = self.numbers(row, column, sample, &values);
         let degenerate = numbers.value.err().or(sd.err()).or(numbers.interval.as_ref().err().copied());
         let mut cell = GridCell {
-            printed: Printed::Missing,
             mean: mean.ok(),
             sd: sd.ok(),
             median: stats::median(&values).ok(),
@@ -36,24 +35,12 @@ impl Builder<'_> {
             spread: numbers.spread,
             interval: numbers.interval.ok().map(|(interval, _)| interval),
             interval_kind: numbers.interval.ok().map(|(_, kind)| kind),
-            degenerate: degenerate.map(|why| why.to_string()),
+            degenerate: degenerate.filter(|_| !sample.reference).map(|why| why.to_string()),
             n,
             n_expected: sample.n_expected(),
-            values: sample.values.iter().map(|(seed, value)| SeedValue { seed: *seed, value: *value }).collect(),
-            missing: sample
-                .lost
-                .iter()
-                .map(|lost| MissingRun { cell: lost.cell.clone(), reason: lost.reason.clone() })
-                .collect(),
-            runs: sample.cells.iter().filter_map(|(_, index)| self.run_ref(*index)).collect(),
-            best: false,
-            second: false,
-            test: None,
-            notes: Vec::new(),
+            ..self.unprinted(sample, |_| true)
         };
         if sample.reference {
-            cell.printed = Printed::Reference;
-            cell.degenerate = None;
             return cell;
         }
         if !cell.missing.is_empty() {
@@ -72,10 +59,23 @@ impl Builder<'_> {
         cell
     }
 
+    /// A cell that prints nothing yet: what is there and what is lost of the seeds that `of` it are.
+    pub(super) fn unprinted(&mut self, sample: &Sample, of: impl Fn(Option<u32>) -> bool) -> GridCell {
+        let seed_value = |&(seed, value): &(Option<u32>, f64)| SeedValue { seed, value };
+        let lost = |lost: &Lost| MissingRun { cell: lost.cell.clone(), reason: lost.reason.clone() };
+        let runs = sample.cells.iter().filter(|(seed, _)| of(*seed));
+        GridCell {
+            printed: if sample.reference { Printed::Reference } else { Printed::Missing },
+            values: sample.values.iter().filter(|(seed, _)| of(*seed)).map(seed_value).collect(),
+            missing: sample.lost.iter().filter(|lost| of(lost.seed)).map(lost).collect(),
+            runs: runs.filter_map(|(_, index)| self.run_ref(*index)).collect(),
+            ..GridCell::default()
+        }
+    }
+
     /// A cell some of whose runs are missing.
     fn partial(&mut self, row: usize, column: usize, cell: &mut GridCell) {
-        let lost: Vec<String> = cell.missing.iter().map(|m| format!("{} ({})", m.cell, m.reason)).collect();
-        let text = format!("{} of {} runs; missing: {}", cell.n, cell.n_expected, lost.join(", "));
+        let text = format!("{} of {} runs; {}", cell.n, cell.n_expected, missing(cell));
         match self.spec.partial {
             // That a metric matches nothing is said once for its column.
             Partial::Error if self.is_dead(column) => {}
@@ -226,6 +226,12 @@ impl Builder<'_> {
             self.column_problem(column, &what);
         }
     }
+}
+
+/// The runs that a cell lacks, in words.
+pub(super) fn missing(cell: &GridCell) -> String {
+    let lost: Vec<String> = cell.missing.iter().map(|m| format!("{} ({})", m.cell, m.reason)).collect();
+    format!("missing: {}", lost.join(", "))
 }
 
 /// A number of a column as it is printed.

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::Expected;
+use crate::report::table::place::has_labels;
 use crate::report::table::spec::{RowSpec, Seeds, TableSpec};
 
 fn labelled(row: &RowSpec, cell: &Expected) -> bool {
-    row.labels.iter().all(|(k, v)| cell.labels.get(k) == Some(v))
+    has_labels(&cell.labels, &row.labels)
 }
 
 /// The cells of one stage.

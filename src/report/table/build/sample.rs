@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::Builder;
 use crate::report::query::Outputs;
+use crate::report::table::place::two_for_one;
 use crate::report::table::spec::{DeltaKind, Seeds};
 
 /// The runs of one cell before they are summarised. Values are scaled.
@@ -103,26 +104,23 @@ impl Builder<'_> {
             self.problem(row, column, &what);
             return sample;
         }
-        // One place has the runs of one arm of one study: of two, the seeds need not be the same.
-        let whose = |index: usize| (&self.expected[index].key.study, &self.expected[index].key.arm);
-        let other = cells.iter().copied().find(|index| whose(*index) != whose(cells[0]));
-        if let Some(other) = other {
-            self.two_for_one(row, column, cells[0], other);
+        if let Some((one, other)) = two_for_one(cells.iter().map(|index| &self.expected[*index].key)) {
+            let text = format!(
+                "{} and {} are two runs for one place: narrow the row with `arm`, `labels` or `study`",
+                self.name(cells[one]),
+                self.name(cells[other])
+            );
+            self.problem(row, column, &text);
         }
-        let mut first: BTreeMap<Option<u32>, usize> = BTreeMap::new();
         let mut wrong: Option<(usize, String, usize)> = None;
         for index in cells {
             let cell = &self.expected[index];
             let seed = cell.key.seed;
             // Taken in any case, so that the next cell gets its own.
             let answer = if cell.run.is_ok() { self.answers.next() } else { None };
-            if let Some(before) = first.insert(seed, index) {
-                if other.is_none() {
-                    self.two_for_one(row, column, before, index);
-                }
+            if !sample.expected.insert(seed) {
                 continue;
             }
-            sample.expected.insert(seed);
             let lost = |reason: &str| Lost { seed, cell: self.name(index), reason: reason.to_owned() };
             match (&cell.run, answer.map(|answer| one_number(answer))) {
                 (Err(reason), _) => sample.lost.push(lost(reason)),
@@ -155,15 +153,6 @@ impl Builder<'_> {
         sample.cells.sort_unstable();
         self.expect_seeds(row, column, &mut sample);
         sample
-    }
-
-    fn two_for_one(&mut self, row: usize, column: usize, one: usize, other: usize) {
-        let text = format!(
-            "{} and {} are two runs for one place: narrow the row with `arm`, `labels` or `study`",
-            self.name(one),
-            self.name(other)
-        );
-        self.problem(row, column, &text);
     }
 
     /// Told once for a row.

@@ -2,15 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::{Value, json};
 
 use super::{
-    APPENDIX_ENDING, COLUMN_KEYS, ColumnSpec, DELTA_KEYS, FOOTNOTE_KEYS, FootnoteSpec, Notation, PathStep, RATIO_KEYS,
-    ROW_KEYS, RatioError, RowSpec, Seeds, Show, SpecProblem, TABLE_KEYS, TEST_KEYS, TableSpec, TestSpec,
+    APPENDIX_ENDING, COLUMN_KEYS, ColumnSpec, DELTA_KEYS, FOOTNOTE_KEYS, FootnoteSpec, Notation, RATIO_KEYS, ROW_KEYS,
+    RatioError, RowSpec, Seeds, Show, TABLE_KEYS, TEST_KEYS, TableSpec, TestSpec,
 };
 use crate::record::Name;
-use crate::report::query::{self, Scope};
+use crate::report::section::{Checker, Form, PathStep, SpecProblem, key};
 
 /// Most rows times columns. More is no table for people.
 const MOST_CELLS: usize = 1_000_000;
@@ -18,133 +17,36 @@ const MOST_CELLS: usize = 1_000_000;
 /// Most resamples: beyond it nothing changes but the time.
 const MOST_RESAMPLES: usize = 10_000_000;
 
+const TABLE: Form = Form::new("a table", TABLE_KEYS);
+const ROW: Form = Form::new("a row", ROW_KEYS);
+const COLUMN: Form =
+    Form { what: "a column", keys: COLUMN_KEYS, inner: &[("delta", DELTA_KEYS), ("ratio", RATIO_KEYS)] };
+const FOOTNOTE: Form = Form::new("a footnote", FOOTNOTE_KEYS);
+const TEST: Form = Form::new("`test`", TEST_KEYS);
+
 pub(super) fn parse(section: &Value, stages: &[&str]) -> Result<TableSpec, Vec<SpecProblem>> {
     let mut check = Checker::default();
-    check.section(section);
-    let spec = match serde_json::from_value::<TableSpec>(section.clone()) {
-        Ok(spec) => spec,
-        Err(e) => {
-            // Rows, columns and the like were tried one by one: what is left is about the section itself.
-            if check.problems.is_empty() {
-                check.add(&[], format!("this is no table ({e})"));
-            }
-            return Err(check.problems);
-        }
+    let Some(map) = section.as_object() else {
+        check.add(&[], "a table is a section `[[table]]`");
+        return Err(check.problems);
     };
-    check.meaning(&spec, stages);
-    if check.problems.is_empty() { Ok(spec) } else { Err(check.problems) }
-}
-
-#[derive(Default)]
-struct Checker {
-    problems: Vec<SpecProblem>,
-}
-
-fn key(key: &str) -> PathStep {
-    PathStep::Key(key.to_owned())
+    check.list::<RowSpec>(map, "rows", &ROW);
+    check.list::<ColumnSpec>(map, "columns", &COLUMN);
+    check.list::<FootnoteSpec>(map, "footnotes", &FOOTNOTE);
+    if let Some(test) = map.get("test") {
+        check.part::<TestSpec>(test, &TEST, &[key("test")]);
+    }
+    let needs = [("key", json!("k")), ("rows", json!([])), ("columns", json!([]))];
+    let spec: Option<TableSpec> = check.whole(map, &TABLE, &["rows", "columns", "footnotes", "test"], &needs);
+    if let Some(spec) = &spec {
+        check.table(spec, stages);
+    }
+    check.end(spec)
 }
 
 impl Checker {
-    fn add(&mut self, path: &[PathStep], message: impl Into<String>) {
-        self.problems.push(SpecProblem { path: path.to_vec(), message: message.into(), word: None, known: vec![] });
-    }
-
-    fn unknown(
-        &mut self,
-        path: &[PathStep],
-        message: String,
-        word: &str,
-        known: impl IntoIterator<Item: Into<String>>,
-    ) {
-        let known = known.into_iter().map(Into::into).collect();
-        self.problems.push(SpecProblem { path: path.to_vec(), message, word: Some(word.to_owned()), known });
-    }
-
-    fn keys(&mut self, map: &Map<String, Value>, what: &str, known: &[&str], path: &[PathStep]) {
-        for name in map.keys().filter(|k| !known.contains(&k.as_str())) {
-            let path = [path, &[key(name)]].concat();
-            self.unknown(&path, format!("unknown key `{name}` in {what}"), name, known.iter().copied());
-        }
-    }
-
-    /// Keys and types, level by level.
-    fn section(&mut self, section: &Value) {
-        let Some(map) = section.as_object() else {
-            return self.add(&[], "a table is a section `[[table]]`");
-        };
-        self.keys(map, "a table", TABLE_KEYS, &[]);
-        let before = self.problems.len();
-        self.list::<RowSpec>(map, "rows", "a row", ROW_KEYS);
-        self.list::<ColumnSpec>(map, "columns", "a column", COLUMN_KEYS);
-        self.list::<FootnoteSpec>(map, "footnotes", "a footnote", FOOTNOTE_KEYS);
-        if let Some(test) = map.get("test") {
-            self.part::<TestSpec>(test, "`test`", TEST_KEYS, &[key("test")]);
-        }
-        // With these set aside, what serde says is about one of the section's own keys.
-        let mut rest = map.clone();
-        for name in ["rows", "columns", "footnotes"] {
-            if name != "footnotes" && self.problems.len() > before || map.contains_key(name) {
-                rest.insert(name.to_owned(), Value::Array(vec![]));
-            }
-        }
-        rest.remove("test");
-        rest.retain(|k, _| TABLE_KEYS.contains(&k.as_str()));
-        if serde_json::from_value::<TableSpec>(Value::Object(rest.clone())).is_ok() {
-            return;
-        }
-        // One at a time, so that each has its place.
-        let alone = |k: &str, v: &Value| {
-            let mut one = Map::from_iter([(k.to_owned(), v.clone())]);
-            for (name, value) in
-                [("key", Value::from("k")), ("rows", Value::Array(vec![])), ("columns", Value::Array(vec![]))]
-            {
-                one.entry(name).or_insert(value);
-            }
-            serde_json::from_value::<TableSpec>(Value::Object(one)).err()
-        };
-        let wrong: Vec<(&String, serde_json::Error)> =
-            rest.iter().filter_map(|(k, v)| Some((k, alone(k, v)?))).collect();
-        for (name, e) in &wrong {
-            self.add(&[key(name)], format!("`{name}` cannot be read: {e}"));
-        }
-        if wrong.is_empty()
-            && let Err(e) = serde_json::from_value::<TableSpec>(Value::Object(rest))
-        {
-            self.add(&[], format!("a table cannot be read: {e}"));
-        }
-    }
-
-    fn list<T: DeserializeOwned>(&mut self, map: &Map<String, Value>, name: &str, what: &str, known: &[&str]) {
-        let Some(value) = map.get(name) else { return };
-        let Some(items) = value.as_array() else {
-            return self.add(&[key(name)], format!("`{name}` must be an array of tables"));
-        };
-        for (i, item) in items.iter().enumerate() {
-            self.part::<T>(item, what, known, &[key(name), PathStep::Index(i)]);
-        }
-    }
-
-    /// A table inside the section.
-    fn part<T: DeserializeOwned>(&mut self, item: &Value, what: &str, known: &[&str], path: &[PathStep]) {
-        let Some(map) = item.as_object() else {
-            return self.add(path, format!("{what} must be a table"));
-        };
-        let before = self.problems.len();
-        self.keys(map, what, known, path);
-        for (name, known) in [("delta", DELTA_KEYS), ("ratio", RATIO_KEYS)] {
-            if let Some(Value::Object(inner)) = map.get(name).filter(|_| what == "a column") {
-                self.keys(inner, &format!("`{name}`"), known, &[path, &[key(name)]].concat());
-            }
-        }
-        if self.problems.len() == before
-            && let Err(e) = serde_json::from_value::<T>(item.clone())
-        {
-            self.add(path, format!("{what} cannot be read: {e}"));
-        }
-    }
-
-    /// What types cannot say.
-    fn meaning(&mut self, spec: &TableSpec, stages: &[&str]) {
+    /// What types cannot say of a table.
+    fn table(&mut self, spec: &TableSpec, stages: &[&str]) {
         if let Err(problem) = Name::new(&spec.key) {
             self.add(&[key("key")], problem);
         } else if spec.key.ends_with(APPENDIX_ENDING) {
@@ -234,9 +136,7 @@ impl Checker {
 
     /// Numbers of the section itself.
     fn numbers(&mut self, spec: &TableSpec) {
-        if !(0.5..=0.9999).contains(&spec.level) {
-            self.add(&[key("level")], "a level lies between 0.5 and 0.9999, such as 0.95");
-        }
+        self.level(spec.level);
         if !(100..=MOST_RESAMPLES).contains(&spec.resamples) {
             self.add(&[key("resamples")], format!("`resamples` lies between 100 and {MOST_RESAMPLES}, such as 10000"));
         }
@@ -260,13 +160,10 @@ impl Checker {
         match (&column.delta, &column.ratio, &column.stage, &column.metric) {
             (None, None, Some(stage), Some(metric)) => {
                 // Of other studies only the command that reads them knows the stages.
-                if spec.studies.is_empty() && !stages.contains(&stage.as_str()) {
-                    let message = format!("column `{}` reads the unknown stage `{stage}`", column.key);
-                    self.unknown(&at("stage"), message, stage, stages.iter().copied());
+                if spec.studies.is_empty() {
+                    self.stage(&at("stage"), &format!("column `{}` reads", column.key), stage, stages);
                 }
-                if let Err(e) = query::check(metric, &["$row"], Scope::Closed) {
-                    self.add(&at("metric"), e.to_string());
-                }
+                self.filter(&at("metric"), metric);
             }
             (Some(delta), None, None, None) => {
                 self.compared(spec, column, &delta.of, &delta.from, &delta.from_column, ("delta", "from"), path);
@@ -284,7 +181,7 @@ impl Checker {
             (Some(_), Some(_)) => {
                 self.add(&at("significant"), "`digits` and `significant` contradict each other: remove one");
             }
-            (Some(13..), _) => self.add(&at("digits"), "more than 12 decimals: a float has no more to show"),
+            (Some(digits), _) => self.digits(&at("digits"), digits),
             (_, Some(0 | 16..)) => self.add(&at("significant"), "significant digits are 1 to 15"),
             _ => {}
         }
@@ -386,18 +283,6 @@ impl Checker {
         }
         if !(test.alpha > 0.0 && test.alpha < 0.5) {
             self.add(&at("alpha"), "`alpha` lies between 0 and 0.5, such as 0.05");
-        }
-    }
-
-    fn once<'a>(&mut self, list: &str, keys: impl Iterator<Item = &'a str>) {
-        let mut seen = BTreeSet::new();
-        for (i, k) in keys.enumerate() {
-            let path = [key(list), PathStep::Index(i), key("key")];
-            if let Err(problem) = Name::new(k) {
-                self.add(&path, problem);
-            } else if !seen.insert(k) {
-                self.add(&path, format!("`{k}` is the key of two {list}: give each its own"));
-            }
         }
     }
 }

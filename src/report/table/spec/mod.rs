@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::grid::Env;
 use super::number::Rounding;
+use crate::report::section::{SpecProblem, words};
 use crate::report::stats::Correction;
 
 /// Keys of a `[[table]]`.
@@ -287,15 +288,6 @@ pub struct FootnoteSpec {
     pub text: String,
 }
 
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident,)* }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-        #[serde(rename_all = "snake_case")]
-        pub enum $name { $($(#[$vdoc])* $variant,)* }
-    };
-}
-
 words! {
     /// How a difference is expressed.
     DeltaKind {
@@ -440,28 +432,6 @@ fn default_resamples() -> usize {
 }
 fn default_scale() -> f64 {
     1.0
-}
-
-/// A step from a section to something inside it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PathStep {
-    /// A key.
-    Key(String),
-    /// An element of an array.
-    Index(usize),
-}
-
-/// Something wrong in a `[[table]]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SpecProblem {
-    /// Where, from the section.
-    pub path: Vec<PathStep>,
-    /// What, as a fragment that ends in what to do.
-    pub message: String,
-    /// The word that is not known, if that is the problem.
-    pub word: Option<String>,
-    /// What it could have been.
-    pub known: Vec<String>,
 }
 
 /// One of a table's `studies`.

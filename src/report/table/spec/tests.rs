@@ -21,20 +21,7 @@ fn problem(edit: impl Fn(&mut Value), path: &str, fragment: &str) {
     let mut section = good();
     edit(&mut section);
     let problems = TableSpec::parse(&section, &["evaluate", "uat"]).unwrap_err();
-    let paths: Vec<String> = problems
-        .iter()
-        .map(|p| {
-            let steps: Vec<String> = p
-                .path
-                .iter()
-                .map(|s| match s {
-                    PathStep::Key(k) => k.clone(),
-                    PathStep::Index(i) => i.to_string(),
-                })
-                .collect();
-            format!("{}: {}", steps.join("."), p.message)
-        })
-        .collect();
+    let paths: Vec<String> = problems.iter().map(SpecProblem::said).collect();
     assert_eq!(paths.len(), 1, "{paths:#?}");
     assert!(paths[0].starts_with(&format!("{path}:")) && paths[0].contains(fragment), "{paths:#?}");
 }
