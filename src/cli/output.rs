@@ -1,6 +1,7 @@
 //! Printing: data to stdout, the rest to stderr, tables that fit a terminal, JSON where it is asked for.
 
 use std::io::{IsTerminal, Write};
+use std::os::fd::AsRawFd;
 
 use serde::Serialize;
 
@@ -79,13 +80,18 @@ pub(crate) fn columns(rows: &[Vec<String>], width: usize) -> String {
 
 /// Width of the terminal, or enough for everything where there is none.
 pub(crate) fn width() -> usize {
-    if !std::io::stdout().is_terminal() {
+    width_of(&std::io::stdout())
+}
+
+/// The same of any output.
+pub(crate) fn width_of(output: &(impl IsTerminal + AsRawFd)) -> usize {
+    if !output.is_terminal() {
         return usize::MAX;
     }
     // SAFETY: an all-zero winsize is valid, and the pointer is valid for the call.
     let mut size: libc::winsize = unsafe { std::mem::zeroed() };
     // SAFETY: see above.
-    let rc = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) };
+    let rc = unsafe { libc::ioctl(output.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
     if rc == 0 && size.ws_col > 20 { usize::from(size.ws_col) } else { 80 }
 }
 

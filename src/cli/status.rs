@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::output::{self, Format};
-use super::progress::{numbers, show, spinner};
+use super::progress::{Looking, numbers, show, spinner};
 use super::study::StudyArgs;
 use super::{Result, plan};
 use crate::record::{attempt, exit, flag};
@@ -115,7 +115,8 @@ fn hint(args: &Args, look: &Look) {
 /// A bar for each running cell, and a line for each change.
 fn watch_on_terminal(args: &Args, first: Look) -> Result<u8> {
     print(args, &first)?;
-    let bars = MultiProgress::new();
+    let looking = Looking::new()?;
+    let bars = &looking.bars;
     let total = bars.add(ProgressBar::new(0).with_style(summary_style()));
     let mut running: BTreeMap<String, ProgressBar> = BTreeMap::new();
     let mut now = first;
@@ -158,12 +159,14 @@ fn watch_on_terminal(args: &Args, first: Look) -> Result<u8> {
     }
     running.values().for_each(ProgressBar::finish_and_clear);
     total.finish_and_clear();
+    drop(looking);
     print(args, &now)?;
     Ok(exit::DONE)
 }
 
 fn summary_style() -> ProgressStyle {
-    ProgressStyle::with_template("{pos} of {len} cells done  {msg}").unwrap_or_else(|_| ProgressStyle::default_bar())
+    ProgressStyle::with_template("{pos} of {len} cells done  {wide_msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 fn words(look: &Look) -> impl Iterator<Item = (String, Word)> {

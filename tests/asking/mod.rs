@@ -4,6 +4,7 @@
 mod cancel;
 mod explain;
 mod logs;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::process::{Child, Stdio};

@@ -5,6 +5,7 @@ pub mod fake_slurm;
 pub mod gated;
 pub mod sandbox;
 pub mod scored;
+pub mod terminal;
 pub mod work;
 
 use std::path::PathBuf;
