@@ -1,5 +1,6 @@
 //! `seedbed aggregate`: the study's tables from what is sealed now, without a job.
 
+use std::collections::BTreeSet;
 use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,7 @@ use crate::report::page::{Audience, page as page_text};
 use crate::report::render::{self, render};
 use crate::report::table::{APPENDIX_ENDING, Grid, Partial};
 use crate::stages::aggregate::{self, SPEC};
-use crate::workflow::plan::{CellDef, PlannedCell, SealView};
+use crate::workflow::plan::{CellDef, CellState, PlannedCell, SealView};
 use crate::workflow::run::{Intent, Prepared, prepare};
 use crate::workflow::submission::needs_of;
 
@@ -40,6 +41,9 @@ pub(crate) struct Args {
     /// Write DIR/report.html for others: digests in place of hosts, jobs, paths, times and messages; and no DIR/sources
     #[arg(long, requires = "output")]
     public: bool,
+    /// Make what the aggregation sealed anew, in memory, and name every file that is not the same; write nothing
+    #[arg(long, conflicts_with_all = ["partial", "format", "output"])]
+    verify: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -76,6 +80,9 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
     prepared.notes.iter().for_each(|n| output::note(n));
     let cells: Vec<_> =
         prepared.plan.cells.iter().filter(|c| prepared.study.stages[c.def.stage].kind() == SPEC.kind).collect();
+    if args.verify {
+        return verify(args, &prepared, &cells);
+    }
     // A study without an aggregation has its tables and figures all the same, of what they read.
     let study = &prepared.study;
     let nothing = study.tables.is_empty() && study.figures.is_empty() && study.documents.is_empty();
@@ -99,13 +106,7 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
     let mut code = exit::DONE;
     let mut made = Made::default();
     for (models, cell, needs) in groups {
-        // The plan has read the seals: nothing is gained by reading them again.
-        let known = |need: &Need| match prepared.seals.get(&need.key.local_name()) {
-            Some(SealView::Sealed { seal, .. }) => Some(&**seal),
-            _ => None,
-        };
-        let mut inputs = ManuallyDrop::new(aggregate::collect_sealed(&needs, &prepared.place.base, &known));
-        merged::judge(&prepared, &mut inputs, merged::Judge::Found);
+        let inputs = ManuallyDrop::new(inputs_of(&prepared, &needs));
         let missing: Vec<String> = inputs
             .iter()
             .filter_map(|i| i.run.as_ref().err().map(|why| format!("  {}: {why}", i.key.local_name())))
@@ -133,16 +134,77 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
         }
     }
     if let Some(dir) = &args.output {
-        aggregate::write_tables(dir, &made.grids)?;
+        let mut out = aggregate::Out::below(dir);
+        aggregate::write_tables(&mut out, &made.grids)?;
         if !args.public {
             documents::write_sources(dir, &prepared, &made.grids)?;
         }
-        aggregate::write_figures(dir, &made.figures)?;
+        aggregate::write_figures(&mut out, &made.figures)?;
         let audience = if args.public { Audience::Public } else { Audience::Own };
         let report = page::of_study(&args.study.request(), &prepared, made)?;
         files::write_atomic(&dir.join("report.html"), page_text(&report, audience).as_bytes())?;
         output::note(&format!("written below {}", dir.display()));
     }
+    Ok(code)
+}
+
+/// The needed cells as the plan sees them.
+fn inputs_of(prepared: &Prepared, needs: &[Need]) -> Vec<aggregate::Input> {
+    // The plan has read the seals: nothing is gained by reading them again.
+    let known = |need: &Need| match prepared.seals.get(&need.key.local_name()) {
+        Some(SealView::Sealed { seal, .. }) => Some(&**seal),
+        _ => None,
+    };
+    let mut inputs = aggregate::collect_sealed(needs, &prepared.place.base, &known);
+    merged::judge(prepared, &mut inputs, merged::Judge::Found);
+    inputs
+}
+
+/// Compares what sealed aggregations wrote with what they would write now.
+fn verify(args: &Args, prepared: &Prepared, cells: &[&PlannedCell]) -> Result<u8> {
+    if cells.is_empty() {
+        return Err(CliError::Usage(format!(
+            "the study has no stage of kind `{}`, so no summary of it is sealed: add one (docs/tables.md), or leave out \
+             --verify",
+            SPEC.kind
+        )));
+    }
+    let mut code = exit::DONE;
+    let mut same = 0;
+    for cell in cells {
+        let key = &cell.def.key;
+        // Which output is gone or changed is what is asked.
+        if !matches!(cell.state, CellState::Done { .. } | CellState::MissingOutputs(_)) {
+            let why = [cell.state.label(), cell.state.reason()].join(" ");
+            output::note(&format!(
+                "{}: {}: nothing to verify; run `run_all {}` first",
+                key.local_name(),
+                why.trim(),
+                args.study.again()
+            ));
+            code = code.max(exit::MISSING_INPUT);
+            continue;
+        }
+        let inputs = inputs_of(prepared, &needs_of(&prepared.study, &prepared.plan, &cell.def));
+        let dir = prepared.place.run_dir(key);
+        let params = prepared.study.stages[cell.def.stage].params_of(key.arm.as_ref());
+        match aggregate::verify(&dir, params, &inputs, key) {
+            Ok(found) => {
+                let named: BTreeSet<&PathBuf> = found.differences.iter().map(|d| &d.file).collect();
+                same += found.made.iter().filter(|file| !named.contains(file)).count();
+                for difference in &found.differences {
+                    let file = dir.join(&difference.file);
+                    output::text(&format!("{}: {}\n", file.display(), difference.what))?;
+                    code = code.max(exit::INCOMPLETE);
+                }
+            }
+            Err(error) => {
+                output::note(&format!("{}: {error}", key.local_name()));
+                code = code.max(error.exit_code());
+            }
+        }
+    }
+    output::note(&format!("{} as the sealed runs give it", output::plural(same, "file")));
     Ok(code)
 }
 

@@ -22,14 +22,15 @@ pub(super) fn write(
     inputs: &[aggregate::Input],
     partial: Option<Partial>,
 ) -> Result<u8> {
+    let mut out = aggregate::Out::below(dir);
     if let Some(cell) = cell {
         let params = prepared.study.stages[cell.stage].params_of(cell.key.arm.as_ref());
-        aggregate::write_summaries(dir, params, inputs, &cell.key)?;
+        aggregate::write_summaries(&mut out, params, inputs, &cell.key)?;
     }
     let (documents, problems) =
         aggregate::documents(&prepared.study.documents, inputs, partial.unwrap_or(Partial::Error));
     problems.iter().for_each(|problem| output::note(problem));
-    aggregate::write_documents(dir, &documents)?;
+    aggregate::write_documents(&mut out, &documents)?;
     Ok(if problems.is_empty() { exit::DONE } else { exit::INCOMPLETE })
 }
 

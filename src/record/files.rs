@@ -234,7 +234,11 @@ pub fn write_json_into<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     replace(path, |file| file.write_all(text.as_bytes()))
 }
 
-fn json_text<T: Serialize>(value: &T) -> Result<String> {
+/// A value as [`write_json`] writes it.
+///
+/// # Errors
+/// It has no JSON.
+pub fn json_text<T: Serialize>(value: &T) -> Result<String> {
     let mut text =
         serde_json::to_string_pretty(value).map_err(|e| RecordError::Value(format!("cannot print as JSON: {e}")))?;
     text.push('\n');

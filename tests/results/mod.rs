@@ -233,6 +233,44 @@ fn two_places_write_the_same_files_and_a_trace_tells_where_each_number_came_from
 }
 
 #[test]
+fn what_is_sealed_is_made_anew_and_every_file_that_differs_is_named() {
+    let study = Scored::local();
+    let verify = || study.seedbed(&["aggregate", "--verify"]);
+    let output = verify();
+    assert_eq!(output.status.code(), Some(66), "{}", text(&output));
+    assert!(text(&output).contains("aggregate: missing: nothing to verify; run `run_all"), "{}", text(&output));
+    study.run_here();
+    // Beside the results every look keeps what it knows of digests.
+    let results = || -> BTreeMap<String, Vec<u8>> {
+        written(&study.file("results")).into_iter().filter(|(name, _)| !name.contains("/.seedbed/")).collect()
+    };
+    let sealed = results();
+    let output = verify();
+    assert!(output.status.success() && output.stdout.is_empty(), "{}", text(&output));
+    // Of one table, two documents, two texts over seeds and the record.
+    assert!(text(&output).contains("13 files as the sealed runs give it"), "{}", text(&output));
+
+    let table = study.cell("aggregate/tables/scores.tex");
+    let edited = std::fs::read_to_string(&table).unwrap().replacen("0.695257", "0.695258", 1);
+    std::fs::write(&table, edited).unwrap();
+    std::fs::remove_file(study.cell("aggregate/documents/runs.md")).unwrap();
+    let output = verify();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    let said: Vec<String> = String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect();
+    assert_eq!(said.len(), 2, "{said:#?}");
+    assert!(said[0].contains("aggregate/tables/scores.tex: line ") && said[0].contains("0.695258"), "{said:#?}");
+    assert!(said[1].ends_with("aggregate/documents/runs.md: is not there"), "{said:#?}");
+    let mut expected = sealed;
+    expected.remove("scored/default/aggregate/documents/runs.md").unwrap();
+    expected.insert("scored/default/aggregate/tables/scores.tex".into(), std::fs::read(&table).unwrap());
+    assert!(results() == expected, "nothing is written");
+
+    std::fs::remove_file(study.cell("eval/tuned/seed-7/seal.json")).unwrap();
+    let output = verify();
+    assert_eq!(output.status.code(), Some(66), "{}", text(&output));
+}
+
+#[test]
 fn a_study_file_is_asked_for_its_sealed_cells() {
     let study = Scored::local();
     let output = study.seedbed(&["query", "length"]);

@@ -5,15 +5,15 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::Input;
 use super::inputs::Found;
-use crate::record::{Column, Items, RecordError, files};
+use super::{Input, Out};
+use crate::record::{Column, Items, RecordError};
 use crate::report::document::{Answers, Document, DocumentSpec, Outcomes, asks, build, wants_items};
 use crate::report::query::{Job, Limits, evaluate};
 use crate::report::table::{Expected, Partial};
 
 /// Directory of the documents below the run directory.
-const DOCUMENTS_DIR: &str = "documents";
+pub(super) const DOCUMENTS_DIR: &str = "documents";
 
 /// Every document that can be made of what is there, and what keeps the others from being made.
 pub fn documents(sections: &[Value], inputs: &[Input], partial: Partial) -> (Vec<Document>, Vec<String>) {
@@ -67,11 +67,11 @@ fn outcomes_of(found: &Found) -> Result<BTreeMap<String, BTreeMap<i64, bool>>, S
 ///
 /// # Errors
 /// A file cannot be written.
-pub fn write_documents(dir: &Path, documents: &[Document]) -> Result<(), RecordError> {
+pub fn write_documents(out: &mut Out<'_>, documents: &[Document]) -> Result<(), RecordError> {
     for document in documents {
-        let path = |ending: &str| dir.join(DOCUMENTS_DIR).join(format!("{}.{ending}", document.key));
-        files::write_atomic(&path("md"), document.markdown.as_bytes())?;
-        files::write_json(&path("json"), &document.numbers)?;
+        let path = |ending: &str| Path::new(DOCUMENTS_DIR).join(format!("{}.{ending}", document.key));
+        out.put(&path("md"), document.markdown.as_bytes())?;
+        out.put_json(&path("json"), &document.numbers)?;
     }
     Ok(())
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{Input, tables};
-use crate::record::{RecordError, SeriesPoint, files};
+use super::{Input, Out, tables};
+use crate::record::{RecordError, SeriesPoint};
 use crate::report::figure::{Figure, FigureSpec, Format, Source, build, default_curves};
 use crate::report::table::{Grid, Partial, RunRef, TableProblem};
 
@@ -148,11 +148,11 @@ fn attack_table(models: &[&str], inputs: &[Input]) -> Option<Grid> {
 ///
 /// # Errors
 /// A file cannot be written.
-pub fn write_figures(dir: &Path, figures: &[Figure]) -> Result<(), RecordError> {
+pub fn write_figures(out: &mut Out<'_>, figures: &[Figure]) -> Result<(), RecordError> {
     for figure in figures {
         for format in Format::FILES {
-            let path = dir.join(FIGURES_DIR).join(format!("{}.{}", figure.key, format.extension()));
-            files::write_atomic(&path, &figure.file(format))?;
+            let path = Path::new(FIGURES_DIR).join(format!("{}.{}", figure.key, format.extension()));
+            out.put(&path, &figure.file(format))?;
         }
     }
     Ok(())

@@ -15,6 +15,7 @@ mod documents;
 mod figures;
 mod findings;
 mod inputs;
+mod out;
 mod over_seeds;
 mod summary;
 
@@ -26,11 +27,12 @@ use serde_json::{Value, json};
 pub use documents::{documents, write_documents};
 pub use figures::{figures, write_figures};
 pub use inputs::{Found, Input, collect, collect_sealed, collect_whole};
+pub use out::{Compared, Difference, Out};
 
 use super::context::{Context, StageError};
 use super::spec::{Field, FieldType, Preset, Role, Spec};
 use super::subjects::{MODELS, check_models};
-use crate::record::{CellKey, RecordError, RunRecord, files};
+use crate::record::{CellKey, RecordError, RunRecord, run_h5};
 use crate::report::query::{Job, Limits, evaluate};
 use crate::report::render::{Format, render};
 use crate::report::stats::{self, Answer, Bootstrap, Resampling};
@@ -164,18 +166,51 @@ impl Params {
 pub fn run(context: &Context) -> Result<Option<RunRecord>, StageError> {
     let params: Params = context.params()?;
     let inputs = collect(&context.cell.needs, &context.cell.base);
-    let out = &context.out_dir;
-    let mut record = RunRecord::new(&context.cell);
+    let (metrics, grids) = make(&mut Out::below(&context.out_dir), &params, &inputs, &context.cell.key)?;
+    for grid in grids.iter().filter(|grid| !grid.is_appendix()) {
+        eprintln!("{}", render(grid, Format::Text));
+    }
+    Ok(Some(RunRecord { metrics, ..RunRecord::new(&context.cell) }))
+}
 
-    let Seeds { metrics, mut missing, text } = write_seeds(out, &params, &inputs, &context.cell.key)?;
-    record.metrics = metrics;
+/// Makes anew what the aggregation `key` wrote into its run directory `dir`, and compares. Writes nothing.
+///
+/// # Errors
+/// As [`run`]; a file cannot be read.
+pub fn verify(dir: &Path, params: &Value, inputs: &[Input], key: &CellKey) -> Result<Compared, StageError> {
+    let params: Params = serde_json::from_value(params.clone())
+        .map_err(|e| StageError::Usage(format!("the parameters of {key} are not those of an aggregation: {e}")))?;
+    let mut out = Out::against(dir);
+    let (metrics, _) = make(&mut out, &params, inputs, key)?;
+    if let Some(export) = SPEC.export {
+        out.put_json(Path::new(export), &metrics)?;
+    }
+    let mut compared = out.compared(&[TABLES_DIR, figures::FIGURES_DIR, documents::DOCUMENTS_DIR])?;
+    let run_file = Path::new(run_h5::RUN_FILE);
+    compared.made.insert(run_file.to_owned());
+    match run_h5::read_run(&dir.join(run_file)) {
+        Ok(there) => {
+            let made = RunRecord { metrics, ..there.clone() };
+            if made.content_digest() != there.content_digest() {
+                compared.differ(run_file, "has other numbers than are found");
+            }
+        }
+        Err(e) if e.is_not_found() => compared.differ(run_file, "is not there"),
+        Err(e) => compared.differ(run_file, e.to_string()),
+    }
+    Ok(compared)
+}
+
+/// Makes every file but `run.h5` and its export; gives the value tree and the tables.
+fn make(out: &mut Out<'_>, params: &Params, inputs: &[Input], key: &CellKey) -> Result<(Value, Vec<Grid>), StageError> {
+    let Seeds { metrics, mut missing, text } = write_seeds(out, params, inputs, key)?;
     if !missing.is_empty() && params.partial == "mark" {
-        let (grids, mut problems) = tables(&own_tables(&params.tables), &inputs, Some(Partial::Mark));
+        let (grids, mut problems) = tables(&own_tables(&params.tables), inputs, Some(Partial::Mark));
         write_tables(out, &grids)?;
-        let (made, more) = figures(&params.figures, &params.model_names(), &inputs, &grids);
+        let (made, more) = figures(&params.figures, &params.model_names(), inputs, &grids);
         write_figures(out, &made)?;
         problems.extend(more);
-        let (made, more) = documents(&params.documents, &inputs, Partial::Mark);
+        let (made, more) = documents(&params.documents, inputs, Partial::Mark);
         write_documents(out, &made)?;
         for problem in problems.into_iter().map(|p| p.0).chain(more) {
             eprintln!("{problem}");
@@ -192,10 +227,10 @@ pub fn run(context: &Context) -> Result<Option<RunRecord>, StageError> {
             missing.join("\n  ")
         )));
     }
-    let (grids, mut problems) = tables(&own_tables(&params.tables), &inputs, None);
-    let (drawn, more) = figures(&params.figures, &params.model_names(), &inputs, &grids);
+    let (grids, mut problems) = tables(&own_tables(&params.tables), inputs, None);
+    let (drawn, more) = figures(&params.figures, &params.model_names(), inputs, &grids);
     problems.extend(more);
-    let (made, more) = documents(&params.documents, &inputs, Partial::Error);
+    let (made, more) = documents(&params.documents, inputs, Partial::Error);
     if !problems.is_empty() || !more.is_empty() {
         let lines: Vec<String> = problems.into_iter().map(|p| p.0).chain(more).collect();
         return Err(StageError::BadOutput(lines.join("\n")));
@@ -203,11 +238,8 @@ pub fn run(context: &Context) -> Result<Option<RunRecord>, StageError> {
     write_tables(out, &grids)?;
     write_figures(out, &drawn)?;
     write_documents(out, &made)?;
-    files::write_atomic(&out.join(SUMMARY_FILE), text.as_bytes())?;
-    for grid in grids.iter().filter(|grid| !grid.is_appendix()) {
-        eprintln!("{}", render(grid, Format::Text));
-    }
-    Ok(Some(record))
+    out.put(Path::new(SUMMARY_FILE), text.as_bytes())?;
+    Ok((metrics, grids))
 }
 
 /// What is found over seeds.
@@ -222,7 +254,7 @@ struct Seeds {
 
 /// Writes the results and the page of each complete seed, and gives those over all of them. A study without `models`
 /// has none of these: only its cells are counted.
-fn write_seeds(out: &Path, params: &Params, inputs: &[Input], key: &CellKey) -> Result<Seeds, RecordError> {
+fn write_seeds(out: &mut Out<'_>, params: &Params, inputs: &[Input], key: &CellKey) -> Result<Seeds, RecordError> {
     let mut missing: Vec<String> = Vec::new();
     let mut by_arm = serde_json::Map::new();
     let mut metrics = json!({"num_cells": inputs.len()});
@@ -233,10 +265,10 @@ fn write_seeds(out: &Path, params: &Params, inputs: &[Input], key: &CellKey) -> 
             let lost = group.missing(*seed);
             if lost.is_empty() && !params.models.is_empty() {
                 let found = findings::of_seed(group, *seed, params, key);
-                let dir = out.join(group.dir()).join(seed.map_or("all".to_owned(), |s| format!("seed-{s}")));
-                files::write_json(&dir.join("final_results.json"), &found)?;
+                let dir = Path::new(&group.dir()).join(seed.map_or("all".to_owned(), |s| format!("seed-{s}")));
+                out.put_json(&dir.join("final_results.json"), &found)?;
                 let text = summary::of_seed(&found, params);
-                files::write_atomic(&dir.join("experiment_summary.txt"), text.as_bytes())?;
+                out.put(&dir.join("experiment_summary.txt"), text.as_bytes())?;
                 complete.push((*seed, found));
             }
             missing.extend(lost.into_iter().filter(|l| !missing.contains(l)).collect::<Vec<_>>());
@@ -263,15 +295,15 @@ fn write_seeds(out: &Path, params: &Params, inputs: &[Input], key: &CellKey) -> 
     Ok(Seeds { metrics, missing, text: texts.join("\n") })
 }
 
-/// As the stage does: the results and the page of each complete seed, and the page over all of them, below `dir`.
+/// As the stage does: the results and the page of each complete seed, and the page over all of them.
 ///
 /// # Errors
 /// The parameters are not those of an aggregation, or a file cannot be written.
-pub fn write_summaries(dir: &Path, params: &Value, inputs: &[Input], key: &CellKey) -> Result<(), RecordError> {
+pub fn write_summaries(out: &mut Out<'_>, params: &Value, inputs: &[Input], key: &CellKey) -> Result<(), RecordError> {
     let params: Params =
         serde_json::from_value(params.clone()).map_err(|e| RecordError::Value(format!("parameters of {key}: {e}")))?;
-    let seeds = write_seeds(dir, &params, inputs, key)?;
-    files::write_atomic(&dir.join(SUMMARY_FILE), seeds.text.as_bytes())
+    let seeds = write_seeds(out, &params, inputs, key)?;
+    out.put(Path::new(SUMMARY_FILE), seeds.text.as_bytes())
 }
 
 /// Every table that can be made of what is there, and what keeps the others from being made. `partial`
@@ -346,11 +378,11 @@ fn own_tables(sections: &[Value]) -> Vec<Value> {
 ///
 /// # Errors
 /// A file cannot be written.
-pub fn write_tables(dir: &Path, grids: &[Grid]) -> Result<(), RecordError> {
+pub fn write_tables(out: &mut Out<'_>, grids: &[Grid]) -> Result<(), RecordError> {
     for grid in grids {
         for format in Format::FILES {
-            let path = dir.join(TABLES_DIR).join(format!("{}.{}", grid.key, format.extension()));
-            files::write_atomic(&path, render(grid, format).as_bytes())?;
+            let path = Path::new(TABLES_DIR).join(format!("{}.{}", grid.key, format.extension()));
+            out.put(&path, render(grid, format).as_bytes())?;
         }
     }
     Ok(())

@@ -9,7 +9,9 @@ use super::*;
 use crate::record::cell::CELL_VERSION;
 use crate::record::fingerprint::FINGERPRINT_VERSION;
 use crate::record::seal::{SEAL_VERSION, digest_outputs};
-use crate::record::{Cell, CellKey, Digest, FingerprintSource, Name, Need, Origin, Outcome, Resources, Seal, run_h5};
+use crate::record::{
+    Cell, CellKey, Digest, FingerprintSource, Name, Need, Origin, Outcome, Resources, Seal, files, run_h5,
+};
 use crate::stages::context::{Context, write_record};
 
 fn name(text: &str) -> Name {
@@ -263,7 +265,7 @@ fn two_seeds_worked_out_by_hand() {
     // Made anew without a stage, the pages and results of seeds are the same bytes.
     let anew = dir.path().join("anew");
     let inputs = collect(&study(dir.path(), &TWO), dir.path());
-    write_summaries(&anew, &params(json!({})), &inputs, &key("aggregate", None, None)).unwrap();
+    write_summaries(&mut Out::below(&anew), &params(json!({})), &inputs, &key("aggregate", None, None)).unwrap();
     let files = written(&anew);
     assert_eq!(files.len(), 5, "{:?}", files.keys());
     assert!(files.iter().all(|(name, bytes)| written(&out).get(name) == Some(bytes)), "{:?}", files.keys());
@@ -271,7 +273,6 @@ fn two_seeds_worked_out_by_hand() {
     assert!(summary.contains("2 of 2 seeds") && summary.contains("(1 of 2 seeds on their own)"), "{summary}");
 }
 
-/// Every file that an aggregation wrote, by name. run.h5 has no times either.
 #[test]
 fn what_a_stage_warns_of_is_in_the_results_and_on_the_page_of_its_seed() {
     let dir = tempfile::tempdir().unwrap();
@@ -289,6 +290,7 @@ fn what_a_stage_warns_of_is_in_the_results_and_on_the_page_of_its_seed() {
     }
 }
 
+/// Every file that an aggregation wrote, by name. run.h5 has no times either.
 fn written(out: &Path) -> BTreeMap<String, Vec<u8>> {
     let files = crate::record::digest::files_below(out).unwrap();
     files.into_iter().map(|f| (f.to_string_lossy().into_owned(), std::fs::read(out.join(&f)).unwrap())).collect()
@@ -308,6 +310,55 @@ fn two_runs_in_two_places_write_the_same_bytes() {
         let text = String::from_utf8_lossy(bytes);
         assert!(!text.contains(&*a.path().to_string_lossy()), "{name} names a path");
     }
+}
+
+#[test]
+fn what_was_written_is_found_again_and_what_was_changed_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let needs = study(dir.path(), &TWO);
+    let (result, out) = aggregate(dir.path(), needs.clone(), params(json!({})));
+    result.unwrap();
+    let before = written(&out);
+    let verified = |needs: &[Need], params: Value| {
+        let inputs = collect(needs, dir.path());
+        let found = verify(&out, &params, &inputs, &key("aggregate", None, None))?;
+        let said = found.differences.iter().map(|d| format!("{}: {}", d.file.display(), d.what)).collect();
+        Ok::<(usize, Vec<String>), StageError>((found.made.len(), said))
+    };
+    let whole = verified(&needs, params(json!({}))).unwrap();
+    assert_eq!((whole.0, whole.1.len()), (before.len(), 0), "{:?}", whole.1);
+
+    let page = String::from_utf8(before["tables/foundation.md"].clone()).unwrap();
+    let at = 1 + page.lines().position(|line| line.contains("12.05")).unwrap();
+    std::fs::write(out.join("tables/foundation.md"), page.replace("12.05", "12.06")).unwrap();
+    std::fs::write(out.join("tables/other.md"), "x").unwrap();
+    std::fs::remove_file(out.join("seed-42/final_results.json")).unwrap();
+    let (_, said) = verified(&needs, params(json!({}))).unwrap();
+    assert_eq!(said.len(), 3, "{said:#?}");
+    assert_eq!(said[0], "seed-42/final_results.json: is not there");
+    assert!(
+        said[1].starts_with(&format!("tables/foundation.md: line {at}: `| Monotonic | 170.62K | 12.06")),
+        "{said:#?}"
+    );
+    assert_eq!(said[2], "tables/other.md: is made by nothing in the study");
+
+    // Another number in one run is another number in the results, the summaries and the record.
+    for (name, bytes) in &before {
+        std::fs::write(out.join(name), bytes).unwrap();
+    }
+    std::fs::remove_file(out.join("tables/other.md")).unwrap();
+    let mut other = TWO;
+    other[0].1.1 = 12.5;
+    let (_, said) = verified(&study(dir.path(), &other), params(json!({}))).unwrap();
+    for file in ["run.h5", "multi_seed_results.json", "multi_seed_summary.txt", "tables/foundation.tex"] {
+        assert!(said.iter().any(|line| line.starts_with(&format!("{file}: "))), "{file}: {said:#?}");
+    }
+    assert!(!said.iter().any(|line| line.starts_with("seed-1337/")), "{said:#?}");
+    assert_eq!(written(&out), before, "nothing is written");
+
+    std::fs::remove_file(dir.path().join("uat/seed-42/seal.json")).unwrap();
+    let error = verified(&needs, params(json!({}))).unwrap_err();
+    assert_eq!(error.exit_code(), crate::record::exit::MISSING_INPUT, "{error}");
 }
 
 #[test]
