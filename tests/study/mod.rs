@@ -1,4 +1,8 @@
-//! Study files: what is read, and what every kind of bad input gets.
+//! Study files: what is read, and what every kind of bad input gets. Of their parts, [`values`] has times, sizes, resources and
+//! parameters, and [`sections`] tables and models.
+
+mod sections;
+mod values;
 
 use std::path::PathBuf;
 
@@ -275,117 +279,6 @@ fn names() {
 }
 
 #[test]
-fn times_and_sizes() {
-    wrong(
-        "0:10:00",
-        "10:00",
-        &[
-            "10:21: `time` in resources of stage setup: `10:00` could be minutes or hours: write `10:00:00` for hours and minutes, `0:10:00` for minutes and seconds",
-        ],
-    );
-    wrong(
-        "0:10:00",
-        "soon",
-        &[
-            "10:21: `time` in resources of stage setup: `soon` is not a time: write `H:MM:SS`, `D-HH:MM:SS`, whole minutes, or units as in `1h30m`",
-        ],
-    );
-    wrong(
-        "0:10:00",
-        "0",
-        &["10:21: `time` in resources of stage setup: `0` is no time at all: a job needs at least a second"],
-    );
-    wrong(
-        "{time = \"0:10:00\"}",
-        "{}",
-        &["10:1: resources of stage setup has no `time`: say for example `time = \"1:00:00\"`"],
-    );
-    wrong(
-        "resources = {time = \"0:10:00\"}",
-        "",
-        &["6:1: stage setup has no `resources`: say at least `resources = {time = \"1:00:00\"}`"],
-    );
-    let minutes = load(&GOOD.replacen("\"0:10:00\"", "10", 1), Some("quick")).unwrap();
-    assert_eq!(minutes.stage("setup").unwrap().resources.time_s, 600);
-    wrong(
-        "80G",
-        "80",
-        &[
-            "16:51: `mem` in resources of stage train: `80` is not a size: write a number and a unit, as in `80G` or `512M`",
-        ],
-    );
-}
-
-#[test]
-fn resources_that_no_rank_layout_fits() {
-    wrong(
-        "nodes = 2",
-        "nodes = 0",
-        &["16:22: `nodes` in resources of stage train must be an integer from 1 to 10000, not 0"],
-    );
-    wrong(
-        "{time = \"0:10:00\"}",
-        "{nodes = 2, time = \"0:10:00\"}",
-        &[
-            "10:1: resources of stage setup start 2 ranks, and kind `setup` runs on one: set nodes = 1 and tasks_per_node = 1",
-        ],
-    );
-    // Four grains a batch: at most four lanes.
-    wrong(
-        "nodes = 2",
-        "nodes = 3",
-        &["16:1: resources of stage train start 6 ranks, which do not divide its 4 lanes: start 1, 2, 4 ranks"],
-    );
-    wrong(
-        "nodes = 2",
-        "gpus_per_node = 1, nodes = 2",
-        &[
-            "16:1: resources of stage train give 1 GPUs to 2 ranks a node: a rank has one GPU: set tasks_per_node = gpus_per_node",
-        ],
-    );
-}
-
-#[test]
-fn parameters_have_types_bounds_and_presence() {
-    wrong("{lr = 1e-3}", "{}", &["17:1: stage train has no `lr`: say `params.lr`: a parameter"]);
-    wrong(
-        "\nparams = {lr = 1e-3}",
-        "",
-        &[
-            "19:13: stage train has no `lr` (profile quick): say `params.lr`: a parameter",
-            "22:13: stage train has no `lr` (profile full): say `params.lr`: a parameter",
-        ],
-    );
-    wrong("lr = 1e-3", "lr = \"1e-3\"", &["17:16: `lr` in stage train must be a number from 0 to 1, not text"]);
-    wrong("lr = 1e-3", "lr = 2", &["17:16: `lr` in stage train must be a number from 0 to 1, not 2"]);
-    wrong(
-        "max_steps = 12",
-        "max_steps = 0",
-        &["20:32: `max_steps` in stage train must be an integer, at least 1, not 0 (profile quick)"],
-    );
-    wrong(
-        "lr = 1e-3",
-        "lr = 1e-3, amsgrad = 1",
-        &["17:32: `amsgrad` in stage train must be true or false, not an integer"],
-    );
-    wrong(
-        "lr = 1e-3",
-        "lr = 1e-3, freeze = [1]",
-        &["17:31: `freeze` in stage train must be an array of texts, and holds an integer"],
-    );
-    wrong(
-        "lr = 1e-3",
-        "lr = 1e-3, layers = [-1]",
-        &["17:31: `layers` in stage train must be an array of integers that are not negative, and holds -1"],
-    );
-    wrong(
-        "lr = 1e-3",
-        "lr = 1e-3, grain_samples = 3",
-        &["17:22: stage train: `grain_samples` must divide `global_batch`"],
-    );
-}
-
-#[test]
 fn needs_and_cycles() {
     wrong("[\"setup\"]", "[\"setpu\"]", &["15:10: stage train needs an unknown stage `setpu`: did you mean `setup`?"]);
     wrong(
@@ -618,102 +511,6 @@ fn all_problems_come_at_once() {
     assert_eq!(lines, [4, 8, 10, 16, 17, 17, 20]);
 }
 
-const TABLE: &str = r#"
-[[table]]
-key = "main"
-caption = "Loss"
-rows = [{key = "a"}, {key = "b"}]
-columns = [
-  {key = "loss", stage = "train", metric = ".loss", digits = 3},
-  {key = "delta", delta = {of = "loss", from = "a"}},
-]
-[profile.more]
-table.main.caption = "More"
-"#;
-
-#[test]
-fn tables_are_checked_by_their_owner() {
-    let good = format!("{GOOD}{TABLE}");
-    let study = load(&good, Some("more")).unwrap();
-    assert_eq!(study.tables[0]["caption"], "More");
-    // A kind that makes tables finds them among its parameters.
-    assert_eq!(study.stage("setup").unwrap().params["sections"], json!(study.tables));
-    wrong(
-        "per = []",
-        "per = []\nparams = {sections = []}",
-        &["10:22: `sections` in stage setup is made of the study's `[[table]]` sections: remove it"],
-    );
-    let lines = GOOD.lines().count();
-    let said = |from: &str, to: &str| -> Vec<String> {
-        assert!(TABLE.contains(from), "{from}");
-        let found = problems(&format!("{GOOD}{}", TABLE.replacen(from, to, 1)), Some("quick"));
-        // Lines of the table, from 1.
-        let short = |p: &String| {
-            let (line, rest) = p.split_once(':').unwrap();
-            format!("{}:{rest}", line.parse::<usize>().unwrap() - lines - 1)
-        };
-        found.iter().map(short).collect()
-    };
-    assert_eq!(said("digits", "digts"), ["6:53: table main: unknown key `digts` in a column: did you mean `digits`?",]);
-    assert_eq!(
-        said("\"train\"", "\"trian\""),
-        ["6:18: table main: column `loss` reads the unknown stage `trian`: did you mean `train`?",]
-    );
-    assert_eq!(said("from = \"a\"", "from = \"c\"").len(), 1);
-    assert_eq!(
-        said("[profile.more]", "[[table]]\nkey = \"main\"\nrows = []\ncolumns = []\n[profile.more]")[0],
-        "10:1: two tables have the key `main`: rename one"
-    );
-    assert_eq!(said("table.main", "table.mian"), ["10:7: unknown table `mian` in profile more: did you mean `main`?"]);
-}
-
-#[test]
-fn depth_is_no_danger() {
-    for (open, close) in
-        [("(", ")"), ("[", "]"), ("{a:", "}"), ("if ", ""), ("-", ""), ("reduce ", ""), ("try ", ""), (". as [", "]")]
-    {
-        let deep = format!("{}.{}", open.repeat(20_000), close.repeat(20_000));
-        let text = format!("{GOOD}{}", TABLE.replace("\".loss\"", &format!("'{deep}'")));
-        assert!(!problems(&text, Some("quick")).is_empty(), "{open}");
-    }
-    for text in ["a = ".to_owned() + &"[".repeat(200_000), "a.".repeat(100_000) + "a = 1", "{a=".repeat(100_000)] {
-        assert!(!problems(&text, None).is_empty());
-    }
-}
-
-#[test]
-fn models_are_needed_stages() {
-    wrong(
-        "lr = 1e-3",
-        "lr = 1e-3, models = {a = \"train\"}",
-        &["17:22: `models` in stage train names stage `train`, which it does not need: add `train` to its `needs`"],
-    );
-    // One typing error, one message.
-    wrong(
-        "[\"setup\"]\nresources = {nodes = 2, tasks_per_node = 2, mem = \"80G\", time = \"32:00:00\"}\nparams = {",
-        "[\"setpu\"]\nresources = {nodes = 2, tasks_per_node = 2, mem = \"80G\", time = \"32:00:00\"}\nparams = {models = {a = \"setup\"}, ",
-        &["15:10: stage train needs an unknown stage `setpu`: did you mean `setup`?"],
-    );
-}
-
-#[test]
-fn a_bad_value_hides_nothing_else() {
-    let text = GOOD
-        .replace("name = \"demo\"", "name = \"a\\nb\"\nname = \"c\"")
-        .replace("lr = 1e-3", "lr = nan, lrr = 1")
-        .replace("max_steps = 12", "max_steps = 99999999999999999999");
-    assert_eq!(
-        problems(&text, Some("quick")),
-        [
-            "3:8: a value holds a newline or another control character: remove it",
-            "4:1: this key is given twice: remove one",
-            "18:16: this is not a finite number: write a finite one, or leave the key out",
-            "18:21: unknown key `lrr` in stage train: did you mean `lr`?",
-            "21:32: this integer is beyond 63 bits: write a smaller one",
-        ]
-    );
-}
-
 #[test]
 fn text_that_is_no_toml() {
     assert_eq!(
@@ -750,15 +547,4 @@ fn a_cluster_brings_resources_by_kind() {
         unknown.contains("site.toml:5:17: unknown key `node` in resources of kind setup: did you mean `nodes`?"),
         "{unknown}"
     );
-}
-
-#[test]
-fn a_stage_that_makes_tables_needs_what_they_read() {
-    let text = std::fs::read_to_string(crate::support::repository().join("configs/monotone.toml")).unwrap();
-    let cut = text.replace("= [\"setup\", \"apply_monotonicity\", ", "= [\"apply_monotonicity\", ");
-    assert_ne!(text, cut);
-    let (_dir, file) = write(&cut);
-    let error = study::load(&file, Some("quick"), seedbed::stages::all_specs()).unwrap_err().to_string();
-    let said = "stage aggregate makes table foundation, which reads stage `setup`: add \"setup\" to its `needs`";
-    assert!(error.contains(said), "{error}");
 }
