@@ -256,6 +256,7 @@ fn why(grid: &Grid, cell: &GridCell, known: &Known<'_>, own: bool) -> String {
         let kind = match cell.interval_kind {
             Some(IntervalKind::T) => "t",
             Some(IntervalKind::Bootstrap) => "bootstrap",
+            Some(IntervalKind::Stratified) => "stratified bootstrap",
             Some(IntervalKind::Propagated) => "propagated",
             None => "",
         };

@@ -16,7 +16,8 @@ mod stratified;
 
 pub use agreement::{Kappa, Mcnemar, cohens_h, kappa, mcnemar, weighted_kappa};
 pub use bootstrap::{
-    Bootstrap, Resamples, Resampling, Rng, bootstrap_mean, bootstrap_mean_difference, bootstrap_means, seed_of,
+    Bootstrap, Resamples, Resampling, Rng, bootstrap_mean, bootstrap_mean_difference, bootstrap_means,
+    paired_bootstrap_p, seed_of,
 };
 pub use describe::{cohens_d, iqm, mean, median, quantile, sample_sd};
 pub use interval::{Interval, t_interval, wilson};

@@ -181,6 +181,8 @@ pub enum IntervalKind {
     T,
     /// Percentiles of resampled runs.
     Bootstrap,
+    /// Percentiles of runs resampled within each task.
+    Stratified,
     /// Propagated from two cells' standard errors, taken as independent.
     Propagated,
 }

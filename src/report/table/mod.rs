@@ -14,7 +14,7 @@ mod spec;
 pub(crate) mod tests;
 
 pub use super::section::{PathStep, SpecProblem};
-pub use build::{Expected, Request, Resample, Run, TableProblem, build, grids, grids_with, requests};
+pub use build::{Expected, Reads, Request, Resample, Run, TableProblem, build, grids, grids_with, requests};
 pub use grid::{
     Alignment, CellTest, Column, Env, Grid, GridCell, IntervalKind, Layout, MissingRun, Note, Printed, Row, RunRef,
     SeedValue,
@@ -23,6 +23,6 @@ pub use number::Rounding;
 pub use place::{Meant, two_for_one};
 pub use spec::{
     APPENDIX_ENDING, Allow, Better, COLUMN_KEYS, ColumnSpec, DELTA_KEYS, DeltaKind, DeltaSpec, FOOTNOTE_KEYS,
-    FootnoteSpec, IntervalMethod, LEAST_BOOTSTRAP, Notation, Partial, RATIO_KEYS, ROW_KEYS, RatioError, RatioSpec,
-    RowSpec, Seeds, Show, StudyRef, TABLE_KEYS, TEST_KEYS, TableSpec, TestMethod, TestSpec,
+    FootnoteSpec, IntervalMethod, LEAST_BOOTSTRAP, LEVEL_KEYS, LevelSpec, Notation, Partial, RATIO_KEYS, ROW_KEYS,
+    RatioError, RatioSpec, RowSpec, Seeds, Show, StudyRef, TABLE_KEYS, TEST_KEYS, TableSpec, TestMethod, TestSpec,
 };

@@ -2,6 +2,7 @@
 
 mod broken;
 mod derived;
+mod items;
 mod marks;
 mod whole;
 

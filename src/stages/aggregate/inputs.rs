@@ -3,6 +3,7 @@
 //! Of each run the metrics are read, in little room: a study may have 10,000 runs. Its series and items are read when
 //! somebody asks for them.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -13,6 +14,7 @@ use crate::record::decision::GATE_KIND;
 use crate::record::run_h5::{ManyRuns, Metrics, NotRead, RUN_FILE};
 use crate::record::seal::{SealedFile, Vouched};
 use crate::record::{CellKey, Digest, Fingerprint, Name, Need, Outcome, RecordError, RunRecord, Seal};
+use crate::report::query::{Tree, source};
 use crate::report::table::{Expected, Run};
 
 /// A needed cell.
@@ -166,7 +168,7 @@ impl Found {
 
     /// The value tree, without times and hosts.
     pub fn tree(&self) -> Option<&Value> {
-        self.tree.get_or_init(|| self.metrics.tree().ok()).as_ref()
+        self.tree.get_or_init(|| Metrics::tree(&self.metrics).ok()).as_ref()
     }
 
     /// The whole run with its series and items, read when it is asked for first.
@@ -174,8 +176,29 @@ impl Found {
     /// # Errors
     /// The file is not what was sealed any more, in words.
     pub fn record(&self) -> Result<&RunRecord, String> {
-        let read = || ManyRuns::default().run(&self.path, &self.file).map(Box::new).map_err(why);
-        self.record.get_or_init(read).as_deref().map_err(Clone::clone)
+        self.record.get_or_init(|| self.read_record().map(Box::new)).as_deref().map_err(Clone::clone)
+    }
+
+    fn read_record(&self) -> Result<RunRecord, String> {
+        ManyRuns::default().run(&self.path, &self.file).map_err(why)
+    }
+}
+
+/// A run with its series and items, as a filter reads it: read each time it is asked, for nobody has room for those of a
+/// whole study.
+#[derive(Debug, Clone, Copy)]
+pub struct WholeRun<'a>(pub &'a Found);
+
+impl Tree for WholeRun<'_> {
+    fn tree(&self) -> Result<Cow<'_, Value>, String> {
+        match self.0.record.get() {
+            Some(record) => record.as_deref().map(source::evidence).map(Cow::Owned).map_err(Clone::clone),
+            None => self.0.read_record().map(|record| Cow::Owned(source::evidence(&record))),
+        }
+    }
+
+    fn leaf(&self, _: &str, _: &mut usize) -> Option<Value> {
+        None
     }
 }
 

@@ -26,17 +26,17 @@ use serde_json::{Value, json};
 
 pub use documents::{documents, write_documents};
 pub use figures::{figures, write_figures};
-pub use inputs::{Found, Input, collect, collect_sealed, collect_whole};
+pub use inputs::{Found, Input, WholeRun, collect, collect_sealed, collect_whole};
 pub use out::{Compared, Difference, Out};
 
 use super::context::{Context, StageError};
 use super::spec::{Field, FieldType, Preset, Role, Spec};
 use super::subjects::{MODELS, check_models};
 use crate::record::{CellKey, RecordError, RunRecord, run_h5};
-use crate::report::query::{Job, Limits, evaluate};
+use crate::report::query::{Job, Limits, Tree, evaluate};
 use crate::report::render::{Format, render};
 use crate::report::stats::{self, Answer, Bootstrap, Resampling};
-use crate::report::table::{Expected, Grid, Partial, TableProblem, TableSpec, grids_with, requests};
+use crate::report::table::{Expected, Grid, Partial, Reads, TableProblem, TableSpec, grids_with, requests};
 
 /// Directory of the tables below the run directory.
 const TABLES_DIR: &str = "tables";
@@ -326,10 +326,15 @@ pub fn tables(sections: &[Value], inputs: &[Input], partial: Option<Partial>) ->
             spec.partial = partial;
         }
         let requests = requests(&spec, &expected);
+        let whole: Vec<Option<WholeRun<'_>>> =
+            inputs.iter().map(|input| input.run.as_ref().ok().map(WholeRun)).collect();
         let jobs: Vec<Job<'_>> = requests
             .iter()
             .filter_map(|r| {
-                let input = &expected.get(r.cell)?.run.as_ref().ok()?.tree;
+                let input: &dyn Tree = match r.reads {
+                    Reads::Metrics => &expected.get(r.cell)?.run.as_ref().ok()?.tree,
+                    Reads::Whole => whole.get(r.cell)?.as_ref()?,
+                };
                 Some(Job { code: &r.metric, input, row: &r.row_value })
             })
             .collect();

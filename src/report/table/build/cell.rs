@@ -2,7 +2,7 @@
 
 use super::sample::{Lost, Sample};
 use super::{Builder, Resample};
-use crate::report::stats::{self, Degenerate, Interval, Resamples, Resampling};
+use crate::report::stats::{self, Degenerate, Interval, Resamples, Resampling, Statistic};
 use crate::report::table::grid::{Alignment, Column, GridCell, IntervalKind, MissingRun, Printed, SeedValue};
 use crate::report::table::number;
 use crate::report::table::spec::{
@@ -95,7 +95,7 @@ impl Builder<'_> {
         }
         let wanting = match spec.show {
             Show::MeanSd => cell.spread.is_none(),
-            Show::MeanCi => cell.interval.is_none(),
+            Show::MeanCi | Show::IqmTasks => cell.interval.is_none(),
             _ => false,
         };
         // A value without a seed has no spread by its nature.
@@ -114,6 +114,7 @@ impl Builder<'_> {
         let none = Err(Degenerate::TooFew { have: values.len().min(1), need: 2 });
         match spec.show {
             Show::Median => return Numbers { value: stats::median(values), spread: None, interval: none },
+            Show::IqmTasks => return self.over_tasks(row, column, sample),
             Show::Iqm => return Numbers { value: stats::iqm(values), spread: None, interval: none },
             _ => {}
         }
@@ -129,6 +130,23 @@ impl Builder<'_> {
         };
         let spread = if spec.show == Show::MeanSd { stats::sample_sd(values).ok() } else { None };
         Numbers { value: stats::mean(values), spread, interval }
+    }
+
+    /// The interquartile mean of all runs and tasks; runs are drawn within each task (Agarwal et al. 2021).
+    fn over_tasks(&mut self, row: usize, column: usize, sample: &Sample) -> Numbers {
+        let runs = sample.tasks.len();
+        let tasks = sample.tasks.first().map_or(0, Vec::len);
+        if runs > 1 {
+            self.enough_to_resample(column, runs * tasks);
+        }
+        let strata: Vec<Vec<f64>> = (0..tasks).map(|t| sample.tasks.iter().map(|run| run[t]).collect()).collect();
+        let resamples = self.resamples(row, column);
+        let drawn = stats::bootstrap_stratified(&strata, Statistic::Iqm, self.spec.level, resamples);
+        Numbers {
+            value: stats::iqm(&sample.tasks.concat()),
+            spread: None,
+            interval: drawn.map(|b| (b.interval, IntervalKind::Stratified)),
+        }
     }
 
     fn ratio(&mut self, column: usize, sample: &Sample, error: RatioError, resamples: Resamples) -> Numbers {
@@ -270,7 +288,7 @@ pub(super) fn printed(spec: &ColumnSpec, cell: &GridCell) -> Printed {
                 Printed::Text(format!("{text} ± {spread}"))
             }
         }
-        (Show::MeanCi, _, Some(interval)) => {
+        (Show::MeanCi | Show::IqmTasks, _, Some(interval)) => {
             let (lower, upper) = (like(interval.lower), like(interval.upper));
             if decimal(&text) && decimal(&lower) && decimal(&upper) {
                 Printed::Interval { text, lower, upper }

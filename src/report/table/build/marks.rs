@@ -4,14 +4,12 @@ use std::cmp::Ordering;
 
 use super::Builder;
 use super::cell::shown;
+use super::items::OfCell;
 use super::sample::{Sample, pair};
-use crate::report::stats::{self, Answer};
+use crate::report::stats::{self, Answer, Degenerate, Resamples};
 use crate::report::table::grid::{CellTest, GridCell, Note, Printed, Row};
 use crate::report::table::number::significant;
 use crate::report::table::spec::{Better, DeltaKind, Show, TableSpec, TestMethod, TestSpec};
-
-/// What a cell that passes its test shows.
-const MARK: &str = "*";
 
 /// Marks the best, and if it is asked the second best, of each column that says which end is better. Ranked on raw
 /// values, ties judged on what is printed; a column whose cells all print alike has neither.
@@ -42,6 +40,9 @@ struct Planned {
     left: Vec<f64>,
     right: Vec<f64>,
     n_expected: usize,
+    /// Row and column of the metric on each side.
+    left_at: (usize, usize),
+    right_at: (usize, usize),
 }
 
 impl Builder<'_> {
@@ -61,20 +62,25 @@ impl Builder<'_> {
     }
 
     /// Tests the cells that the table asks for and marks those that pass. What the marks mean, as a note.
-    pub(super) fn tests(&mut self, samples: &[Vec<Sample>], rows: &mut [Row]) -> Option<Note> {
-        let test = self.spec.test.as_ref()?;
-        let planned = self.planned(test, samples);
+    pub(super) fn tests(&mut self, samples: &[Vec<Sample>], rows: &mut [Row]) -> Vec<Note> {
+        let Some(test) = self.spec.test.as_ref() else { return Vec::new() };
+        let mut planned = self.planned(test, samples);
+        if test.method.reads_items() {
+            self.take_items(test, &mut planned);
+        }
         self.can_pass(test, &planned);
         let found: Vec<Answer<f64>> = planned.iter().map(|p| self.p_of(test.method, p)).collect();
         // What has no answer stays in the family: it cannot make the others easier.
         let family: Vec<f64> = found.iter().map(|p| p.unwrap_or(1.0)).collect();
         let adjusted = test.family.adjust(&family).unwrap_or_else(|_| vec![1.0; family.len()]);
         let hopeless = self.hopeless(test, &planned);
-        let mut passed = 0;
+        let levels = test.strictest_first();
+        let mut used: Vec<&str> = Vec::new();
         for (i, ((plan, p), adjusted)) in planned.iter().zip(&found).zip(adjusted).enumerate() {
             let cell = &mut rows[plan.row].cells[plan.column];
-            let passes = p.is_ok() && adjusted <= test.alpha && !matches!(cell.printed, Printed::Missing);
-            passed += usize::from(passes);
+            let printed = !matches!(cell.printed, Printed::Missing);
+            let passed = levels.iter().find(|(alpha, _)| p.is_ok() && adjusted <= *alpha && printed);
+            used.extend(passed.map(|(_, mark)| mark));
             cell.test = Some(CellTest {
                 method: test.method.name().to_owned(),
                 against: plan.against.clone(),
@@ -82,7 +88,7 @@ impl Builder<'_> {
                 p: p.ok(),
                 adjusted: p.ok().map(|_| adjusted),
                 degenerate: p.err().map(|why| why.to_string()).or_else(|| hopeless[i].clone()),
-                mark: if passes { MARK.to_owned() } else { String::new() },
+                mark: passed.map_or("", |(_, mark)| mark).to_owned(),
             });
         }
         let m = planned.len();
@@ -95,18 +101,41 @@ impl Builder<'_> {
         };
         let against = test.against.as_ref().and_then(|key| self.spec.rows.iter().find(|r| r.key == *key));
         let against = against.map(|row| format!(" against {}", row.text())).unwrap_or_default();
-        let mut how = format!("{}{against} on common seeds, {family}, alpha {}", test.method.words(), test.alpha);
+        let on = if test.method.reads_items() { "items, each the mean over common seeds" } else { "common seeds" };
+        let on = if matches!(test.method, TestMethod::Mcnemar | TestMethod::McnemarMidP) { "items" } else { on };
+        let made = format!("{}{against} on {on}, {family}", test.method.words());
         let without = hopeless.iter().flatten().count();
-        if without > 0 {
-            how.push_str(&format!("; with the runs that there are, {without} of them could not pass"));
+        let lacking = match without {
+            0 => String::new(),
+            without => format!("; with the runs that there are, {without} of them could not pass"),
+        };
+        let how = |alpha: f64| format!("{made}, alpha {alpha}{lacking}");
+        let unmarked = |text: &str| vec![Note { mark: None, text: format!("{text}: {}.", how(test.alpha)) }];
+        let mut notes: Vec<Note> = Vec::new();
+        for (alpha, mark) in levels.iter().rev().filter(|(_, mark)| used.contains(mark)) {
+            let text = match notes.is_empty() {
+                true => format!("Significant: {}.", how(*alpha)),
+                false => format!("The same, alpha {alpha}."),
+            };
+            notes.push(Note { mark: Some((*mark).to_owned()), text });
         }
-        Some(if passed > 0 {
-            Note { mark: Some(MARK.to_owned()), text: format!("Significant: {how}.") }
-        } else if without == m {
-            Note { mark: None, text: format!("No difference can be significant: {how}.") }
-        } else {
-            Note { mark: None, text: format!("No difference is significant: {how}.") }
-        })
+        match notes.is_empty() {
+            true if without == m => unmarked("No difference can be significant"),
+            true => unmarked("No difference is significant"),
+            false => notes,
+        }
+    }
+
+    /// Puts the items of both sides in place of the runs.
+    fn take_items(&mut self, test: &TestSpec, planned: &mut Vec<Planned>) {
+        let items = std::mem::take(&mut self.items);
+        let none = OfCell::new();
+        let of = |place: (usize, usize)| items.get(&place).unwrap_or(&none);
+        for plan in planned {
+            let sides = self.sides(test, (plan.row, plan.column), of(plan.left_at), of(plan.right_at));
+            (plan.left, plan.right) = sides.map_or((Vec::new(), Vec::new()), |s| (s.left, s.right));
+            plan.n_expected = plan.left.len();
+        }
     }
 
     /// By test: why it cannot pass with the pairs that it has, where runs are missing.
@@ -115,7 +144,8 @@ impl Builder<'_> {
         let smallest = |plan: &Planned| match (plan.left.len(), test.method) {
             (0 | 1, _) => 1.0,
             (n, TestMethod::SignFlip) => stats::smallest_sign_flip_p(n, flips),
-            (_, TestMethod::PairedT) => 0.0,
+            (_, TestMethod::PairedBootstrap) => 1.0 / (flips + 1) as f64,
+            (_, TestMethod::PairedT | TestMethod::Mcnemar | TestMethod::McnemarMidP) => 0.0,
         };
         // A corrected p is smallest where every p of the family is.
         let least: Vec<f64> = planned.iter().map(smallest).collect();
@@ -151,7 +181,17 @@ impl Builder<'_> {
                         DeltaKind::Percent => (sample.numbers(), vec![0.0; sample.values.len()]),
                     };
                     let named = delta.from.as_ref().or(delta.from_column.as_ref());
+                    let column_of = |key: &String| self.spec.columns.iter().position(|c| c.key == *key);
+                    let row_of = |key: &String| self.spec.rows.iter().position(|r| r.key == *key);
+                    let of = column_of(&delta.of).unwrap_or(column);
+                    let right_at = match (&delta.from, &delta.from_column) {
+                        (Some(from), _) => (row_of(from).unwrap_or(row), of),
+                        (None, Some(from)) => (row, column_of(from).unwrap_or(of)),
+                        (None, None) => (row, of),
+                    };
                     planned.push(Planned {
+                        left_at: (row, of),
+                        right_at,
                         row,
                         column,
                         against: named.cloned().unwrap_or_default(),
@@ -163,6 +203,8 @@ impl Builder<'_> {
                     let other = &samples[reference][column];
                     let paired = pair(sample, other);
                     planned.push(Planned {
+                        left_at: (row, column),
+                        right_at: (reference, column),
                         row,
                         column,
                         against: self.spec.rows[reference].key.clone(),
@@ -178,24 +220,33 @@ impl Builder<'_> {
 
     /// Refuses a test that cannot pass whatever the runs say: at the expected n, or with so few resamples.
     fn can_pass(&mut self, test: &TestSpec, planned: &[Planned]) {
-        let (m, alpha) = (planned.len(), test.alpha);
+        // What passes the strictest level passes all.
+        let (m, alpha) = (planned.len(), test.strictest_first()[0].0);
         let flips = self.spec.resamples as u64;
         let place = format!("table `{}`: the {}", self.spec.key, test.method.words());
         let remedy = "give it more seeds or fewer cells, or remove `test`";
         for plan in planned {
             let n = plan.n_expected;
+            if n < 2 && test.method.reads_items() {
+                // That items are missing or do not fit was said, and so is it of runs.
+                continue;
+            }
             if n < 2 {
                 self.tell(format!("{place} of {n} pair has no spread to judge by: {remedy}"));
                 continue;
             }
-            if test.method != TestMethod::SignFlip {
+            if !test.method.draws() {
                 continue;
             }
             let needed = stats::resamples_needed(m, alpha);
-            if !stats::flips_all(n, flips) && flips < needed {
+            let all = test.method == TestMethod::SignFlip && stats::flips_all(n, flips);
+            if !all && flips < needed {
                 self.tell(format!(
                     "{place} draws {flips} resamples, fewer than 20 x {m} tests / alpha {alpha}: set `resamples = {needed}`"
                 ));
+                continue;
+            }
+            if test.method != TestMethod::SignFlip {
                 continue;
             }
             let (smallest, largest) = (stats::smallest_sign_flip_p(n, flips), test.family.largest_p(m, alpha));
@@ -212,13 +263,28 @@ impl Builder<'_> {
     }
 
     fn p_of(&self, method: TestMethod, plan: &Planned) -> Answer<f64> {
+        let (row, column) = (&self.spec.rows[plan.row].key, &self.spec.columns[plan.column].key);
+        let seed = || stats::seed_of(self.spec.bootstrap_seed, &[&self.spec.key, row, column, "test"]);
+        let pairs = || plan.left.iter().zip(&plan.right);
+        let won = |a: &f64, b: &f64| a > b;
+        let mcnemar = || match plan.left.len() {
+            0 => Err(Degenerate::TooFew { have: 0, need: 1 }),
+            _ => {
+                let (b, c) = (pairs().filter(|(x, y)| won(x, y)).count(), pairs().filter(|(x, y)| won(y, x)).count());
+                Ok(stats::mcnemar(b as u64, c as u64))
+            }
+        };
         match method {
             TestMethod::PairedT => stats::paired_t(&plan.left, &plan.right).map(|t| t.p),
             TestMethod::SignFlip => {
-                let differences: Vec<f64> = plan.left.iter().zip(&plan.right).map(|(a, b)| a - b).collect();
-                let (row, column) = (&self.spec.rows[plan.row].key, &self.spec.columns[plan.column].key);
-                let seed = stats::seed_of(self.spec.bootstrap_seed, &[&self.spec.key, row, column, "test"]);
-                stats::sign_flip(&differences, self.spec.resamples as u64, seed).map(|t| t.p)
+                let differences: Vec<f64> = pairs().map(|(a, b)| a - b).collect();
+                stats::sign_flip(&differences, self.spec.resamples as u64, seed()).map(|t| t.p)
+            }
+            TestMethod::Mcnemar => mcnemar().map(|test| test.exact_p),
+            TestMethod::McnemarMidP => mcnemar().map(|test| test.mid_p),
+            TestMethod::PairedBootstrap => {
+                let resamples = Resamples { count: self.spec.resamples, seed: seed() };
+                stats::paired_bootstrap_p(&plan.left, &plan.right, resamples)
             }
         }
     }

@@ -2,10 +2,11 @@
 //!
 //! Missing is a join of the plan and the results ([`join`]), never of the files that happen to exist: runs that
 //! died are not missing at random. [`sample`] has the values behind each cell, [`cell`] what is printed of them,
-//! [`marks`] what compares cells, [`notes`] what stands below, [`appendix`] the value of each seed.
+//! [`marks`] what compares cells, [`items`] the outcomes behind them, [`notes`] what stands below, [`appendix`] the value of each seed.
 
 mod appendix;
 mod cell;
+mod items;
 mod join;
 mod marks;
 mod notes;
@@ -47,9 +48,20 @@ pub struct Run {
     pub content: Digest,
 }
 
-/// A metric to be evaluated: column `column` of row `row` on the run of `cell`.
+/// What of a run a filter is to be given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reads {
+    /// Its value tree.
+    Metrics,
+    /// All that it found, as [`crate::report::query::source::evidence`] has it.
+    Whole,
+}
+
+/// A filter to be evaluated: for column `column` of row `row` on the run of `cell`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
+    /// On what.
+    pub reads: Reads,
     /// Index of the row.
     pub row: usize,
     /// Index of the column.
@@ -83,8 +95,19 @@ pub fn requests(spec: &TableSpec, expected: &[Expected]) -> Vec<Request> {
         for (column, metric) in metrics.iter().enumerate() {
             let Some(metric) = metric else { continue };
             for cell in join.cells(row, column).into_iter().filter(|i| expected[*i].run.is_ok()) {
-                list.push(Request { row, column, cell, metric: metric.clone(), row_value: row_value.clone() });
+                let (metric, row_value) = (metric.clone(), row_value.clone());
+                list.push(Request { reads: Reads::Metrics, row, column, cell, metric, row_value });
             }
+        }
+    }
+    let filter = spec.test.as_ref().and_then(|test| test.items.as_deref()).map(Arc::<str>::from);
+    let columns = items::columns_of(spec);
+    for (row, column) in (0..spec.rows.len()).flat_map(|row| columns.iter().map(move |column| (row, *column))) {
+        let row_value = Arc::new(json!(spec.rows[row].with));
+        for cell in join.cells(row, column).into_iter().filter(|i| expected[*i].run.is_ok()) {
+            // A test that reads items has a filter for them: the specification was checked.
+            let metric = filter.clone().unwrap_or_else(|| Arc::from("null"));
+            list.push(Request { reads: Reads::Whole, row, column, cell, metric, row_value: row_value.clone() });
         }
     }
     list
@@ -120,9 +143,11 @@ pub fn grids_with(
     resample: Resample<'_>,
 ) -> Result<Vec<Grid>, Vec<TableProblem>> {
     let join = Join::new(spec, expected);
-    let places = spec.rows.len() * spec.columns.len();
-    let asked: usize = (0..places)
-        .flat_map(|place| join.cells(place / spec.columns.len(), place % spec.columns.len()))
+    let of_items = items::columns_of(spec);
+    let columns = || (0..spec.columns.len()).chain(of_items.iter().copied());
+    let asked: usize = (0..spec.rows.len())
+        .flat_map(|row| columns().map(move |column| (row, column)))
+        .flat_map(|(row, column)| join.cells(row, column))
         .filter(|cell| expected[*cell].run.is_ok())
         .count();
     if asked != answers.len() {
@@ -140,10 +165,12 @@ pub fn grids_with(
         notes: Notes::default(),
         runs: BTreeMap::new(),
         drawn: BTreeMap::new(),
+        items: BTreeMap::new(),
     };
     builder.profiles();
     let (row_notes, column_notes, cell_notes) = builder.footnotes();
     let samples = builder.samples();
+    builder.items = builder.items();
     builder.draw(&samples, resample);
     let mut rows: Vec<Row> = Vec::with_capacity(spec.rows.len());
     for (row, row_spec) in spec.rows.iter().enumerate() {
@@ -226,6 +253,8 @@ struct Builder<'a> {
     runs: BTreeMap<usize, Arc<RunRef>>,
     /// Bootstraps of means, by row and column.
     drawn: BTreeMap<(usize, usize), Answer<Bootstrap>>,
+    /// Items of the cells of the test, by row and column.
+    items: BTreeMap<(usize, usize), items::OfCell>,
 }
 
 impl Builder<'_> {

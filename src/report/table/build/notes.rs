@@ -105,6 +105,16 @@ pub(super) fn how_it_was_made(spec: &TableSpec, rows: &[Row], samples: &[Vec<Sam
             notes.push(format!("{words} over {n} seeds.").replace(", over", ","));
         }
     }
+    let over_tasks = shows(Show::IqmTasks);
+    if let Some(n) = counts(&over_tasks) {
+        let tasks: BTreeSet<usize> = samples.iter().flatten().filter_map(|s| Some(s.tasks.first()?.len())).collect();
+        let tasks: Vec<String> = tasks.iter().map(usize::to_string).collect();
+        notes.push(format!(
+            "Interquartile mean over runs and tasks, {percent} % intervals of a bootstrap of runs within each task; {n} seeds, \
+             {} tasks.",
+            tasks.join(" or ")
+        ));
+    }
     for (error, words) in [
         (RatioError::Propagated, "errors are propagated, the two sides taken as independent"),
         (RatioError::Bootstrap, "errors are a percentile bootstrap over common seeds"),
@@ -159,13 +169,15 @@ pub(super) fn signature(spec: &TableSpec, rows: &[Row], join: &Join<'_>, expecte
     let bootstrap = spec.interval == IntervalMethod::Bootstrap && drawn(Show::MeanCi);
     let resampled = bootstrap
         || ratios.clone().any(|r| r.error == RatioError::Bootstrap)
-        || spec.test.as_ref().is_some_and(|t| t.method == super::super::spec::TestMethod::SignFlip);
+        || drawn(Show::IqmTasks)
+        || spec.test.as_ref().is_some_and(|t| t.method.draws());
     let kinds: BTreeSet<IntervalKind> = cells().filter_map(|c| c.interval_kind).collect();
     let kinds: Vec<&str> = kinds
         .into_iter()
         .map(|kind| match kind {
             IntervalKind::T => "t",
             IntervalKind::Bootstrap => "bootstrap-percentile",
+            IntervalKind::Stratified => "bootstrap-stratified",
             IntervalKind::Propagated => "propagated-t",
         })
         .collect();
@@ -177,7 +189,8 @@ pub(super) fn signature(spec: &TableSpec, rows: &[Row], join: &Join<'_>, expecte
         line.push_str(&format!("|resamples:{}|rng:{}", spec.resamples, spec.bootstrap_seed));
     }
     if let Some(test) = &spec.test {
-        line.push_str(&format!("|test:{}-{}-{}", test.method.name(), test.family.name(), test.alpha));
+        let alphas: Vec<String> = test.strictest_first().iter().rev().map(|(alpha, _)| alpha.to_string()).collect();
+        line.push_str(&format!("|test:{}-{}-{}", test.method.name(), test.family.name(), alphas.join(",")));
     }
     line.push_str(&format!("|partial:{partial}|seedbed:{}", env!("CARGO_PKG_VERSION")));
     line

@@ -6,14 +6,17 @@ use serde_json::Value;
 
 use super::Builder;
 use crate::report::query::Outputs;
+use crate::report::stats;
 use crate::report::table::place::two_for_one;
-use crate::report::table::spec::{DeltaKind, Seeds};
+use crate::report::table::spec::{DeltaKind, Seeds, Show};
 
 /// The runs of one cell before they are summarised. Values are scaled.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sample {
     /// By seed, ascending.
     pub(super) values: Vec<(Option<u32>, f64)>,
+    /// Of a metric with a number for each task: those of each run, in the order of the values.
+    pub(super) tasks: Vec<Vec<f64>>,
     /// Both sides of a comparison, on the seeds that both have.
     pub(super) pairs: Vec<(f64, f64)>,
     /// Expected runs that are not in it.
@@ -113,6 +116,7 @@ impl Builder<'_> {
             self.problem(row, column, &text);
         }
         let mut wrong: Option<(usize, String, usize)> = None;
+        let mut by_task: BTreeMap<Option<u32>, Vec<f64>> = BTreeMap::new();
         for index in cells {
             let cell = &self.expected[index];
             let seed = cell.key.seed;
@@ -122,12 +126,17 @@ impl Builder<'_> {
                 continue;
             }
             let lost = |reason: &str| Lost { seed, cell: self.name(index), reason: reason.to_owned() };
-            match (&cell.run, answer.map(|answer| one_number(answer))) {
+            let answer = answer.map(|answer| match spec.show {
+                Show::IqmTasks => number_by_task(answer, spec.scale),
+                _ => one_number(answer).map(|x| x.map(|x| (x * spec.scale, Vec::new()))),
+            });
+            match (&cell.run, answer) {
                 (Err(reason), _) => sample.lost.push(lost(reason)),
-                (Ok(_), Some(Ok(Some(x)))) => {
+                (Ok(_), Some(Ok(Some((x, tasks))))) => {
                     sample.answered += 1;
-                    if (x * spec.scale).is_finite() {
-                        sample.values.push((seed, x * spec.scale));
+                    if x.is_finite() {
+                        sample.values.push((seed, x));
+                        by_task.insert(seed, tasks);
                         sample.cells.push((seed, index));
                     } else {
                         sample.lost.push(lost("its value is not finite"));
@@ -151,6 +160,15 @@ impl Builder<'_> {
         }
         sample.values.sort_unstable_by_key(|(seed, _)| *seed);
         sample.cells.sort_unstable();
+        if spec.show == Show::IqmTasks {
+            sample.tasks = by_task.into_values().collect();
+            let counts: BTreeSet<usize> = sample.tasks.iter().map(Vec::len).collect();
+            if counts.len() > 1 {
+                let what = format!("its runs have {counts:?} tasks: let the metric give those that all runs have");
+                self.problem(row, column, &what);
+                sample.tasks.clear();
+            }
+        }
         self.expect_seeds(row, column, &mut sample);
         sample
     }
@@ -309,6 +327,30 @@ impl Builder<'_> {
         let made_of = made_of.chain(spec.ratio.iter().flat_map(|r| [Some(&r.of), r.to_column.as_ref()])).flatten();
         let dead_key = |key: &String| self.spec.columns.iter().zip(&self.dead).any(|(c, dead)| *dead && c.key == *key);
         self.dead[column] || made_of.into_iter().any(dead_key)
+    }
+}
+
+/// A number for each task, scaled, behind their interquartile mean; `None` for null.
+fn number_by_task(answer: &Outputs, scale: f64) -> Result<Option<(f64, Vec<f64>)>, String> {
+    let wrong = |shown: &str| {
+        let shown: String = shown.chars().take(60).collect();
+        Err(format!(
+            "the metric gives {}: `iqm_tasks` takes an array with a number for each task",
+            shown.escape_debug()
+        ))
+    };
+    match answer.as_ref().map_err(Clone::clone)?.as_slice() {
+        [Value::Null] => Ok(None),
+        [one @ Value::Array(list)] if !list.is_empty() => {
+            let numbers: Option<Vec<f64>> = list.iter().map(|x| Some(x.as_f64()? * scale)).collect();
+            match numbers {
+                // What is not finite is said of the run.
+                Some(tasks) => Ok(Some((stats::iqm(&tasks).unwrap_or(f64::NAN), tasks))),
+                None => wrong(&one.to_string()),
+            }
+        }
+        [other] => wrong(&other.to_string()),
+        many => wrong(&format!("{} values", many.len())),
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::{
-    APPENDIX_ENDING, COLUMN_KEYS, ColumnSpec, DELTA_KEYS, FOOTNOTE_KEYS, FootnoteSpec, Notation, RATIO_KEYS, ROW_KEYS,
-    RatioError, RowSpec, Seeds, Show, TABLE_KEYS, TEST_KEYS, TableSpec, TestSpec,
+    APPENDIX_ENDING, COLUMN_KEYS, ColumnSpec, DELTA_KEYS, FOOTNOTE_KEYS, FootnoteSpec, LEVEL_KEYS, LevelSpec, Notation,
+    RATIO_KEYS, ROW_KEYS, RatioError, RowSpec, Seeds, Show, TABLE_KEYS, TEST_KEYS, TableSpec, TestSpec,
 };
 use crate::record::Name;
 use crate::report::section::{Checker, Form, PathStep, SpecProblem, key};
@@ -23,6 +23,9 @@ const COLUMN: Form =
     Form { what: "a column", keys: COLUMN_KEYS, inner: &[("delta", DELTA_KEYS), ("ratio", RATIO_KEYS)] };
 const FOOTNOTE: Form = Form::new("a footnote", FOOTNOTE_KEYS);
 const TEST: Form = Form::new("`test`", TEST_KEYS);
+const LEVEL: Form = Form::new("a level of `test`", LEVEL_KEYS);
+/// What marks are made of: signs that no note has, and that every format prints.
+const SIGNS: &str = "*†‡§";
 
 pub(super) fn parse(section: &Value, stages: &[&str]) -> Result<TableSpec, Vec<SpecProblem>> {
     let mut check = Checker::default();
@@ -34,7 +37,13 @@ pub(super) fn parse(section: &Value, stages: &[&str]) -> Result<TableSpec, Vec<S
     check.list::<ColumnSpec>(map, "columns", &COLUMN);
     check.list::<FootnoteSpec>(map, "footnotes", &FOOTNOTE);
     if let Some(test) = map.get("test") {
-        check.part::<TestSpec>(test, &TEST, &[key("test")]);
+        let before = check.problems.len();
+        for (i, level) in test.get("levels").and_then(Value::as_array).into_iter().flatten().enumerate() {
+            check.part::<LevelSpec>(level, &LEVEL, &[key("test"), key("levels"), PathStep::Index(i)]);
+        }
+        if check.problems.len() == before {
+            check.part::<TestSpec>(test, &TEST, &[key("test")]);
+        }
     }
     let needs = [("key", json!("k")), ("rows", json!([])), ("columns", json!([]))];
     let spec: Option<TableSpec> = check.whole(map, &TABLE, &["rows", "columns", "footnotes", "test"], &needs);
@@ -165,6 +174,12 @@ impl Checker {
                 }
                 self.filter(&at("metric"), metric);
             }
+            (Some(_), None, None, None) if column.show == Show::IqmTasks => {
+                self.add(
+                    &at("show"),
+                    "`iqm_tasks` is made of a metric with a number for each task: a difference has one",
+                );
+            }
             (Some(delta), None, None, None) => {
                 self.compared(spec, column, &delta.of, &delta.from, &delta.from_column, ("delta", "from"), path);
             }
@@ -201,7 +216,7 @@ impl Checker {
     fn ratio(&mut self, column: &ColumnSpec, error: RatioError, path: &[PathStep]) {
         let at = |name: &str| [path, &[key(name)]].concat();
         match column.show {
-            Show::Median | Show::Iqm => {
+            Show::Median | Show::Iqm | Show::IqmTasks => {
                 self.add(&at("show"), "a ratio is one of means: use `mean`, `mean_sd`, `mean_ci`, `n` or `values`");
             }
             Show::MeanSd if error == RatioError::Bootstrap => self.add(
@@ -243,6 +258,12 @@ impl Checker {
 
     fn metric_column(&mut self, spec: &TableSpec, column: &ColumnSpec, named: &str, at: &[PathStep]) {
         match spec.column(named) {
+            Some(of) if of.show == Show::IqmTasks => {
+                self.add(
+                    at,
+                    format!("column `{named}` shows `iqm_tasks`, several numbers a run: name one with one number"),
+                );
+            }
             Some(of) if of.delta.is_none() && of.ratio.is_none() => {}
             Some(_) => self.add(at, "a difference of differences: name a column with a metric"),
             None => {
@@ -268,6 +289,12 @@ impl Checker {
                     &at("on"),
                     format!("the test is on column `{name}`, a ratio: name the column that it is of, or a difference"),
                 ),
+                Some(column) if column.show == Show::IqmTasks && !test.method.reads_items() => self.add(
+                    &at("on"),
+                    format!(
+                        "the test is on column `{name}`, which shows `iqm_tasks`, several numbers a run: name another"
+                    ),
+                ),
                 Some(column) => needs_row |= column.delta.is_none(),
             }
         }
@@ -283,6 +310,50 @@ impl Checker {
         }
         if !(test.alpha > 0.0 && test.alpha < 0.5) {
             self.add(&at("alpha"), "`alpha` lies between 0 and 0.5, such as 0.05");
+        }
+        match (&test.items, test.method.reads_items()) {
+            (Some(code), true) => self.filter(&at("items"), code),
+            (None, true) => self.add(
+                &[key("test")],
+                format!(
+                    "the method `{}` compares items: say which, such as `items = \".items[$row.task] | map(.correct)\"`",
+                    test.method.name()
+                ),
+            ),
+            (Some(_), false) => {
+                self.add(&at("items"), format!("the method `{}` compares runs: remove `items`", test.method.name()));
+            }
+            (None, false) => {}
+        }
+        self.levels(test);
+    }
+
+    /// The marks of a test, and its levels.
+    fn levels(&mut self, test: &TestSpec) {
+        let path = |i: usize, name: &str| [key("test"), key("levels"), PathStep::Index(i), key(name)];
+        let is_mark = |mark: &str| (1..=3).contains(&mark.chars().count()) && mark.chars().all(|c| SIGNS.contains(c));
+        let wrong = |mark: &str| format!("{mark:?} is no mark: use one to three of {SIGNS}");
+        if !is_mark(&test.mark) {
+            self.add(&[key("test"), key("mark")], wrong(&test.mark));
+        }
+        let (mut alpha, mut seen) = (test.alpha, BTreeSet::from([test.mark.as_str()]));
+        for (i, level) in test.levels.iter().enumerate() {
+            if !(level.alpha > 0.0 && level.alpha < alpha) {
+                let what = format!(
+                    "levels go down from `alpha` = {}, such as 0.01: this one is not below {alpha}",
+                    test.alpha
+                );
+                self.add(&path(i, "alpha"), what);
+            }
+            alpha = level.alpha;
+            if !is_mark(&level.mark) {
+                self.add(&path(i, "mark"), wrong(&level.mark));
+            } else if !seen.insert(&level.mark) {
+                self.add(
+                    &path(i, "mark"),
+                    format!("the mark `{}` stands for two levels: give each its own", level.mark),
+                );
+            }
         }
     }
 }

@@ -67,7 +67,9 @@ pub const DELTA_KEYS: &[&str] = &["of", "from", "from_column", "as"];
 /// Keys of a column's `ratio`.
 pub const RATIO_KEYS: &[&str] = &["of", "to", "to_column", "error"];
 /// Keys of a table's `test`.
-pub const TEST_KEYS: &[&str] = &["on", "against", "method", "family", "alpha"];
+pub const TEST_KEYS: &[&str] = &["on", "against", "method", "items", "family", "alpha", "mark", "levels"];
+/// Keys of a level of a test.
+pub const LEVEL_KEYS: &[&str] = &["alpha", "mark"];
 /// Keys of a footnote.
 pub const FOOTNOTE_KEYS: &[&str] = &["row", "column", "text"];
 
@@ -267,11 +269,40 @@ pub struct TestSpec {
     pub against: Option<String>,
     /// The test.
     pub method: TestMethod,
+    /// A filter on a whole run that gives its items, for a test that compares item by item.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub items: Option<String>,
     /// How p-values are corrected for the number of tests in this table.
     pub family: Correction,
     /// Corrected p-values up to this are marked.
     #[serde(default = "default_alpha")]
     pub alpha: f64,
+    /// What a cell that passes shows.
+    #[serde(default = "default_mark")]
+    pub mark: String,
+    /// Smaller alphas, each with a mark of its own.
+    #[serde(default)]
+    pub levels: Vec<LevelSpec>,
+}
+
+/// A smaller alpha of a test.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LevelSpec {
+    /// Corrected p-values up to this have the mark.
+    pub alpha: f64,
+    /// The mark.
+    pub mark: String,
+}
+
+impl TestSpec {
+    /// Its levels, the strictest first, each an alpha and its mark.
+    pub fn strictest_first(&self) -> Vec<(f64, &str)> {
+        let mut levels: Vec<(f64, &str)> = self.levels.iter().map(|l| (l.alpha, l.mark.as_str())).collect();
+        levels.push((self.alpha, &self.mark));
+        levels.sort_by(|a, b| a.0.total_cmp(&b.0));
+        levels
+    }
 }
 
 /// A footnote of a row's label, a column's header or a cell.
@@ -322,6 +353,8 @@ words! {
         Median,
         /// The interquartile mean.
         Iqm,
+        /// The interquartile mean of all runs and tasks, of a metric that gives a number for each task, and its interval.
+        IqmTasks,
         /// Number of runs of the expected ones.
         N,
         /// The value of each run, in the order of seeds.
@@ -379,6 +412,12 @@ pub enum TestMethod {
     PairedT,
     /// Sign-flip test over common seeds.
     SignFlip,
+    /// McNemar's test of one run against one, item by item: exact.
+    Mcnemar,
+    /// McNemar's test by mid-p.
+    McnemarMidP,
+    /// Bootstrap of the mean difference over items, each the mean over common seeds.
+    PairedBootstrap,
 }
 
 /// What is done although it is not advised.
@@ -426,6 +465,9 @@ fn default_level() -> f64 {
 }
 fn default_alpha() -> f64 {
     0.05
+}
+fn default_mark() -> String {
+    "*".to_owned()
 }
 fn default_resamples() -> usize {
     10_000
@@ -495,6 +537,9 @@ impl TestMethod {
         match self {
             Self::PairedT => "paired_t",
             Self::SignFlip => "sign_flip",
+            Self::Mcnemar => "mcnemar",
+            Self::McnemarMidP => "mcnemar_mid_p",
+            Self::PairedBootstrap => "paired_bootstrap",
         }
     }
 
@@ -503,6 +548,19 @@ impl TestMethod {
         match self {
             Self::PairedT => "paired t-test",
             Self::SignFlip => "sign-flip test",
+            Self::Mcnemar => "exact McNemar test",
+            Self::McnemarMidP => "McNemar test (mid-p)",
+            Self::PairedBootstrap => "paired bootstrap",
         }
+    }
+
+    /// Whether it compares single items.
+    pub fn reads_items(self) -> bool {
+        matches!(self, Self::Mcnemar | Self::McnemarMidP | Self::PairedBootstrap)
+    }
+
+    /// Whether its p comes from drawn numbers.
+    pub fn draws(self) -> bool {
+        matches!(self, Self::SignFlip | Self::PairedBootstrap)
     }
 }
