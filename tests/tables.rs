@@ -80,6 +80,23 @@ impl Workspace {
     }
 }
 
+impl Workspace {
+    /// `seedbed query --trace` as JSON; it must succeed.
+    #[track_caller]
+    fn trace(&self, number: &str, study: &str) -> Value {
+        let words = ["query", "--trace", number, study, "--format", "json"];
+        let output = self.program(env!("CARGO_BIN_EXE_seedbed"), &words);
+        assert!(output.status.success(), "{}", said(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
+/// The runs of a trace, each with the file that its seal names.
+fn runs_of(trace: &Value) -> Vec<(&str, &str)> {
+    let runs = trace["runs"].as_array().unwrap();
+    runs.iter().map(|r| (r["run"].as_str().unwrap(), r["seal"]["file"].as_str().unwrap())).collect()
+}
+
 fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
@@ -111,6 +128,16 @@ fn a_study_of_foreign_programs_has_its_tables() {
     let seeds: Vec<&str> = rows.iter().map(|r| r["label"].as_str().unwrap()).collect();
     assert_eq!(seeds, ["1", "2", "3", "1", "2", "3"]);
     assert_eq!(rows[5]["cells"][0]["value"], 7.0);
+    // Of the value of one seed one run is told, which is on both sides of its difference.
+    for (number, printed) in [("ours-seed-2/x", "5.00"), ("ours-seed-2/gain", "2.0")] {
+        let trace = work.trace(&format!("scores-appendix/{number}"), "small.toml");
+        let run = ("small/default/evaluate/seed-2", "results/small/default/evaluate/seed-2/run.h5");
+        assert_eq!((trace["printed"].as_str(), runs_of(&trace)), (Some(printed), vec![run]), "{trace:#}");
+    }
+    let words = ["query", "--trace", "scores-appendix/ours-seed-4/x", "small.toml"];
+    let output = work.program(env!("CARGO_BIN_EXE_seedbed"), &words);
+    assert_eq!(output.status.code(), Some(64), "{}", said(&output));
+    assert!(said(&output).contains("ours-seed-1, ours-seed-2, ours-seed-3"), "{}", said(&output));
     // On the terminal the table; its appendix is for files.
     let output = work.aggregate(&["small.toml"]);
     let text = String::from_utf8(output.stdout).unwrap();
@@ -155,6 +182,19 @@ fn one_table_has_cells_of_two_studies() {
     assert_eq!(cell(1)["runs"][0]["key"]["study"], "large");
     assert_ne!(cell(0)["runs"][0]["fingerprint"], cell(1)["runs"][0]["fingerprint"]);
     assert!(table["table"]["signature"].as_str().unwrap().contains("|studies:large/default,small/default|"));
+
+    // Each number comes from the runs of its own study.
+    for (study, printed) in [("small", "5.00"), ("large", "21.00")] {
+        let trace = work.trace(&format!("merged/{study}/x"), "small.toml");
+        let run = |seed: u32| {
+            let run = format!("{study}/default/evaluate/seed-{seed}");
+            (run.clone(), format!("results/{run}/run.h5"))
+        };
+        let expected: Vec<(String, String)> = (1..4).map(run).collect();
+        let found: Vec<(String, String)> =
+            runs_of(&trace).into_iter().map(|(run, file)| (run.to_owned(), file.to_owned())).collect();
+        assert_eq!((trace["printed"].as_str(), found), (Some(printed), expected), "{trace:#}");
+    }
 
     // When the other study moves on, what it sealed is stale, and the table says so.
     work.study("large", 11, &[]);
@@ -262,5 +302,5 @@ fn the_tables_of_the_manual_are_right() {
             tables += 1;
         }
     }
-    assert_eq!(tables, 3, "the manual lost a table, or has another one");
+    assert_eq!(tables, 4, "the manual lost a table, or has another one");
 }

@@ -10,7 +10,7 @@ use crate::record::exit;
 use crate::record::run_h5::RUN_FILE;
 use crate::report::query::{self, InputMode, Limits, Load, Query, Reading, RowFormat, Seals, Style};
 use crate::report::sources;
-use crate::report::table::{Grid, Partial};
+use crate::report::table::{APPENDIX_ENDING, Grid, Partial};
 use crate::stages::aggregate::{self, SPEC};
 use crate::workflow::run::{Intent, Prepared, prepare};
 use crate::workflow::submission::needs_of;
@@ -204,8 +204,10 @@ fn trace(args: &Args, number: &str) -> Result<u8> {
 fn grid_of(study: &StudyArgs, prepared: &Prepared, table: &str) -> Result<Grid> {
     let key = |section: &serde_json::Value| section["key"].as_str().unwrap_or_default().to_owned();
     let all = &prepared.study.tables;
-    // The table of every seed of an appendix has a key of its own.
-    let own = all.iter().filter(|s| key(s) == table || s["appendix"] == true && table.starts_with(&key(s)));
+    // The table of every seed, an appendix, has a key of its own.
+    let is_appendix =
+        |s: &serde_json::Value| s["appendix"] == true && table.strip_suffix(APPENDIX_ENDING) == Some(key(s).as_str());
+    let own = all.iter().filter(|s| key(s) == table || is_appendix(s));
     let sections: Vec<_> = own.cloned().collect();
     let unknown = || {
         let known: Vec<String> = all.iter().map(key).collect();

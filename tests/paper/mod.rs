@@ -2,6 +2,7 @@
 //! checked and filled again. Papers are compiled by the real pdflatex.
 
 mod damage;
+mod killed;
 mod macros;
 mod pack;
 mod plain;

@@ -25,13 +25,19 @@ fn a_packed_paper_compiles_alone_and_names_nobody() {
     desk.write(
         "paper/paper.tex",
         &format!(
-            "\\documentclass{{article}}\n\\usepackage{{booktabs,siunitx,graphicx,own}}\n\\graphicspath{{{{figures/}}}}\n\
+            "\\documentclass{{article}}\n\\usepackage{{booktabs,siunitx,graphicx,import,own}}\n\\graphicspath{{{{figures/}}}}\n\
              \\input{{seedbed/values}}\n% made in {here} by ada@node17\n\\begin{{document}}\n\\input{{seedbed/foundation}}\n\
-             It is \\seedbed{{foundation/baseline/perplexity}}.% job 81723\n\\newcommand\\data[2][]{{}}\\data[sep=comma]{{loss.csv}}\n\\includegraphics{{dot}}\n\\input{{part}}\n\
+             It is \\seedbed{{foundation/baseline/perplexity}}.% job 81723\n\\newcommand\\data[2][]{{}}\\data[sep=comma]{{loss.csv}}\n\\includegraphics{{dot}}\n\\input{{part}}\\import{{sections/}}{{res}}\n\
              \\bibliography{{refs}}\n\\end{{document}}\n% {here}\n"
         ),
     );
     desk.write("paper/part.tex", "A part.\n");
+    // An imported file names others as from its own folder: pdflatex finds them there, too.
+    desk.write("paper/sections/res.tex", "\\input{own}\\includegraphics{spot}\\subimport{deep}{more}\n");
+    desk.write("paper/sections/own.tex", "Own words.\n");
+    desk.write("paper/sections/deep/more.tex", "\\input{own}\\input{last}\n");
+    desk.write("paper/sections/deep/last.tex", "The last.\n");
+    std::fs::write(desk.path("paper/sections/spot.png"), PNG).unwrap();
     desk.write("paper/own.sty", &format!("% {here}\n\\ProvidesPackage{{own}}\n"));
     desk.write("paper/refs.bib", "@misc{a, title={A}}\n");
     std::fs::write(desk.path("paper/figures/dot.png"), PNG).unwrap();
@@ -56,6 +62,11 @@ fn a_packed_paper_compiles_alone_and_names_nobody() {
         "paper.tex",
         "part.tex",
         "refs.bib",
+        "sections/deep/last.tex",
+        "sections/deep/more.tex",
+        "sections/own.tex",
+        "sections/res.tex",
+        "sections/spot.png",
         "seedbed/foundation.tex",
         "seedbed/values.tex",
     ];

@@ -100,6 +100,9 @@ fn gather(desk: &Desk, problems: &mut Vec<Finding>) -> Packed {
         if matches!(*command, "bibliography" | "addbibresource") {
             has_bibliography.get_or_insert(i);
         }
+        // An imported file names others as from its own folder.
+        let own = document.sources[document.toks[i].file].name.rsplit_once('/').map(|(folder, _)| folder.to_owned());
+        let folders: Vec<String> = own.into_iter().chain(folders.iter().cloned()).collect();
         for name in list.split(',').map(str::trim).filter(|n| !n.is_empty() && !n.contains(['#', '\\'])) {
             match find(&desk.dir, &folders, name, endings) {
                 Some((file, path)) => {

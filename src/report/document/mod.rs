@@ -6,6 +6,7 @@
 //! `docs/documents.md`.
 
 mod answers;
+mod brief;
 mod paired;
 mod runs;
 mod spec;
@@ -165,6 +166,18 @@ impl Results<'_> {
         };
         self.problem(&format!("{place}: {name}: the filter `{code}`: {said}"));
         None
+    }
+
+    /// As [`Self::output`], true or false; what has no answer is false.
+    fn holds(&mut self, place: &str, cell: usize, code: &str) -> bool {
+        match self.output(place, cell, code) {
+            Some(Value::Bool(holds)) => holds,
+            Some(Value::Null) | None => false,
+            Some(other) => {
+                self.problem(&format!("{place}: `{code}` gives {other}, not true or false"));
+                false
+            }
+        }
     }
 
     /// As [`Self::output`], a finite number; `None` for null too.

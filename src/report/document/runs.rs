@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::spec::{RunRow, RunTable};
 use super::words::plain;
-use super::{Ask, Meant, Results, artifacts, cells_of, text_of};
+use super::{Ask, Meant, Results, artifacts, brief, cells_of, text_of};
 use crate::record::CellKey;
 use crate::report::render::markdown_text;
 use crate::report::stats;
@@ -17,17 +17,17 @@ const SAMPLE_CHARS: usize = 80;
 
 /// An evaluation on the way, or the final one.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Evaluation {
+pub(super) struct Evaluation {
     /// `None` for the one that is called final.
-    step: Option<u64>,
-    accuracy: f64,
+    pub(super) step: Option<u64>,
+    pub(super) accuracy: f64,
 }
 
 /// What of the evaluations is printed.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Course {
-    peak: Evaluation,
-    last: Evaluation,
+pub(super) struct Course {
+    pub(super) peak: Evaluation,
+    pub(super) last: Evaluation,
     plateau: Option<f64>,
 }
 
@@ -52,7 +52,7 @@ pub(super) fn asks(spec: &RunTable, expected: &[Expected]) -> Vec<Ask> {
     let optional = [&spec.source, &spec.target, &spec.sample, &spec.status];
     let codes: Vec<&String> = std::iter::once(&spec.evals)
         .chain(optional.into_iter().flatten())
-        .chain(spec.notes.iter().map(|r| &r.when))
+        .chain(spec.notes.iter().chain(&spec.actions).map(|r| &r.when))
         .collect();
     let of = |entry: Entry<'_>| {
         codes.iter().map(move |code| Ask { cell: entry.cell, code: (*code).clone() }).collect::<Vec<_>>()
@@ -82,19 +82,40 @@ pub(super) fn build(spec: &RunTable, results: &mut Results<'_>) -> (String, Valu
         heads.push("Sample output".to_owned());
     }
     heads.push("Notes".to_owned());
-    let mut out = format!("\n| {} |\n|{}\n", heads.join(" | "), "---|".repeat(heads.len()));
-    let mut numbers = Vec::new();
-    for entry in &entries {
-        let key = results.expected[entry.cell].key.clone();
-        let place = format!("run {}", key.local_name());
-        let (cells, number) = row(spec, entry, &key, seeds.len() > 1, &place, results);
-        out.push_str(&format!("| {} |\n", cells.join(" | ")));
-        numbers.push(number);
+    let rows: Vec<Row> = entries
+        .iter()
+        .map(|entry| {
+            let key = results.expected[entry.cell].key.clone();
+            let place = format!("run {}", key.local_name());
+            row(spec, entry, &key, seeds.len() > 1, &place, results)
+        })
+        .collect();
+    let (mut out, summary) = brief::summary(spec, &rows, results);
+    out.push_str(&format!("\n| {} |\n|{}\n", heads.join(" | "), "---|".repeat(heads.len())));
+    for row in &rows {
+        out.push_str(&format!("| {} |\n", row.cells.join(" | ")));
     }
     out.push_str("\nPeak: the best evaluation behind step 0, the first of equals. Final: the one that the run calls so, else its last.\n");
+    let (text, actions) = brief::actions(spec, &rows, results);
+    out.push_str(&text);
     let (text, sources) = artifacts("", results.expected, entries.iter().map(|e| &e.cell));
     out.push_str(&text);
-    (out, json!({"rows": numbers, "runs": sources}))
+    let numbers: Vec<Value> = rows.into_iter().map(|row| row.number).collect();
+    (out, json!({"rows": numbers, "summary": summary, "actions": actions, "runs": sources}))
+}
+
+/// A row of the table, and what is known of its run.
+pub(super) struct Row {
+    cells: Vec<String>,
+    number: Value,
+    pub(super) cell: usize,
+    /// What the run is called.
+    pub(super) label: String,
+    pub(super) course: Option<Course>,
+    pub(super) source: Option<f64>,
+    pub(super) target: Option<f64>,
+    /// How it ended, if not with `done`.
+    pub(super) ended: Option<String>,
 }
 
 fn row(
@@ -104,7 +125,7 @@ fn row(
     name_seed: bool,
     place: &str,
     results: &mut Results<'_>,
-) -> (Vec<String>, Value) {
+) -> Row {
     let course = results.output(place, entry.cell, &spec.evals).and_then(|list| match course(&list, spec.plateau) {
         Ok(course) => Some(course),
         Err(what) => {
@@ -123,16 +144,15 @@ fn row(
     if let Err(why) = &results.expected[entry.cell].run {
         notes.push(format!("missing: {why}"));
     }
-    if let Some(status) = status.filter(|status| status != "done") {
+    let ended = status.filter(|status| status != "done");
+    if let Some(status) = &ended {
         let step = course.and_then(|c| c.last.step);
         let last = step.map(|step| format!(": the last evaluation is that of step {step}")).unwrap_or_default();
         notes.push(format!("{status}{last}"));
     }
     for rule in &spec.notes {
-        match results.output(place, entry.cell, &rule.when) {
-            Some(Value::Bool(true)) => notes.push(rule.text.clone()),
-            Some(Value::Bool(false) | Value::Null) | None => {}
-            Some(other) => results.problem(&format!("{place}: `{}` gives {other}, not true or false", rule.when)),
+        if results.holds(place, entry.cell, &rule.when) {
+            notes.push(rule.text.clone());
         }
     }
     let label = match entry.row.map(|row| row.label.as_str()).filter(|label| !label.is_empty()) {
@@ -171,7 +191,7 @@ fn row(
         "target": target,
         "notes": notes,
     });
-    (cells, number)
+    Row { cells, number, cell: entry.cell, label, course, source, target, ended }
 }
 
 /// The course of a list of `{step, accuracy}`.

@@ -61,9 +61,12 @@ const RUNS_KEYS: &[&str] = &[
     "notes",
     "digits",
     "plateau",
+    "summary",
+    "actions",
 ];
 const RUN_KEYS: &[&str] = &["arm", "label", "config", "notes"];
 const RULE_KEYS: &[&str] = &["when", "text"];
+const GROUP_KEYS: &[&str] = &["label", "arms"];
 const READS: &str = "a document reads";
 
 /// A document, checked.
@@ -314,6 +317,22 @@ pub struct RunTable {
     /// The median of so many last evaluations before the final one is printed as the plateau.
     #[serde(default)]
     pub(super) plateau: Option<usize>,
+    /// Lines above the table, each about some of the runs.
+    #[serde(default)]
+    pub(super) summary: Vec<Group>,
+    /// What is to be done where a filter gives true of some run.
+    #[serde(default)]
+    pub(super) actions: Vec<Rule>,
+}
+
+/// Runs of which a line of the summary speaks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Group {
+    pub(super) label: String,
+    /// Their arms; every run if empty.
+    #[serde(default)]
+    pub(super) arms: Vec<String>,
 }
 
 /// A row of a run table.
@@ -329,7 +348,7 @@ pub struct RunRow {
     pub(super) notes: Vec<String>,
 }
 
-/// A note that stands where a filter gives true.
+/// A text that stands where a filter gives true.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
@@ -569,8 +588,11 @@ impl Checker {
     fn run_table(&mut self, map: &Map<String, Value>, stages: &[&str]) -> Option<RunTable> {
         self.list::<RunRow>(map, "rows", &Form::new("a row", RUN_KEYS));
         self.list::<Rule>(map, "notes", &Form::new("a note", RULE_KEYS));
+        self.list::<Rule>(map, "actions", &Form::new("an action", RULE_KEYS));
+        self.list::<Group>(map, "summary", &Form::new("a line of the summary", GROUP_KEYS));
         let needs = [("key", json!("k")), ("kind", json!("k")), ("title", json!("t")), ("stage", json!("s"))];
-        let spec: RunTable = self.whole(map, &Form::new("a document", RUNS_KEYS), &["rows", "notes"], &needs)?;
+        let spec: RunTable =
+            self.whole(map, &Form::new("a document", RUNS_KEYS), &["rows", "notes", "actions", "summary"], &needs)?;
         self.name(&[key("key")], &spec.key);
         self.digits(&[key("digits")], spec.digits);
         self.stage(&[key("stage")], READS, &spec.stage, stages);
@@ -582,8 +604,17 @@ impl Checker {
                 self.filter(&[key(name)], code);
             }
         }
-        for (i, rule) in spec.notes.iter().enumerate() {
-            self.filter(&[key("notes"), PathStep::Index(i), key("when")], &rule.when);
+        for (list, rules) in [("notes", &spec.notes), ("actions", &spec.actions)] {
+            for (i, rule) in rules.iter().enumerate() {
+                self.filter(&[key(list), PathStep::Index(i), key("when")], &rule.when);
+            }
+        }
+        let shown: Vec<&str> = spec.rows.iter().map(|row| row.arm.as_str()).collect();
+        for (i, group) in spec.summary.iter().enumerate() {
+            for arm in group.arms.iter().filter(|arm| !shown.is_empty() && !shown.contains(&arm.as_str())) {
+                let message = format!("the summary speaks of arm `{arm}`, which is no row");
+                self.unknown(&[key("summary"), PathStep::Index(i), key("arms")], message, arm, shown.iter().copied());
+            }
         }
         if spec.plateau == Some(0) {
             self.add(&[key("plateau")], "a plateau of no evaluations: say 3, or leave it out");

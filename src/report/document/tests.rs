@@ -264,6 +264,55 @@ fn a_row_for_each_run() {
 }
 
 #[test]
+fn a_summary_and_action_items_follow_from_the_runs() {
+    let mut section = run_table();
+    section["summary"] = json!([
+        {"label": "Phase 1", "arms": ["phase1"]},
+        {"label": "Both phases"},
+    ]);
+    section["actions"] = json!([
+        {"when": ".status == \"timeout\"", "text": "Run again with more wall clock"},
+        {"when": ".share > 0.5", "text": "Punish constant outputs"},
+        {"when": ".evals[-1].accuracy < 0.1", "text": "Look at the collapse"},
+    ]);
+    let document = built(&section, &runs(), Partial::Error).unwrap();
+    let text = &document.markdown;
+    for said in [
+        "# Experiment table\n\n## Executive summary\n\n",
+        "- **Phase 1** (1 run): Bridged acc peaks at 0.680 and ends at 0.645, 0.105 above the source, 0.125 below the target.\n",
+        "- **Both phases** (2 runs): Bridged acc peaks at 0.360 to 0.680 and ends at 0.315 to 0.645, above the source in 1 of 2, \
+         0.125 to 0.200 below the target; not done: answer (timeout).\n",
+        "\n| Run | Config |",
+        "\n## Action items\n\n1. Run again with more wall clock: answer.\n2. Punish constant outputs: answer.\n\n## Artifacts\n",
+    ] {
+        assert!(text.contains(said), "{said}\n---\n{text}");
+    }
+    assert!(!text.contains("Look at the collapse"), "{text}");
+    assert_eq!(document.numbers["summary"][1]["final"], json!({"least": 0.315, "most": 0.645}));
+    assert_eq!(document.numbers["actions"][1], json!({"text": "Punish constant outputs", "runs": ["answer"]}));
+    // Other results, other words.
+    let mut well = runs();
+    let evals = json!([{"step": 1250, "accuracy": 0.8}]);
+    let tree = json!({"evals": evals, "source": 0.765, "target": 0.515, "sample": "x", "status": "done", "share": 0.1});
+    well[1] = cell("bridge", Some("answer"), None, Ok(tree));
+    let text = built(&section, &well, Partial::Error).unwrap().markdown;
+    assert!(text.contains("0.035 to 0.105 above the source, above the target in 1 of 2.\n"), "{text}");
+    assert!(text.contains("\n## Action items\n\nNone: no rule of the study holds of any run.\n"), "{text}");
+    // A run without a result is said to have no number.
+    let mut lost = runs();
+    lost[0] = cell("bridge", Some("phase1"), None, Err("not sealed"));
+    let text = built(&section, &lost, Partial::Mark).unwrap().markdown;
+    assert!(text.contains("- **Phase 1** (1 run): no number yet.\n"), "{text}");
+    section["summary"][0]["arms"] = json!(["phase9"]);
+    let problems = DocumentSpec::parse(&section, &["bridge"]).unwrap_err();
+    assert!(problems[0].said().starts_with("summary.0.arms: the summary speaks of arm `phase9`"), "{problems:?}");
+    section["actions"][0]["when"] = json!(".status");
+    section["summary"] = json!([]);
+    let problems = built(&section, &runs(), Partial::Error).unwrap_err();
+    assert!(problems[0].contains("gives \"done\", not true or false"), "{problems:?}");
+}
+
+#[test]
 fn problems_of_a_section_have_places() {
     let problem = |base: Value, edit: &dyn Fn(&mut Value), fragment: &str| {
         let mut section = base;

@@ -5,12 +5,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::Finding;
+use super::inputs::{self, Spliced, input_name, inputs_of};
 use super::plain::plain;
 use super::tex::{self, Kind, Token};
-
-/// Files in one paper, and how deep they may input each other.
-const MAX_FILES: usize = 500;
-const MAX_DEPTH: usize = 20;
 
 /// Environments in each other.
 const MAX_NESTING: usize = 1000;
@@ -26,7 +23,7 @@ pub struct Source {
 }
 
 impl Source {
-    fn new(name: &str, text: &str) -> Self {
+    pub(super) fn new(name: &str, text: &str) -> Self {
         let lines = text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(i, _)| i + 1);
         Self { name: name.to_owned(), text: text.to_owned(), lines: std::iter::once(0).chain(lines).collect() }
     }
@@ -111,6 +108,7 @@ pub struct Document {
     pub toks: Vec<Tok>,
     /// Names that it inputs and that are no files of its folder, with their places.
     pub unread: Vec<(String, (String, usize))>,
+    inputs: Vec<(String, usize)>,
     partner: Vec<usize>,
     environments: Vec<Environment>,
 }
@@ -126,17 +124,8 @@ impl Document {
     /// Unbalanced braces in any of the files, two equal labels, markers that do not pair, or a file that cannot be read: all of
     /// them.
     pub fn new(name: &str, text: &str, read: &mut Read<'_>) -> Result<Self, Vec<Finding>> {
-        let mut builder = Builder {
-            sources: Vec::new(),
-            toks: Vec::new(),
-            unread: Vec::new(),
-            read,
-            spliced: 0,
-            problems: Vec::new(),
-        };
-        builder.splice(name, text, &mut Vec::new());
-        let Builder { sources, toks, unread, mut problems, .. } = builder;
-        let mut document = Self { partner: partners(&toks), sources, toks, unread, environments: Vec::new() };
+        let Spliced { sources, toks, unread, inputs, mut problems } = inputs::splice(name, text, read);
+        let mut document = Self { partner: partners(&toks), sources, toks, unread, inputs, environments: Vec::new() };
         document.environments = document.find_environments();
         if problems.is_empty() {
             document.check_labels(&mut problems);
@@ -153,6 +142,7 @@ impl Document {
             sources: vec![Source::new("", text)],
             toks,
             unread: Vec::new(),
+            inputs: Vec::new(),
             environments: Vec::new(),
         };
         document.environments = document.find_environments();
@@ -418,13 +408,9 @@ impl Document {
         (0..self.toks.len()).filter(is_one).collect()
     }
 
-    /// Names that the paper inputs, with their tokens: those that were read and those that were not.
-    pub fn inputs(&self) -> Vec<(String, usize)> {
-        (0..self.toks.len()).filter_map(|i| Some((self.input_name(i)?, i))).collect()
-    }
-
-    fn input_name(&self, i: usize) -> Option<String> {
-        input_name(self, i).map(|(name, _)| name)
+    /// What the paper inputs, with its tokens: the files that were read, and the names of those that were not.
+    pub fn inputs(&self) -> &[(String, usize)] {
+        &self.inputs
     }
 
     /// Marked regions.
@@ -520,35 +506,6 @@ fn letter(n: usize) -> String {
     }
 }
 
-/// Commands that input a file, and how many arguments name it: a file, or a folder and a file.
-fn inputs_of(command: &str) -> Option<usize> {
-    match command {
-        "input" | "include" | "subfile" | "subfileinclude" | "InputIfFileExists" => Some(1),
-        "import" | "subimport" | "inputfrom" | "subinputfrom" | "includefrom" | "subincludefrom" => Some(2),
-        _ => None,
-    }
-}
-
-/// The name that `\input` at `i` gives, and the token behind it.
-fn input_name(document: &Document, i: usize) -> Option<(String, usize)> {
-    let arguments = inputs_of(document.command(i)?)?;
-    let at = if arguments == 2 && document.text(i + 1) == "*" { i + 2 } else { i + 1 };
-    if let Some((inner, mut behind)) = document.group(at) {
-        let mut name = document.source(inner).trim().to_owned();
-        if arguments == 2 {
-            let (file, end) = document.group(behind)?;
-            name = [name.trim_end_matches('/'), document.source(file).trim()].join("/");
-            name = name.trim_start_matches("./").to_owned();
-            behind = end;
-        }
-        return (!name.is_empty() && !name.contains(['#', '\\'])).then_some((name, behind));
-    }
-    // TeX's own form: `\input name`.
-    let at = document.solid(i + 1);
-    (document.kind(at)? == Kind::Text && document.command(i) == Some("input"))
-        .then(|| (document.text(at).to_owned(), at + 1))
-}
-
 fn partners(toks: &[Tok]) -> Vec<usize> {
     let mut partner = vec![usize::MAX; toks.len()];
     let mut open = Vec::new();
@@ -564,70 +521,6 @@ fn partners(toks: &[Tok]) -> Vec<usize> {
         }
     }
     partner
-}
-
-struct Builder<'a, 'b> {
-    sources: Vec<Source>,
-    toks: Vec<Tok>,
-    unread: Vec<(String, (String, usize))>,
-    read: &'a mut Read<'b>,
-    spliced: usize,
-    problems: Vec<Finding>,
-}
-
-impl Builder<'_, '_> {
-    fn splice(&mut self, name: &str, text: &str, stack: &mut Vec<String>) {
-        let file = match self.sources.iter().position(|s| s.name == name) {
-            Some(known) => known,
-            None => {
-                self.sources.push(Source::new(name, text));
-                self.sources.len() - 1
-            }
-        };
-        let piece = Document::piece(text);
-        let tokens: Vec<Token> = piece.toks.iter().map(|t| t.token).collect();
-        if let Some(wrong) = tex::unbalanced(&tokens) {
-            let line = self.sources[file].line(wrong.at);
-            let what = if wrong.open {
-                "this `{` is never closed: add the missing `}`"
-            } else {
-                "this `}` closes nothing: remove it, or add the missing `{`"
-            };
-            self.problems.push(Finding::at((name.to_owned(), line), what));
-            return;
-        }
-        stack.push(name.to_owned());
-        let mut i = 0;
-        while i < piece.toks.len() {
-            let read = input_name(&piece, i);
-            let behind = read.as_ref().map_or(i + 1, |(_, behind)| *behind);
-            self.toks.extend(piece.toks[i..behind].iter().map(|t| Tok { file, token: t.token }));
-            if let Some((input, _)) = read {
-                let place = (name.to_owned(), self.sources[file].line(piece.toks[i].token.start));
-                self.input(&input, place, stack);
-            }
-            i = behind;
-        }
-        stack.pop();
-    }
-
-    fn input(&mut self, input: &str, place: (String, usize), stack: &mut Vec<String>) {
-        match (self.read)(input) {
-            Ok(Some((inner, _))) if stack.contains(&inner) => {
-                self.problems.push(Finding::at(place, format!("`{inner}` inputs itself: break the circle")));
-            }
-            Ok(Some(_)) if stack.len() >= MAX_DEPTH || self.spliced >= MAX_FILES => {
-                let text = format!("more than {MAX_FILES} files, or {MAX_DEPTH} one in another: input fewer");
-                self.problems.push(Finding::at(place, text));
-            }
-            Ok(Some((inner, text))) => {
-                self.spliced += 1;
-                self.splice(&inner, &text, stack);
-            }
-            Ok(None) => self.unread.push((input.to_owned(), place)),
-            Err(why) => self.problems.push(Finding::at(place, why)),
-        }
-    }
 }
 
 #[cfg(test)]

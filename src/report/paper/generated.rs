@@ -39,7 +39,7 @@ pub(super) fn plan(planner: &mut Planner<'_>) {
     for (name, token) in document.inputs() {
         let Some(inside) = name.trim_start_matches("./").strip_prefix(&folder) else { continue };
         let inside = inside.strip_suffix(".tex").unwrap_or(inside);
-        let place = document.place(token);
+        let place = document.place(*token);
         if inside == VALUES_FILE {
             values_place.get_or_insert(place);
             continue;

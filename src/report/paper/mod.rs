@@ -9,6 +9,7 @@ mod check;
 pub mod document;
 mod fill;
 mod generated;
+mod inputs;
 mod numerals;
 mod passage;
 mod plain;

@@ -220,27 +220,8 @@ fn words_behind_a_region_s_table_are_no_digest() {
 
 #[test]
 fn the_best_is_bold_whatever_it_says() {
-    let mut cell = GridCell {
-        printed: Printed::Text("1.00e300_x".to_owned()),
-        mean: None,
-        sd: None,
-        median: None,
-        iqm: None,
-        value: None,
-        spread: None,
-        interval: None,
-        interval_kind: None,
-        degenerate: None,
-        n: 1,
-        n_expected: 1,
-        values: Vec::new(),
-        missing: Vec::new(),
-        runs: Vec::new(),
-        best: true,
-        second: false,
-        test: None,
-        notes: Vec::new(),
-    };
+    let printed = Printed::Text("1.00e300_x".to_owned());
+    let mut cell = GridCell { printed, n: 1, n_expected: 1, best: true, ..GridCell::default() };
     assert_eq!(full(&cell), "\\textbf{1.00e300\\_x}");
     cell.best = false;
     assert_eq!(full(&cell), "1.00e300\\_x");

@@ -122,7 +122,7 @@ impl Builder<'_> {
             return self.ratio(column, sample, ratio.error, self.resamples(row, column));
         }
         let interval = if self.spec.interval == IntervalMethod::Bootstrap && spec.show == Show::MeanCi {
-            self.enough_to_resample(column, values.len());
+            self.enough_to_resample(column, values.len(), "runs");
             let drawn = self.drawn.remove(&(row, column)).unwrap_or(Err(Degenerate::OutOfRange));
             drawn.map(|b| (b.interval, IntervalKind::Bootstrap))
         } else {
@@ -137,7 +137,7 @@ impl Builder<'_> {
         let runs = sample.tasks.len();
         let tasks = sample.tasks.first().map_or(0, Vec::len);
         if runs > 1 {
-            self.enough_to_resample(column, runs * tasks);
+            self.enough_to_resample(column, runs * tasks, "numbers");
         }
         let strata: Vec<Vec<f64>> = (0..tasks).map(|t| sample.tasks.iter().map(|run| run[t]).collect()).collect();
         let resamples = self.resamples(row, column);
@@ -183,7 +183,7 @@ impl Builder<'_> {
             None => Err(Degenerate::TooFew { have: n, need: 2 }),
         });
         let interval = if error == RatioError::Bootstrap && spec.show == Show::MeanCi {
-            self.enough_to_resample(column, n);
+            self.enough_to_resample(column, n, "runs");
             let drawn = stats::bootstrap_ratio(&sample.pairs, level, resamples);
             drawn.map(|b| scaled(b.interval)).and_then(|interval| {
                 let finite = interval.lower.is_finite() && interval.upper.is_finite();
@@ -235,10 +235,10 @@ impl Builder<'_> {
     }
 
     /// A percentile bootstrap of few runs is too narrow: with 5 normal runs a 95 % interval holds the mean in 84 %.
-    fn enough_to_resample(&mut self, column: usize, n: usize) {
+    fn enough_to_resample(&mut self, column: usize, n: usize, what: &str) {
         if (2..LEAST_BOOTSTRAP).contains(&n) && !self.spec.allow.contains(&Allow::SmallBootstrap) {
             let what = format!(
-                "a percentile bootstrap of {n} runs is too narrow, fewer than {LEAST_BOOTSTRAP} need a t interval: remove \
+                "a percentile bootstrap of {n} {what} is too narrow, fewer than {LEAST_BOOTSTRAP} need a t interval: remove \
                  the bootstrap, or say `allow = [\"small_bootstrap\"]`"
             );
             self.column_problem(column, &what);

@@ -214,7 +214,7 @@ fn an_interquartile_mean_over_runs_and_tasks() {
     let other = |seed, tree: Value| expected("evaluate", None, Some(seed), Ok(tree));
     refused(&|cells| cells[1] = other(2, json!({"tasks": [0.1, 0.2]})), "its runs have {2, 3} tasks");
     refused(&|cells| cells[1] = other(2, json!({"tasks": 0.5})), "takes an array with a number for each task");
-    refused(&|cells| cells.truncate(2), "a percentile bootstrap of 6 runs is too narrow");
+    refused(&|cells| cells.truncate(2), "a percentile bootstrap of 6 numbers is too narrow");
 }
 
 #[test]
