@@ -1,4 +1,5 @@
-//! `seedbed aggregate`: the study's tables from what is sealed now, without a job.
+//! `seedbed aggregate`: the study's tables, documents, figures and page from what is sealed now, without a job; and whether
+//! what an aggregation sealed is still what the runs give.
 
 use std::collections::BTreeSet;
 use std::mem::ManuallyDrop;

@@ -1,5 +1,5 @@
-//! What `seedbed aggregate --output` writes beside the tables: documents, summaries of seeds, and where every number
-//! came from.
+//! What `seedbed aggregate` prints or writes beside the tables: documents, summaries of seeds, and where every number came
+//! from.
 
 use std::path::Path;
 

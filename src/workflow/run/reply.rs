@@ -1,5 +1,5 @@
-//! What stands around one call of sbatch: to which Slurm cluster it goes, what its reply was, which jobs the new one
-//! replaces, and who is told of its end.
+//! What stands around the calls of sbatch: to which Slurm cluster one goes, what its reply was, which jobs the new one
+//! replaces, who is told of its end; and jobs that are there and need a hand: the dead are taken out, the held let go.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -84,6 +84,7 @@ pub fn release_held(prepared: &Prepared) -> Vec<String> {
         elements.extend(job.element().parse().ok().map(|element| (home, element)));
     }
     // The cells of a pack share a job.
+    elements.sort_unstable();
     elements.dedup();
     let line = |(home, element): (Option<&str>, Element)| match control::release(&client.at(home), element) {
         Ok(()) => format!("job {element}, which Slurm could not start and held, goes on"),
