@@ -23,6 +23,8 @@ mod generate;
 mod local;
 #[cfg(feature = "compute")]
 mod model;
+#[cfg(feature = "compute")]
+mod optimizers;
 mod packing;
 mod paper;
 mod paying;

@@ -13,7 +13,8 @@ use seedbed::compute::data::{Course, LastBatch, Packing, Samples, Tokens, Traini
 use seedbed::compute::model::libtorch::{Base, Keep, Settings as PassSettings};
 use seedbed::compute::model::{Adapter, LoraSettings, Model, Net, Translator, TranslatorSettings, as_f32};
 use seedbed::compute::train::{
-    AdamW, Exact, Outcome, Overlap, Plan, Schedule, Settings, Shape, Strict, Surroundings, Trainee, Warmup, train,
+    AdamW, Exact, Optimizer, Outcome, Overlap, Plan, Schedule, Settings, Shape, Strict, Surroundings, Trainee, Warmup,
+    train,
 };
 use seedbed::record::Digest;
 use tch::{Device, Kind};
@@ -82,7 +83,7 @@ fn one_rank() {
         seed: 3,
         plan: Plan::new(8, 2, Some(LANES)).unwrap(),
         schedule: Schedule { shape: Shape::Cosine, lr: 0.01, min_lr: 0.0, warmup: Warmup::Ratio(0.1), steps: STEPS },
-        adamw: AdamW::default(),
+        optimizer: Optimizer::AdamW(AdamW::default()),
         max_grad_norm: 0.2,
         val_interval_steps: 4,
         prefetch: 2,

@@ -174,8 +174,8 @@ mod task {
     use crate::compute::model::{Activation, Family, Model, ModelConfig, Sizes, set_threads};
     use crate::compute::train::trace::Trace;
     use crate::compute::train::{
-        AdamW, Choice, Decay, Exact, Outcome, Overlap, Plan, Schedule, Settings, Shape, Strict, Surroundings, Trainee,
-        Warmup, train,
+        AdamW, Choice, Decay, Exact, Optimizer, Outcome, Overlap, Plan, Schedule, Settings, Shape, Strict,
+        Surroundings, Trainee, Warmup, train,
     };
     use crate::compute::{ComputeError, LIBTORCH_VERSION};
     use crate::record::{RunRecord, files, progress};
@@ -328,14 +328,14 @@ mod task {
                 warmup: Warmup::Ratio(params.pretrain_warmup_ratio),
                 steps: params.pretrain_steps,
             },
-            adamw: AdamW {
+            optimizer: Optimizer::AdamW(AdamW {
                 beta1: 0.9,
                 beta2: 0.999,
                 eps: 1e-8,
                 weight_decay: params.pretrain_weight_decay,
                 decay_constrained: Decay::Excluded,
                 lr_constrained_multiplier: 1.0,
-            },
+            }),
             max_grad_norm: 1.0,
             val_interval_steps: params.pretrain_steps,
             prefetch: 4,

@@ -192,7 +192,7 @@ fn a_stopped_training_stops_what_is_behind_it_and_run_all_says_what_to_type() {
     work.wait(&jobs, 300);
     let seal = work.json(CELL, "seal.json");
     assert_eq!((&seal["outcome"], &seal["evidence"]["criterion"]), (&json!("stopped"), &json!("no-learning-signal")));
-    assert_eq!(seal["evidence"]["step"], 25);
+    assert_eq!(seal["evidence"]["step"], 30);
     assert!(seal["evidence"]["values"]["first_loss"].is_number(), "{seal:#}");
     assert_eq!(work.end(CELL, 1)["exit_code"], 78);
     assert!(!work.is_sealed(CHILD) && work.lines("order").is_empty(), "the child never ran");
@@ -202,13 +202,13 @@ fn a_stopped_training_stops_what_is_behind_it_and_run_all_says_what_to_type() {
     for cell in [CELL, CHILD] {
         let line = line(cell);
         assert!(
-            line.contains(&format!("stopped ({CELL})")) && line.contains("no learning signal by step 25"),
+            line.contains(&format!("stopped ({CELL})")) && line.contains("no learning signal by step 30"),
             "{status}"
         );
     }
     let explained = work.explain("child");
     assert!(
-        explained.contains("train/seed-7, which it needs, said stop: no learning signal by step 25"),
+        explained.contains("train/seed-7, which it needs, said stop: no learning signal by step 30"),
         "{explained}"
     );
 
@@ -216,7 +216,7 @@ fn a_stopped_training_stops_what_is_behind_it_and_run_all_says_what_to_type() {
     let said = text(&output);
     assert_eq!(output.status.code(), Some(78), "{said}");
     for words in [
-        "no learning signal by step 25",
+        "no learning signal by step 30",
         "behind it: 1 cell",
         "change the study, then `run_all configs/work.toml --cluster test`",
         "`run_all configs/work.toml --cluster test --retry-stopped`",

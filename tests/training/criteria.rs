@@ -37,7 +37,8 @@ fn a_training_without_a_signal_is_stopped_with_its_evidence() {
     let (evidence, steps) = stopped(learns_nothing());
     assert_eq!(
         (evidence["criterion"].as_str(), evidence["step"].as_u64(), steps),
-        (Some("no-learning-signal"), Some(33), 33)
+        // At the first log from step 33 on.
+        (Some("no-learning-signal"), Some(40), 40)
     );
     let number = |key: &str| evidence["values"][key].as_f64().unwrap();
     assert!(number("first_loss") - number("lowest_loss") < 0.08 && number("nats") == 0.08, "{evidence}");
@@ -55,6 +56,7 @@ fn a_validation_that_is_worse_again_and_again_stops_the_run() {
     assert_eq!(evidence["step"], json!(steps));
     let losses: Vec<f64> = serde_json::from_value(evidence["values"]["validation_losses"].clone()).unwrap();
     assert!(losses.len() == 4 && losses.windows(2).all(|pair| pair[1] > pair[0]), "{evidence}");
+    assert_eq!((&evidence["values"]["lr"], &evidence["values"]["advised_lr"]), (&json!(2.0), &json!(1.0)));
 }
 
 #[test]
@@ -120,6 +122,7 @@ fn a_suspicious_collapse_is_a_flag_and_no_stop() {
     assert!(warnings.len() == 1 && warnings[0].as_str().unwrap().contains("by step 20"), "{warnings:?}");
     assert_eq!(expected.2["collapse"]["flagged"], true);
     assert_eq!(expected.2["collapse"]["step"], 20);
+    assert_eq!(expected.2["leakage_suspected"], true);
     // The weights are those of a run that nobody looked at.
     assert_eq!(expected.1, uninterrupted(json!({})).1);
     // Killed behind it, the flag stays.
@@ -133,6 +136,7 @@ fn a_suspicious_collapse_is_a_flag_and_no_stop() {
     // One that was looked for and not found says so.
     let (_, _, metrics) = uninterrupted(json!({"flag_collapse_step": 24, "flag_collapse_ratio": 0.01}));
     assert_eq!((&metrics["collapse"]["flagged"], metrics.get("warnings")), (&json!(false), None));
+    assert_eq!(metrics["leakage_suspected"], false);
 }
 
 #[test]

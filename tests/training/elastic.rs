@@ -23,6 +23,7 @@ pub fn run(name: &str, family: &str, choice: Choice) -> Run {
         swapped: false,
         nan: None,
         stop_after_skips: 10,
+        optimizer: "adamw".into(),
         lora: false,
     }
 }
@@ -52,6 +53,13 @@ fn matrix() -> Vec<Run> {
     {
         let family = name.split('-').next().unwrap();
         runs.push(run(name, family, Choice { dropout: 0.0, ..choice }));
+    }
+    for (name, family, optimizer, choice) in [
+        ("llama-native-adafactor", "llama", "adafactor", native(Backend::Builtin)),
+        ("qwen2-bf16-adafactor", "qwen2", "adafactor", libtorch(Precision::Bf16)),
+        ("llama-bf16-adafactor-pure", "llama", "adafactor-pure", libtorch(Precision::Bf16)),
+    ] {
+        runs.push(Run { optimizer: optimizer.into(), ..run(name, family, choice) });
     }
     runs
 }
@@ -119,6 +127,9 @@ fn all_engines_and_families_end_with_the_same_bits_on_1_2_and_4_ranks() {
         ("gpt_neox-native", "gpt_neox-native-no-dropout"),
         ("llama-bf16", "llama-fp32"),
         ("gpt_neox-native", "gpt_neox-native-4-lanes"),
+        ("llama-native", "llama-native-adafactor"),
+        ("qwen2-bf16", "qwen2-bf16-adafactor"),
+        ("llama-bf16", "llama-bf16-adafactor-pure"),
     ] {
         assert_ne!(one[a].parameters, one[b].parameters, "{a} {b}");
     }

@@ -10,6 +10,7 @@ mod data;
 mod elastic;
 mod ended;
 mod faults;
+mod instructions;
 mod memory;
 mod seen;
 mod trace;

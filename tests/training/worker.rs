@@ -21,8 +21,8 @@ use seedbed::compute::model::{
     SlidingWindow, as_f32,
 };
 use seedbed::compute::train::{
-    AdamW, Choice, Exact, Outcome, Overlap, Plan, Schedule, Settings, Shape, Strict, Surroundings, Trainee, Warmup,
-    train,
+    Adafactor, AdamW, Choice, Decay, Exact, Master, Optimizer, Outcome, Overlap, Plan, Schedule, Settings, Shape,
+    Strict, Surroundings, Trainee, Warmup, train,
 };
 use seedbed::compute::{ComputeError, Result};
 use seedbed::record::{Digest, progress};
@@ -40,6 +40,8 @@ pub struct Run {
     /// `tiny`; `bench`: the shape of the benches, whose shards cut tensors and whose products split K; or `tall-N`:
     /// N layers of 1.8 M parameters each that see 8 tokens at a time, so that parameters are all that takes memory.
     pub shape: String,
+    /// `adamw`, `adafactor`, or `adafactor-pure`: without fp32 masters.
+    pub optimizer: String,
     /// An adapter is trained, and the model below it is frozen.
     pub lora: bool,
     pub choice: Choice,
@@ -54,6 +56,24 @@ pub struct Run {
     /// On this rank, in this step: a position's loss is not a number.
     pub nan: Option<(usize, Vec<u64>)>,
     pub stop_after_skips: u64,
+}
+
+impl Run {
+    fn optimizer(&self) -> Optimizer {
+        let adafactor = |master| {
+            Optimizer::Adafactor(Adafactor {
+                weight_decay: 0.1,
+                decay_constrained: Decay::Excluded,
+                lr_constrained_multiplier: 1.0,
+                master,
+            })
+        };
+        match self.optimizer.as_str() {
+            "adafactor" => adafactor(Master::Fp32),
+            "adafactor-pure" => adafactor(Master::Absent),
+            _ => Optimizer::AdamW(AdamW::default()),
+        }
+    }
 }
 
 /// What it ended with.
@@ -242,7 +262,7 @@ fn run_one(comm: &Comm, dir: &Path, run: &Run) -> End {
             warmup: Warmup::Ratio(0.1),
             steps: run.steps,
         },
-        adamw: AdamW::default(),
+        optimizer: run.optimizer(),
         max_grad_norm: run.max_grad_norm,
         val_interval_steps: run.steps,
         prefetch: 2,
@@ -460,6 +480,10 @@ impl Passes for Around {
 
     fn evaluate(&mut self, batch: &Batch, hooks: &mut dyn Hooks) -> Result<GrainSum> {
         self.inner.evaluate(batch, hooks)
+    }
+
+    fn patched_layers(&self) -> usize {
+        self.inner.patched_layers()
     }
 
     fn refresh(&mut self) {

@@ -6,12 +6,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::shard::CHUNK_BYTES;
-use crate::compute::model::Layout;
+use crate::compute::model::{Layout, matrix};
 use crate::compute::{ComputeError, Result};
 use crate::record::{Digest, RecordError, files};
 
-/// Format version. Version 1 had one SHA-256 a shard and no types in its parts; it is still read.
-pub const MANIFEST_VERSION: u32 = 2;
+/// Format version. Version 1 had one SHA-256 a shard and no types in its parts, version 2 no means of second moments;
+/// both are still read.
+pub const MANIFEST_VERSION: u32 = 3;
 
 /// What the numbers of a part are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -23,6 +24,9 @@ pub enum Kind {
     FirstMoment,
     /// Second moments.
     SecondMoment,
+    /// Of each parameter, in the order of the group: if it is a matrix, the means of its second moments over the
+    /// elements of each row, then over those of each column; else its second moments. They count from 0 without gaps.
+    SecondMomentMeans,
 }
 
 /// Type of stored numbers, by the names of safetensors.
@@ -156,6 +160,20 @@ pub(super) fn group_entries(layout: &Layout, frozen: &[(usize, Digest)]) -> Vec<
     layout.groups.iter().enumerate().map(group).collect()
 }
 
+impl GroupEntry {
+    /// How many numbers of a kind the group has.
+    fn numbers(&self, kind: Kind) -> usize {
+        if kind != Kind::SecondMomentMeans {
+            return self.len;
+        }
+        let of_span = |span: &SpanEntry| match matrix(&span.shape) {
+            Some([rows, columns]) => rows.saturating_add(columns),
+            None => span.shape.iter().map(|&n| usize::try_from(n).unwrap_or(0)).fold(1, usize::saturating_mul),
+        };
+        self.spans.iter().map(of_span).fold(0, usize::saturating_add)
+    }
+}
+
 impl ShardEntry {
     /// Refuses parts that do not lie in the file and digests that do not cover it: from here on, offsets are safe
     /// to compute with.
@@ -171,7 +189,7 @@ impl ShardEntry {
             let last = part.first.checked_add(part.len);
             end.is_some_and(|end| end <= self.bytes)
                 && part.at % part.dtype.bytes() as u64 == 0
-                && groups.get(part.group).is_some_and(|g| last.is_some_and(|last| last <= g.len))
+                && groups.get(part.group).is_some_and(|g| last.is_some_and(|last| last <= g.numbers(part.kind)))
         };
         plain && digested && self.parts.iter().all(inside)
     }

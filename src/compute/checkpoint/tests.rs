@@ -397,15 +397,27 @@ fn older_manifests_and_half_numbers_are_read() {
     open().checkpoint.unwrap().read(Kind::Weights, 0, 200, &mut read).unwrap();
     assert!(read.iter().enumerate().all(|(i, &x)| x == ((200 + i) % 256) as f32));
 
-    manifest["version"] = json!(3);
+    manifest["version"] = json!(4);
     seal(&mut manifest);
     let found = open();
-    assert!(found.refused[0].contains("version 3") && found.refused[0].contains(MANIFEST_FILE), "{:?}", found.refused);
+    assert!(found.refused[0].contains("version 4") && found.refused[0].contains(MANIFEST_FILE), "{:?}", found.refused);
     // Ranges outside of the file never reach the reader.
     manifest["version"] = json!(2);
     manifest["shards"][0]["parts"][0]["at"] = json!(8);
     seal(&mut manifest);
     assert!(open().refused[0].contains("outside its files"));
+
+    // Means of second moments: a matrix has as many as rows and columns, whatever the group's length.
+    manifest["version"] = json!(3);
+    manifest["groups"][0]["spans"] = json!([{"name": "w", "dtype": "F32", "shape": [16, 256], "offset": 0},
+        {"name": "b", "dtype": "F32", "shape": [5], "offset": 4096}]);
+    for (len, sound) in [(16 + 256 + 5, true), (16 + 256 + 6, false)] {
+        manifest["shards"][0]["parts"][0] =
+            json!({"group": 0, "kind": "second_moment_means", "dtype": "BF16", "first": 0, "len": len, "at": 0});
+        seal(&mut manifest);
+        let found = open();
+        assert_eq!(found.checkpoint.is_some(), sound, "{len}: {:?}", found.refused);
+    }
 }
 
 #[test]

@@ -34,6 +34,16 @@ impl Packing {
     }
 }
 
+/// What becomes of a document that is longer than a row, where rows are made of documents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Long {
+    /// Its rest is in further pieces.
+    #[default]
+    Windows,
+    /// Its first T tokens are all of it.
+    Cut,
+}
+
 /// Pieces among which the best fit is sought. What a row is made of lies at most so far apart in the file, and
 /// the work grows with the number of pieces only.
 const WINDOW: usize = 1 << 16;
@@ -58,12 +68,13 @@ pub struct Rows {
 impl Rows {
     /// One piece a row. `labelled(document)` is the first token of a document that is predicted where
     /// something comes before it; pieces that predict nothing are left out.
-    pub fn of_documents(tokens: &Tokens, seq_len: usize, labelled: impl Fn(usize) -> u64) -> Self {
+    pub fn of_documents(tokens: &Tokens, seq_len: usize, long: Long, labelled: impl Fn(usize) -> u64) -> Self {
         let t = seq_len as u64;
         let mut pieces = Vec::new();
         for document in 0..tokens.documents() {
             let range = tokens.document(document);
             let (len, labelled) = (range.end - range.start, labelled(document));
+            let len = if long == Long::Cut { len.min(t) } else { len };
             // A piece predicts up to the token behind its inputs; the document's last token predicts nothing.
             let mut offset = 0;
             while offset + 1 < len {
@@ -92,6 +103,11 @@ impl Rows {
         }
         first.push(pieces.len());
         Self { pieces, first: Some(first) }
+    }
+
+    /// Number of pieces.
+    pub fn pieces(&self) -> u64 {
+        self.pieces.len() as u64
     }
 
     /// Number of rows.

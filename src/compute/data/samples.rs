@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::compute::model::{Batch, Mask};
 use crate::compute::{ComputeError, Result};
 
-use super::packing::{self, Rows};
+use super::packing::{self, Long, Rows};
 use super::{Packing, Tokens};
 
 /// Target that carries no label.
@@ -45,8 +45,12 @@ impl Objective {
 pub struct Reading {
     /// How documents become rows.
     pub packing: Packing,
+    /// What becomes of documents that are longer than a row.
+    pub long: Long,
     /// What is predicted.
     pub objective: Objective,
+    /// Who sees whom; [`Objective::Prefix`] has a prefix mask whatever is said here.
+    pub mask: Mask,
     /// Whether attention stays inside a document.
     pub reset_attention: bool,
     /// Whether positions count from each document's beginning.
@@ -56,7 +60,19 @@ pub struct Reading {
 impl Reading {
     /// Every token predicted from all before it in its row.
     pub fn causal(packing: Packing) -> Self {
-        Self { packing, objective: Objective::Causal, reset_attention: false, reset_positions: false }
+        Self {
+            packing,
+            long: Long::Windows,
+            objective: Objective::Causal,
+            mask: Mask::Causal,
+            reset_attention: false,
+            reset_positions: false,
+        }
+    }
+
+    /// Who sees whom.
+    pub fn mask(&self) -> Mask {
+        if self.objective == Objective::Prefix { Mask::Prefix } else { self.mask }
     }
 
     /// Refuses what cannot be read.
@@ -69,10 +85,15 @@ impl Reading {
             // A row that begins inside an item would show a response without its prompt.
             return Err("`packing` = \"stream\" cuts prompts from their responses: use \"document\" or, for `objective` = \"response\", \"best_fit\"".to_owned());
         }
-        if self.objective == Objective::Prefix && self.packing == Packing::BestFit {
-            return Err("`objective` = \"prefix\" has one prompt a row: use `packing` = \"document\"".to_owned());
+        match (self.mask(), self.packing) {
+            (Mask::Prefix, Packing::BestFit) if self.objective == Objective::Prefix => {
+                Err("`objective` = \"prefix\" has one prompt a row: use `packing` = \"document\"".to_owned())
+            }
+            (Mask::Prefix, Packing::BestFit | Packing::Stream) => {
+                Err("`mask` = \"prefix\" has one prompt a row: use `packing` = \"document\"".to_owned())
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -133,17 +154,20 @@ impl Samples {
             return Err(ComputeError::Config("the sequence length is 0: set `seq_len` to at least 1".to_owned()));
         }
         reading.check().map_err(ComputeError::Config)?;
-        if reading.objective != Objective::Causal && !tokens.has_prompts() {
+        if !tokens.has_prompts() && (reading.objective != Objective::Causal || reading.mask() == Mask::Prefix) {
+            let other = if reading.objective == Objective::Causal { "mask" } else { "objective" };
             return Err(ComputeError::Config(format!(
-                "the {} split has no prompts: set `jsonl_prompt_field` in the setup stage, or `objective` = \"causal\"",
+                "the {} split has no prompts: set `jsonl_prompt_field` in the setup stage, or `{other}` = \"causal\"",
                 tokens.info().split
             )));
         }
         let labelled = |document| if reading.objective == Objective::Causal { 0 } else { tokens.prompt(document) };
         let rows = match reading.packing {
             Packing::Stream => None,
-            Packing::Document => Some(Rows::of_documents(&tokens, seq_len, labelled)),
-            Packing::BestFit => Some(Rows::of_documents(&tokens, seq_len, labelled).packed(&tokens, seq_len)),
+            Packing::Document => Some(Rows::of_documents(&tokens, seq_len, reading.long, labelled)),
+            Packing::BestFit => {
+                Some(Rows::of_documents(&tokens, seq_len, reading.long, labelled).packed(&tokens, seq_len))
+            }
         };
         let samples = Self { tokens, seq_len, reading, rows };
         if samples.is_empty() {
@@ -196,6 +220,24 @@ impl Samples {
         self.reading
     }
 
+    /// Documents of which nothing is predicted: the epoch does not hold them.
+    pub fn dropped(&self) -> u64 {
+        let whole = self.reading.long == Long::Cut;
+        match &self.rows {
+            Some(rows) if whole => self.tokens.documents() as u64 - rows.pieces(),
+            _ => 0,
+        }
+    }
+
+    /// Documents of which only the beginning is there.
+    pub fn truncated(&self) -> u64 {
+        let longer = |i: &usize| {
+            let range = self.tokens.document(*i);
+            range.end - range.start > self.seq_len as u64
+        };
+        if self.reading.long == Long::Cut { (0..self.tokens.documents()).filter(longer).count() as u64 } else { 0 }
+    }
+
     /// The split they are cut from.
     pub fn tokens(&self) -> &Tokens {
         &self.tokens
@@ -220,16 +262,17 @@ impl Samples {
     ///
     /// What a causal mask over a whole row does anyway is left out, so that a model can take its fastest path:
     /// `segments` and `positions` are there where they are reset within rows. Filling lies behind everything
-    /// that is predicted, where neither a causal nor a prefix mask looks, so `key_lens` is absent.
+    /// that is predicted, where neither a causal nor a prefix mask looks, so `key_lens` is there for a full one only.
     pub fn batch(&self, rows: impl IntoIterator<Item = Option<u64>>) -> Batch {
         let within = self.reading.packing != Packing::Document;
         let wanted = |reset: bool| (within && reset).then(Vec::new);
-        let prefix = self.reading.objective == Objective::Prefix;
+        let mask = self.reading.mask();
         let mut batch = Batch {
-            mask: if prefix { Mask::Prefix } else { Mask::Causal },
+            mask,
             segments: wanted(self.reading.reset_attention),
             positions: wanted(self.reading.reset_positions),
-            prompt_lens: prefix.then(Vec::new),
+            prompt_lens: (mask == Mask::Prefix).then(Vec::new),
+            key_lens: (mask == Mask::Full).then(Vec::new),
             ..Batch::causal(0, self.seq_len, Vec::new(), Vec::new())
         };
         for row in rows {
@@ -246,6 +289,9 @@ impl Samples {
             if let Some(prompt_lens) = &mut batch.prompt_lens {
                 // At most T, which a model's context bounds far below 2^31.
                 prompt_lens.push(row.prompt_len as i32);
+            }
+            if let Some(key_lens) = &mut batch.key_lens {
+                key_lens.push(row.filled as i32);
             }
         }
         batch
@@ -312,7 +358,9 @@ impl Samples {
             let (start, len) = (document.start + piece.offset, packing::piece_len(&self.tokens, piece, self.seq_len));
             let prompt = self.tokens.prompt(piece.document);
             let labelled = if self.reading.objective == Objective::Causal { 0 } else { prompt };
-            let ids = self.tokens.ids(start..(start + len as u64 + 1).min(document.end));
+            // Of a document that is cut, nothing behind its inputs is predicted.
+            let more = u64::from(self.reading.long == Long::Windows);
+            let ids = self.tokens.ids(start..(start + len as u64 + more).min(document.end));
             if segment == 0 {
                 row.prompt_len = prompt.saturating_sub(piece.offset).min(len as u64) as usize;
             }

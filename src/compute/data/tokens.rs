@@ -5,7 +5,8 @@
 //! the end. `tokens.json` is written last and says everything else; what it does not promise is never read.
 //! Opening checks version, sizes, offsets, ids and all digests, so a damaged file is refused by name.
 //!
-//! Supervised items have a `prompts.idx` beside them: how many of each document's first ids are its prompt.
+//! Supervised items have a `prompts.idx` beside them: how many of each document's first ids are its prompt. Items that
+//! a training reads by itself are held in memory in the same form.
 
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -159,60 +160,94 @@ enum Prompts {
     Stored,
 }
 
+/// Items on their way to the bytes of a split.
+struct Packing<'a> {
+    header: &'a TokensHeader,
+    wide: bool,
+    offsets: Vec<u64>,
+    prompts: Vec<u8>,
+    hasher: Sha256,
+}
+
+impl<'a> Packing<'a> {
+    fn new(header: &'a TokensHeader) -> Self {
+        let wide = header.vocab_size > 1 << 16;
+        Self { header, wide, offsets: vec![0], prompts: Vec::new(), hasher: Sha256::new() }
+    }
+
+    /// Puts an item and its end-of-text id behind `bytes`.
+    fn add(&mut self, Item { ids, prompt }: &Item, bytes: &mut Vec<u8>) -> Result<()> {
+        let number = self.offsets.len() - 1;
+        match u32::try_from(*prompt) {
+            Ok(n) if *prompt <= ids.len() => self.prompts.extend_from_slice(&n.to_le_bytes()),
+            _ => {
+                return Err(ComputeError::Config(format!(
+                    "document {number} has {} ids and a prompt of {prompt}: give it a prompt that is its beginning",
+                    ids.len()
+                )));
+            }
+        }
+        let first = bytes.len();
+        for id in ids.iter().copied().chain([self.header.special.eos]) {
+            if id >= self.header.vocab_size {
+                return Err(ComputeError::Config(format!(
+                    "the tokenizer gives id {id}, but the model has {} embeddings: use the tokenizer that belongs to the model",
+                    self.header.vocab_size
+                )));
+            }
+            if self.wide {
+                bytes.extend_from_slice(&id.to_le_bytes());
+            } else {
+                // Below 2^16, as checked above.
+                bytes.extend_from_slice(&(id as u16).to_le_bytes());
+            }
+        }
+        self.hasher.update(&bytes[first..]);
+        self.offsets.push(self.offsets[number] + ids.len() as u64 + 1);
+        Ok(())
+    }
+
+    /// What `tokens.json` says of them; `docs` is `docs.idx`.
+    fn info(self, stored: &Prompts, docs: &[u8]) -> TokensInfo {
+        let header = self.header;
+        let mut info = TokensInfo {
+            version: TOKENS_VERSION,
+            split: header.split.clone(),
+            dtype: if self.wide { "u32" } else { "u16" }.to_owned(),
+            tokens: self.offsets.last().copied().unwrap_or(0),
+            documents: self.offsets.len() as u64 - 1,
+            vocab_size: header.vocab_size,
+            tokenizer: header.tokenizer.clone(),
+            special: header.special,
+            sources: header.sources.clone(),
+            tokens_digest: Digest::finish(self.hasher),
+            docs_digest: Digest::of_bytes(docs),
+            prompts_digest: (*stored == Prompts::Stored).then(|| Digest::of_bytes(&self.prompts)),
+            digest: None,
+        };
+        info.digest = Some(info.own_digest());
+        info
+    }
+}
+
 fn write_items(
     dir: &Path,
     header: &TokensHeader,
     items: impl IntoIterator<Item = Result<Item>>,
     stored: Prompts,
 ) -> Result<TokensInfo> {
-    let wide = header.vocab_size > 1 << 16;
-    let mut offsets: Vec<u64> = vec![0];
-    let mut prompts: Vec<u8> = Vec::new();
-    let mut hasher = Sha256::new();
+    let mut packing = Packing::new(header);
     let mut failure: Option<ComputeError> = None;
-    let mut total = 0u64;
     let bin = dir.join("tokens.bin");
     let written = files::write_atomic_with(&bin, |file| {
         let mut out = BufWriter::new(file);
         let mut bytes = Vec::new();
         for item in items {
-            let Item { ids, prompt } = match item {
-                Ok(item) => item,
-                Err(e) => {
-                    failure = Some(e);
-                    return Err(std::io::Error::other("a document could not be read"));
-                }
-            };
-            match u32::try_from(prompt) {
-                Ok(n) if prompt <= ids.len() => prompts.extend_from_slice(&n.to_le_bytes()),
-                _ => {
-                    failure = Some(ComputeError::Config(format!(
-                        "document {} has {} ids and a prompt of {prompt}: give it a prompt that is its beginning",
-                        offsets.len() - 1,
-                        ids.len()
-                    )));
-                    return Err(std::io::Error::other("a prompt is too long"));
-                }
-            }
             bytes.clear();
-            for id in ids.iter().copied().chain([header.special.eos]) {
-                if id >= header.vocab_size {
-                    failure = Some(ComputeError::Config(format!(
-                        "the tokenizer gives id {id}, but the model has {} embeddings: use the tokenizer that belongs to the model",
-                        header.vocab_size
-                    )));
-                    return Err(std::io::Error::other("an id is out of range"));
-                }
-                if wide {
-                    bytes.extend_from_slice(&id.to_le_bytes());
-                } else {
-                    // Below 2^16, as checked above.
-                    bytes.extend_from_slice(&(id as u16).to_le_bytes());
-                }
+            if let Err(e) = item.and_then(|item| packing.add(&item, &mut bytes)) {
+                failure = Some(e);
+                return Err(std::io::Error::other("a document cannot be stored"));
             }
-            total += ids.len() as u64 + 1;
-            offsets.push(total);
-            hasher.update(&bytes);
             out.write_all(&bytes)?;
         }
         out.flush()
@@ -221,32 +256,35 @@ fn write_items(
         return Err(e);
     }
     written?;
-    if offsets.len() == 1 {
+    if packing.offsets.len() == 1 {
         return Err(ComputeError::missing(dir, "would hold no document: give the study a corpus with text in it"));
     }
-    let index: Vec<u8> = offsets.iter().flat_map(|o| o.to_le_bytes()).collect();
+    let index: Vec<u8> = packing.offsets.iter().flat_map(|o| o.to_le_bytes()).collect();
     files::write_atomic(&dir.join("docs.idx"), &index)?;
     if stored == Prompts::Stored {
-        files::write_atomic(&dir.join("prompts.idx"), &prompts)?;
+        files::write_atomic(&dir.join("prompts.idx"), &packing.prompts)?;
     }
-    let mut info = TokensInfo {
-        version: TOKENS_VERSION,
-        split: header.split.clone(),
-        dtype: if wide { "u32" } else { "u16" }.to_owned(),
-        tokens: total,
-        documents: offsets.len() as u64 - 1,
-        vocab_size: header.vocab_size,
-        tokenizer: header.tokenizer.clone(),
-        special: header.special,
-        sources: header.sources.clone(),
-        tokens_digest: Digest::finish(hasher),
-        docs_digest: Digest::of_bytes(&index),
-        prompts_digest: (stored == Prompts::Stored).then(|| Digest::of_bytes(&prompts)),
-        digest: None,
-    };
-    info.digest = Some(info.own_digest());
+    let info = packing.info(&stored, &index);
     files::write_json(&dir.join("tokens.json"), &info)?;
     Ok(info)
+}
+
+/// The ids of a split: in a file, or in memory.
+#[derive(Debug)]
+enum Ids {
+    Mapped(Mmap),
+    Held(Vec<u8>),
+}
+
+impl std::ops::Deref for Ids {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Held(bytes) => bytes,
+        }
+    }
 }
 
 /// A tokenised split, open for reading.
@@ -257,11 +295,33 @@ pub struct Tokens {
     offsets: Vec<u64>,
     /// Ids of each document's prompt, where they have one.
     prompts: Option<Vec<u32>>,
-    map: Mmap,
+    map: Ids,
     wide: bool,
 }
 
 impl Tokens {
+    /// Supervised items in memory, as if [`write_supervised`] had written them and [`Self::open`] had opened them.
+    /// `from` is where they were read, for messages.
+    ///
+    /// # Errors
+    /// As [`write_supervised`].
+    pub fn of_items(from: &Path, header: &TokensHeader, items: impl IntoIterator<Item = Result<Item>>) -> Result<Self> {
+        let (mut packing, mut bytes) = (Packing::new(header), Vec::new());
+        for item in items {
+            packing.add(&item?, &mut bytes)?;
+        }
+        if packing.offsets.len() == 1 {
+            return Err(ComputeError::missing(from, "holds no item for this split: give it more lines"));
+        }
+        let offsets = packing.offsets.clone();
+        let prompts = packing.prompts.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let wide = packing.wide;
+        let index: Vec<u8> = offsets.iter().flat_map(|o| o.to_le_bytes()).collect();
+        let info = packing.info(&Prompts::Stored, &index);
+        let (dir, map) = (from.to_path_buf(), Ids::Held(bytes));
+        Ok(Self { dir, info, offsets, prompts: Some(prompts), map, wide })
+    }
+
     /// Opens `dir` and checks everything: version, type, sizes, offsets, digests, ids.
     ///
     /// # Errors
@@ -325,7 +385,7 @@ impl Tokens {
         if Digest::of_bytes(&map) != info.tokens_digest {
             return Err(damaged(&bin, "its digest is not the one in tokens.json".to_owned()));
         }
-        let tokens = Self { dir: dir.to_path_buf(), info, offsets, prompts, map, wide };
+        let tokens = Self { dir: dir.to_path_buf(), info, offsets, prompts, map: Ids::Mapped(map), wide };
         tokens.check_ids(&bin)?;
         Ok(tokens)
     }
@@ -501,6 +561,13 @@ mod tests {
         assert!(tokens.has_prompts() && *tokens.info() == info);
         assert_eq!([0, 1, 2, 3].map(|i| tokens.prompt(i)), [2, 0, 1, 0]);
         assert_eq!(tokens.ids(0..9), [5, 6, 7, 0, 0, 8, 0]);
+        // In memory they are the same.
+        let items = [item(&[5, 6, 7], 2), item(&[], 0), item(&[8], 1)];
+        let held = Tokens::of_items(Path::new("x.jsonl"), &header(512), items).unwrap();
+        assert!(*held.info() == info && held.ids(0..9) == tokens.ids(0..9));
+        assert_eq!([0, 1, 2].map(|i| (held.prompt(i), held.document(i))), [(2, 0..4), (0, 4..5), (1, 5..7)]);
+        let error = Tokens::of_items(Path::new("x.jsonl"), &header(512), []).unwrap_err().to_string();
+        assert!(error.contains("x.jsonl"), "{error}");
         let error = write_supervised(dir.path(), &header(512), [item(&[5], 2)]).unwrap_err().to_string();
         assert!(error.contains("document 0 has 1 ids and a prompt of 2"), "{error}");
     }

@@ -17,6 +17,30 @@ pub enum Mask {
     Prefix,
 }
 
+impl Mask {
+    /// Words in a study.
+    pub const WORDS: &'static [&'static str] = &["causal", "prefix", "full"];
+
+    /// By its word in a study.
+    pub fn parse(word: &str) -> Option<Self> {
+        match word {
+            "causal" => Some(Self::Causal),
+            "prefix" => Some(Self::Prefix),
+            "full" => Some(Self::Full),
+            _ => None,
+        }
+    }
+
+    /// Its word in a study.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Causal => "causal",
+            Self::Prefix => "prefix",
+            Self::Full => "full",
+        }
+    }
+}
+
 /// B rows of T tokens.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Batch {

@@ -131,7 +131,7 @@ impl Decoder {
             None => q,
         };
         let (q, k, v) = (q.f_transpose(1, 2)?, k.f_transpose(1, 2)?, v.f_transpose(1, 2)?);
-        let (mask, past) = match at.sight_of(layer) {
+        let (mask, past) = match at.taken_by(layer) {
             Sight::All => (None, false),
             Sight::Past => (None, true),
             Sight::Some(seen) => (Some(seen), false),

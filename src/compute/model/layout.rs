@@ -60,6 +60,14 @@ impl Span {
     }
 }
 
+/// Rows and columns of a shape, if it is that of a matrix.
+pub fn matrix(shape: &[i64]) -> Option<[usize; 2]> {
+    match *shape {
+        [rows, columns] => Some([usize::try_from(rows).ok()?, usize::try_from(columns).ok()?]),
+        _ => None,
+    }
+}
+
 /// One flat tensor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GroupLayout {

@@ -38,9 +38,10 @@ pub use config::{
 pub use constraint::{Constraint, Variant};
 pub use decoder::Decoder;
 pub use flat::{as_f32, as_f32_mut};
-pub use layout::{CHUNK, GroupLayout, Layout, Role, Span};
+pub use layout::{CHUNK, GroupLayout, Layout, Role, Span, matrix};
 pub use libtorch::{LibtorchPasses, Net};
 pub use lora::{Adapter, LoraSettings};
+pub use native::seen::Ranges;
 pub use passes::{Accumulate, GrainAt, GrainSum, Hooks, NoHooks, Passes};
 pub use places::Places;
 pub use translator::{Translator, TranslatorSettings};

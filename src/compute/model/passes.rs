@@ -82,6 +82,11 @@ pub trait Passes {
     /// As [`Self::backward`].
     fn evaluate(&mut self, batch: &Batch, hooks: &mut dyn Hooks) -> Result<GrainSum>;
 
+    /// Attention layers that took another mask than a causal one in the last pass; 0 where nobody counts.
+    fn patched_layers(&self) -> usize {
+        0
+    }
+
     /// The weights were changed: what was made of them is made anew.
     fn refresh(&mut self);
 }

@@ -2,6 +2,7 @@
 //! every block.
 
 use std::borrow::Cow;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tch::{Device, Kind, Tensor};
 
@@ -30,6 +31,9 @@ pub struct Places {
     sight: Sight,
     /// For blocks with a sliding window, where it cuts something off.
     windowed: Option<(i64, Sight)>,
+    /// Of each block, whether its attention took a mask that is not causal.
+    patched: Vec<AtomicBool>,
+    is_causal: bool,
 }
 
 impl Places {
@@ -64,7 +68,28 @@ impl Places {
             _ => None,
         };
         let rotation = rotation(config, batch, [b, t], device)?;
-        Ok(Self { rotation, query_factors: query_factors(config, batch, [b, t], device)?, sight, windowed })
+        let patched = (0..config.num_hidden_layers).map(|_| AtomicBool::new(false)).collect();
+        Ok(Self {
+            rotation,
+            query_factors: query_factors(config, batch, [b, t], device)?,
+            sight,
+            windowed,
+            patched,
+            is_causal: batch.mask == Mask::Causal,
+        })
+    }
+
+    /// What block `layer` sees, which now takes it.
+    pub(super) fn taken_by(&self, layer: usize) -> &Sight {
+        if let (false, Some(patched)) = (self.is_causal, self.patched.get(layer)) {
+            patched.store(true, Ordering::Relaxed);
+        }
+        self.sight_of(layer)
+    }
+
+    /// Attention layers that took another mask than a causal one from these places so far.
+    pub fn patched_layers(&self) -> usize {
+        self.patched.iter().filter(|patched| patched.load(Ordering::Relaxed)).count()
     }
 
     /// What block `layer` sees.

@@ -98,9 +98,8 @@ impl AdamW {
     }
 
     fn pass(&self, span: &Span, step: Step) -> Pass {
-        let own_rate = span.constraint.is_reparametrised();
-        let lr = if own_rate { step.lr * self.lr_constrained_multiplier } else { step.lr };
-        let decays = span.role.decays() && !(own_rate && self.decay_constrained == Decay::Excluded);
+        let constrained = (self.decay_constrained, self.lr_constrained_multiplier);
+        let (lr, keep) = rate_and_keep(span, step.lr, self.weight_decay, constrained);
         // A count of steps fits an i32.
         let t = i32::try_from(step.update).unwrap_or(i32::MAX);
         let correction1 = 1.0 - self.beta1.powi(t);
@@ -111,11 +110,20 @@ impl AdamW {
             beta2: self.beta2 as f32,
             one_minus2: (1.0 - self.beta2) as f32,
             eps: self.eps as f32,
-            keep: (1.0 - if decays { lr * self.weight_decay } else { 0.0 }) as f32,
+            keep: keep as f32,
             size: (lr / correction1) as f32,
             root: correction2.sqrt() as f32,
         }
     }
+}
+
+/// The learning rate of a span, and what decoupled decay leaves of its weights. `constrained` is about reparametrised
+/// ones: whether they decay, and the factor on their rate.
+pub(super) fn rate_and_keep(span: &Span, lr: f64, weight_decay: f64, constrained: (Decay, f64)) -> (f64, f64) {
+    let own_rate = span.constraint.is_reparametrised();
+    let lr = if own_rate { lr * constrained.1 } else { lr };
+    let decays = span.role.decays() && !(own_rate && constrained.0 == Decay::Excluded);
+    (lr, 1.0 - if decays { lr * weight_decay } else { 0.0 })
 }
 
 /// Numbers of one pass over a span: g = `factor` * gradient; m += `one_minus1` (g - m);

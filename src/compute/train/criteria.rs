@@ -1,4 +1,4 @@
-//! Kill criteria: when a training is not worth its hours. They are judged after a step or a validation, from numbers that
+//! Kill criteria: when a training is not worth its hours. They are judged after a window or a validation, from numbers that
 //! all ranks have, so ranks judge alike. What they remember is a part of the counters that a checkpoint holds: a run that
 //! was killed and goes on comes to the same verdict at the same step.
 //!
@@ -31,7 +31,7 @@ pub struct Criteria {
     pub collapse: Option<Collapse>,
 }
 
-/// By step `by_step` the loss has fallen by `nats`, in some window.
+/// From step `by_step` on, at the end of every window, the loss has fallen by `nats` in some window.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NoSignal {
     /// From this step on it is asked; at least two windows.
@@ -40,10 +40,10 @@ pub struct NoSignal {
     pub nats: f64,
 }
 
-/// Up to step `until_step` the loss stays above `ratio` times the first.
+/// Before step `until_step` the loss stays above `ratio` times the first.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Collapse {
-    /// Up to this step it is looked at.
+    /// Before this step it is looked at.
     pub until_step: u64,
     /// Part of the first window's loss.
     pub ratio: f64,
@@ -114,18 +114,18 @@ impl Criteria {
     /// Looks at a window that has just been filled, at step `step`. True if the loss has collapsed in it for the first time.
     pub fn look(&self, watch: &mut Watch, step: u64, window: Option<f64>) -> bool {
         let (Some(collapse), Some(loss), Some(first)) = (self.collapse, window, watch.first) else { return false };
-        if watch.collapsed.is_some() || step > collapse.until_step || loss >= collapse.ratio * first {
+        if watch.collapsed.is_some() || step >= collapse.until_step || loss >= collapse.ratio * first {
             return false;
         }
         watch.collapsed = Some(Collapsed { step, loss, first });
         true
     }
 
-    /// After a step.
+    /// After a step that filled a window. One window is not enough to tell.
     ///
     /// # Errors
     /// [`ComputeError::Stopped`]: there is no learning signal.
-    pub fn check_step(&self, state: &State) -> Result<()> {
+    pub fn check_log(&self, state: &State) -> Result<()> {
         let (Some(rule), Some(first), Some(lowest)) = (self.no_signal, state.watch.first, state.watch.lowest) else {
             return Ok(());
         };
@@ -146,11 +146,11 @@ impl Criteria {
         })))
     }
 
-    /// After a validation.
+    /// After a validation of a run whose highest rate is `lr`.
     ///
     /// # Errors
     /// [`ComputeError::Stopped`]: it was worse too often in a row.
-    pub fn check_validations(&self, state: &State) -> Result<()> {
+    pub fn check_validations(&self, state: &State, lr: f64) -> Result<()> {
         let Some(most) = self.worse_validations else { return Ok(()) };
         let worse = state.validations.windows(2).rev().take_while(|pair| pair[1].loss > pair[0].loss).count();
         if (worse as u64) < most {
@@ -162,16 +162,19 @@ impl Criteria {
             criterion: "validation-worse",
             step: state.step,
             why: format!(
-                "the validation loss was worse {worse} time{} in a row, from {:.4} at step {} to {:.4} at step {}: lower `lr`, to half of it at first",
+                "the validation loss was worse {worse} time{} in a row, from {:.4} at step {} to {:.4} at step {}: lower `lr` to half of it, {:e}",
                 if worse == 1 { "" } else { "s" },
                 before.loss,
                 before.step,
                 last.loss,
-                last.step
+                last.step,
+                lr / 2.0
             ),
             values: json!({
                 "steps": row.iter().map(|v| v.step).collect::<Vec<_>>(),
                 "validation_losses": row.iter().map(|v| v.loss).collect::<Vec<_>>(),
+                "lr": lr,
+                "advised_lr": lr / 2.0,
             }),
         })))
     }
@@ -193,7 +196,7 @@ mod tests {
             if criteria.look(&mut state.watch, state.step, window) {
                 said.push((state.step, "collapse".to_owned()));
             }
-            match criteria.check_step(&state) {
+            match window.map_or(Ok(()), |_| criteria.check_log(&state)) {
                 Ok(()) => {}
                 Err(ComputeError::Stopped(stop)) => {
                     said.push((stop.step, stop.criterion.to_owned()));
@@ -214,10 +217,13 @@ mod tests {
         let rule = |by_step| Criteria { no_signal: Some(NoSignal { by_step, nats: 0.08 }), ..Criteria::default() };
         let stopped = |by_step, losses: &[(u64, f64)]| run(&rule(by_step), of(losses)).1;
         assert_eq!(stopped(30, &[(100, 3.0)]), [(30, "no-learning-signal".to_owned())]);
-        assert_eq!(stopped(33, &[(10, 3.0), (90, 2.93)]), [(33, "no-learning-signal".to_owned())]);
+        // It is asked where a window ends, from its step on.
+        assert_eq!(stopped(33, &[(10, 3.0), (90, 2.93)]), [(40, "no-learning-signal".to_owned())]);
         assert_eq!(stopped(33, &[(10, 3.0), (90, 2.91)]), []);
-        // A window counts once it is full.
-        assert_eq!(stopped(35, &[(30, 3.0), (70, 2.0)]), [(35, "no-learning-signal".to_owned())]);
+        assert_eq!(stopped(35, &[(30, 3.0), (70, 2.0)]), []);
+        assert_eq!(stopped(35, &[(31, 3.0), (9, 2.93), (60, 2.0)]), [(40, "no-learning-signal".to_owned())]);
+        assert_eq!(stopped(150, &[(10, 1.6), (140, 1.521), (60, 0.1)]), [(150, "no-learning-signal".to_owned())]);
+        assert_eq!(stopped(150, &[(10, 1.6), (139, 1.521), (1, 0.0), (60, 9.0)]), []);
         // It rose again: the signal was there.
         assert_eq!(stopped(40, &[(10, 3.0), (10, 2.5), (80, 3.5)]), []);
         assert_eq!(run(&Criteria::default(), of(&[(100, 3.0)])).1, []);
@@ -235,6 +241,8 @@ mod tests {
         assert_eq!(state.watch.collapsed, Some(Collapsed { step: 30, loss: 0.125, first: 4.0 }));
         assert!(state.watch.collapsed.unwrap().words().contains("from 4.0000 to 0.1250 by step 30"));
         assert_eq!(run(&criteria, of(&[(50, 4.0), (50, 0.1)])).1, [], "late");
+        assert_eq!(run(&criteria, of(&[(40, 4.0), (50, 0.1)])).1, [], "at the step, and not before it");
+        assert_eq!(run(&criteria, of(&[(30, 4.0), (50, 0.1)])).1, [(40, "collapse".to_owned())]);
         assert_eq!(run(&criteria, of(&[(10, 4.0), (50, 2.1)])).1, [], "not that far");
         assert_eq!(run(&Criteria::default(), of(&[(20, 4.0), (80, 0.125)])).1, []);
     }
@@ -247,7 +255,7 @@ mod tests {
                 .zip(losses)
                 .map(|(i, &loss)| Validation { step: 10 * i, train_loss: None, loss, perplexity: loss.exp() })
                 .collect();
-            match (Criteria { worse_validations: Some(k), ..Criteria::default() }).check_validations(&state) {
+            match (Criteria { worse_validations: Some(k), ..Criteria::default() }).check_validations(&state, 3e-5) {
                 Ok(()) => None,
                 Err(ComputeError::Stopped(stop)) => Some(stop),
                 Err(error) => panic!("{error}"),
@@ -262,5 +270,7 @@ mod tests {
         assert_eq!((stop.criterion, stop.step), ("validation-worse", 50));
         assert!(stop.why.contains("3 times in a row, from 1.0000 at step 20 to 1.5000 at step 50"), "{}", stop.why);
         assert_eq!(stop.values["validation_losses"], json!([1.0, 1.1, 1.2, 1.5]));
+        assert!(stop.why.ends_with("lower `lr` to half of it, 1.5e-5"), "{}", stop.why);
+        assert_eq!(stop.values["advised_lr"], json!(1.5e-5));
     }
 }

@@ -3,17 +3,21 @@
 //! A step: every rank runs its lanes' grains; a group's gradient travels to the owners of its shards as soon as
 //! the backward pass has it whole ([`exchange`]), and is added in tree order ([`lanes`]); the norm is added in
 //! index order ([`norm`]); every owner updates its shard ([`shards`], [`adamw`]: ZeRO-1), and new weights travel
-//! while the next forward pass runs. What is skipped, clipped, validated, saved or stopped follows from numbers
+//! while the next forward pass runs. With [`adafactor`] sums of gradients travel to all, and each rank computes the
+//! whole update. What is skipped, clipped, validated, saved or stopped follows from numbers
 //! that all ranks have, so they decide alike; when a run is not worth its hours, [`criteria`] says so.
 //!
 //! The promises and the tests that keep them: `docs/numerics.md`.
 
+pub mod adafactor;
 pub mod adamw;
 pub mod criteria;
 pub mod exchange;
 pub mod health;
 pub mod lanes;
+pub mod leakage;
 pub mod norm;
+pub mod optimizer;
 pub mod schedule;
 mod seam;
 pub mod shards;
@@ -32,9 +36,11 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tch::{Device, Kind as Type, Tensor};
 
+pub use adafactor::{Adafactor, Master};
 pub use adamw::{AdamW, Decay};
 pub use criteria::Criteria;
 pub use lanes::Plan;
+pub use optimizer::Optimizer;
 pub use resume::read_weights;
 pub use schedule::{Schedule, Shape, Warmup};
 pub use state::{Best, State, Validation};
@@ -48,8 +54,9 @@ use super::{ComputeError, Result, Stop, numerics};
 use crate::record::Digest;
 use exchange::Exchange;
 use lanes::LaneTree;
+use optimizer::Reach;
 use report::Reporter;
-use shards::Shards;
+use shards::{Masters, Shards};
 use trace::{Span, Trace};
 
 /// What a training run is told.
@@ -61,8 +68,8 @@ pub struct Settings {
     pub plan: Plan,
     /// Steps and rates.
     pub schedule: Schedule,
-    /// The optimizer.
-    pub adamw: AdamW,
+    /// Who updates, with which numbers.
+    pub optimizer: Optimizer,
     /// Largest norm of the mean gradient; 0: not clipped.
     pub max_grad_norm: f64,
     /// Steps between validations; one more comes after the last step.
@@ -197,7 +204,9 @@ pub fn train(comm: &Comm, trainee: Trainee, settings: &Settings, around: &Surrou
             report.flag(&trainer.state);
         }
         trainer.stop_after_skips()?;
-        settings.criteria.check_step(&trainer.state)?;
+        if window.is_some() {
+            settings.criteria.check_log(&trainer.state)?;
+        }
 
         let last = trainer.state.step == settings.schedule.steps;
         if last || trainer.state.step % settings.val_interval_steps == 0 {
@@ -207,7 +216,7 @@ pub fn train(comm: &Comm, trainee: Trainee, settings: &Settings, around: &Surrou
             if trainer.is_best(&validation) {
                 trainer.save_best(&validation, &mut report)?;
             }
-            settings.criteria.check_validations(&trainer.state)?;
+            settings.criteria.check_validations(&trainer.state, settings.schedule.lr)?;
         }
         if totals.stop && !last {
             trainer.save(&mut report)?;
@@ -303,8 +312,9 @@ impl<'a> Trainer<'a> {
             patience: settings.patience,
         };
         let retention = Retention { last: settings.keep_last, every_steps: settings.keep_every_steps };
+        let shards = Shards::new(&settings.optimizer, &trainee.layout, &trainee.flats, rank, ranks)?;
         let mut saver = Saver::new(place, &trainee.layout, &[], retention, Arc::clone(&around.superseded));
-        saver.prepare(12 * trainee.layout.elements() / ranks);
+        saver.prepare(shards.stored_bytes(&trainee.layout));
         let mut trainer = Self {
             comm,
             settings,
@@ -315,7 +325,7 @@ impl<'a> Trainer<'a> {
             numerics,
             tree: LaneTree::new(groups),
             exchange,
-            shards: Shards::new(&trainee.layout, &trainee.flats, rank, ranks)?,
+            shards,
             gradients: (0..groups).map(|_| Tensor::new()).collect(),
             saver,
             saved: None,
@@ -398,18 +408,30 @@ impl<'a> Trainer<'a> {
         Ok(totals)
     }
 
-    /// Updates the own shard of every group; new weights are on their way when it returns.
+    /// Updates every group, or the own shard of each; new weights are on their way when it returns.
     fn update(&mut self, lr: f64, totals: &Totals) -> Result<()> {
         let _span = self.settings.trace.span("update", None);
         self.state.update(totals.sum.nll, totals.sum.tokens);
         self.state.clipped += u64::from(self.settings.max_grad_norm > 0.0 && totals.norm > self.settings.max_grad_norm);
         let step = adamw::Step { lr, update: self.state.updates, gradient_factor: totals.factor as f32 };
+        let reach = self.settings.optimizer.reach();
+        if reach == Reach::Whole {
+            // They travel as weights do: everybody's own shard to all.
+            for (g, gradient) in self.gradients.iter().enumerate() {
+                self.exchange.send_weights(g, gradient)?;
+            }
+        }
         for (g, group) in self.trainee.layout.groups.iter().enumerate() {
             let flat = &self.trainee.flats[g];
-            self.shards.update(&self.settings.adamw, g, group, flat, &self.gradients[g], step)?;
-            self.exchange.send_weights(g, flat)?;
-            if self.settings.overlap == Overlap::Late {
+            if reach == Reach::Whole {
                 self.exchange.wait_weights(g)?;
+            }
+            self.shards.update(&self.settings.optimizer, g, group, flat, &self.gradients[g], step)?;
+            if reach == Reach::Own {
+                self.exchange.send_weights(g, flat)?;
+                if self.settings.overlap == Overlap::Late {
+                    self.exchange.wait_weights(g)?;
+                }
             }
         }
         self.trainee.passes.refresh();
@@ -517,12 +539,16 @@ impl<'a> Trainer<'a> {
     /// The whole fp32 parameters, by group, in the host's memory: that of the trainee where they lie there. With bf16
     /// the masters of all ranks are gathered.
     fn parameters(&mut self) -> Result<Vec<Tensor>> {
-        if !self.shards.has_masters() {
-            return self.trainee.flats.iter().map(|f| Ok(f.f_to(Device::Cpu)?)).collect();
-        }
-        let [masters, ..] = self.shards.parts(&self.trainee.flats)?;
+        let host = |flats: &[Tensor]| -> Result<Vec<Tensor>> {
+            flats.iter().map(|f| Ok(f.f_to(Device::Cpu)?.f_to_kind(Type::Float)?)).collect()
+        };
+        let masters = match self.shards.masters() {
+            Masters::Absent => return host(&self.trainee.flats),
+            Masters::Whole(masters) => return host(masters),
+            Masters::Own(masters) => masters,
+        };
         let mut whole = Vec::new();
-        for (g, (group, master)) in self.trainee.layout.groups.iter().zip(&masters).enumerate() {
+        for (g, (group, master)) in self.trainee.layout.groups.iter().zip(masters).enumerate() {
             let flat = Tensor::f_zeros([group.len as i64], (Type::Float, master.device()))?;
             flat.f_narrow(0, (self.comm.rank() * master.numel()) as i64, master.numel() as i64)?.f_copy_(master)?;
             self.exchange.send_weights(g, &flat)?;

@@ -1,12 +1,14 @@
 //! The passes over a shard that lies on a GPU, by libtorch's operations. Each of them computes an element from the
 //! elements at its place, so a shard gives the bits of the whole, however many elements it has. A library's own
-//! sum would not: how it adds depends on the shape.
+//! sum would not: how it adds depends on the shape. Adafactor's means are such sums: every rank computes them of whole
+//! matrices, so the shapes are the same, and the record of a run on GPUs says that bits may differ.
 
 use tch::{Kind, Tensor};
 
-use super::adamw::Pass;
+use super::adafactor::Adafactor;
+use super::adamw::{Pass, Step};
 use crate::compute::Result;
-use crate::compute::model::CHUNK;
+use crate::compute::model::{CHUNK, GroupLayout, matrix};
 
 /// Elements that are worked on at once: what is computed on the way takes little memory beside the shard.
 const SLICE: usize = 1 << 24;
@@ -52,6 +54,49 @@ pub fn update(weights: &Tensor, gradients: &Tensor, m: &Tensor, v: &Tensor, pass
     Ok(())
 }
 
+/// An update of Adafactor of a whole group: the formulas of [`super::adafactor`].
+///
+/// # Errors
+/// libtorch refuses.
+pub fn adafactor(
+    optimizer: &Adafactor,
+    group: &GroupLayout,
+    weights: &Tensor,
+    gradients: &Tensor,
+    moments: &Tensor,
+    step: Step,
+) -> Result<()> {
+    let mut kept = 0;
+    for span in &group.spans {
+        let pass = optimizer.pass(span, step);
+        let part = |t: &Tensor| t.f_narrow(0, span.offset as i64, span.len as i64)?.f_view(&span.shape[..]);
+        let (mut w, g) = (part(weights)?, part(gradients)?.f_mul_scalar(f64::from(pass.factor))?);
+        let squares = g.f_square()?.f_add_scalar(1e-30)?;
+        let mut take = |len: usize| {
+            kept += len as i64;
+            moments.f_narrow(0, kept - len as i64, len as i64)
+        };
+        let follow = |mut moment: Tensor, now: Tensor| -> Result<Tensor> {
+            let _ =
+                moment.f_mul_scalar_(f64::from(pass.beta2))?.f_add_(&now.f_mul_scalar(f64::from(pass.one_minus2))?)?;
+            Ok(moment)
+        };
+        let mut u = match matrix(&span.shape) {
+            Some([rows, columns]) => {
+                let mean = |axis: i64| squares.f_mean_dim(&[axis][..], false, Kind::Float);
+                let (row, column) = (follow(take(rows)?, mean(1)?)?, follow(take(columns)?, mean(0)?)?);
+                let row = row.f_div(&row.f_mean(Kind::Float)?)?.f_rsqrt()?;
+                row.f_unsqueeze(1)?.f_mul(&column.f_rsqrt()?.f_unsqueeze(0)?)?.f_mul(&g)?
+            }
+            None => follow(take(span.len)?, squares)?.f_rsqrt()?.f_mul(&g)?,
+        };
+        let rms = u.f_square()?.f_mean(Kind::Float)?.f_sqrt()?.f_clamp_min(1.0)?;
+        let _ = u.f_div_(&rms)?.f_mul_scalar_(pass.lr)?;
+        let _ = w.f_mul_scalar_(f64::from(pass.keep))?.f_sub_(&u)?;
+    }
+    Ok(())
+}
+
 /// First element and length of the slices of `elements`; all but the last are whole chunks.
 fn slices(elements: usize) -> impl Iterator<Item = (i64, i64)> {
     (0..elements).step_by(SLICE).map(move |first| (first as i64, SLICE.min(elements - first) as i64))
@@ -92,9 +137,8 @@ mod tests {
 
         use crate::compute::gpu;
         use crate::compute::model::{Accumulate, Batch, Family, GrainAt, Model, ModelConfig, NoHooks, Sizes};
-        use crate::compute::train::adamw::Step;
         use crate::compute::train::shards::Shards;
-        use crate::compute::train::{AdamW, Choice, EngineName, Trainee};
+        use crate::compute::train::{AdamW, Choice, EngineName, Optimizer, Trainee};
 
         if gpu::load().is_err() {
             eprintln!("skipped: there is no GPU");
@@ -108,7 +152,7 @@ mod tests {
             vocab_size: 67,
             max_position_embeddings: 32,
         };
-        let adamw = AdamW::default();
+        let optimizer = Optimizer::AdamW(AdamW::default());
         let ids: Vec<i32> = (0..64).map(|i| i * 7 % 67).collect();
         let batch = Batch::causal(2, 32, ids.clone(), ids.iter().map(|i| i * 3 % 67).collect());
         for family in Family::ALL {
@@ -116,7 +160,7 @@ mod tests {
             let ends = [Device::Cpu, Device::Cuda(0)].map(|device| {
                 let choice = Choice { engine: EngineName::Libtorch, ..Choice::default() };
                 let mut trainee = Trainee::of_model(&model.duplicate().unwrap(), &choice, device).unwrap();
-                let mut shards = Shards::new(&trainee.layout, &trainee.flats, 0, 1).unwrap();
+                let mut shards = Shards::new(&optimizer, &trainee.layout, &trainee.flats, 0, 1).unwrap();
                 let mut gradients: Vec<Tensor> = trainee.flats.iter().map(Tensor::zeros_like).collect();
                 let mut seen = Vec::new();
                 for update in 1..=3 {
@@ -127,7 +171,7 @@ mod tests {
                     seen.extend([sum.nll, squares.sqrt()]);
                     let step = Step { lr: 1e-3, update, gradient_factor: 1.0 / 64.0 };
                     for (g, group) in trainee.layout.groups.iter().enumerate() {
-                        shards.update(&adamw, g, group, &trainee.flats[g], &gradients[g], step).unwrap();
+                        shards.update(&optimizer, g, group, &trainee.flats[g], &gradients[g], step).unwrap();
                     }
                     trainee.passes.refresh();
                 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tch::{Device, Kind as Type, Tensor};
 
 use super::report::Reporter;
+use super::shards::Stored;
 use super::{Best, Strict, Trainer, Validation};
 use crate::compute::checkpoint::{self, Checkpoint, Kind, Piece, Trouble, saver};
 use crate::compute::model::{as_f32, as_f32_mut};
@@ -30,17 +31,8 @@ impl Trainer<'_> {
         }
         let checkpoint = Checkpoint::open(&self.around.checkpoint_dir.join(&chosen))?;
         checkpoint.check_layout(&self.trainee.layout)?;
-        let (rank, ranks) = (self.comm.rank(), self.comm.size());
-        let masters = self.shards.has_masters();
-        let [parameters, m, v] = self.shards.parts(&self.trainee.flats)?;
-        for (g, group) in self.trainee.layout.groups.iter().enumerate() {
-            let first = group.len / ranks * rank;
-            for (kind, parts) in [(Kind::FirstMoment, &m), (Kind::SecondMoment, &v)] {
-                read(&checkpoint, kind, g, first, &mut parts[g].shallow_clone())?;
-            }
-            if masters {
-                read(&checkpoint, Kind::Weights, g, first, &mut parameters[g].shallow_clone())?;
-            }
+        for mut wanted in self.shards.restored() {
+            read(&checkpoint, wanted.kind, wanted.group, wanted.first, &mut wanted.values)?;
         }
         read_weights(&mut self.trainee.flats, &checkpoint)?;
         self.trainee.passes.refresh();
@@ -101,18 +93,12 @@ impl Trainer<'_> {
         report.sync()?;
         let name = checkpoint::name(self.state.step, self.settings.attempt);
         let best = self.state.best.as_ref().map(|b| b.checkpoint.clone()).filter(|b| *b != name);
-        // Those of a GPU are copied to the host; others are where they are.
-        let host = |parts: Vec<Tensor>| parts.iter().map(|t| Ok(t.f_to(Device::Cpu)?)).collect::<Result<Vec<_>>>();
-        let [parameters, m, v] = self.shards.parts(&self.trainee.flats)?;
-        let parts = [host(parameters)?, host(m)?, host(v)?];
-        let rank = self.comm.rank();
-        let mut pieces = Vec::new();
-        for group in 0..self.trainee.layout.groups.len() {
-            for (kind, tensors) in [Kind::Weights, Kind::FirstMoment, Kind::SecondMoment].into_iter().zip(&parts) {
-                let values = as_f32(&tensors[group]);
-                pieces.push(Piece { group, kind, first: rank * values.len(), values });
-            }
+        let mut stored = self.shards.stored(&self.trainee.flats)?;
+        for numbers in &mut stored {
+            // Those of a GPU are copied to the host; others are where they are.
+            numbers.values = numbers.values.f_to(Device::Cpu)?;
         }
+        let pieces = stored.iter().map(piece).collect();
         self.saver.begin(saver::Snapshot {
             step: self.state.step,
             state: serde_json::to_value(&self.state)
@@ -176,6 +162,11 @@ impl Trainer<'_> {
         }
         Ok(checkpoint.dir)
     }
+}
+
+/// Numbers of the host's memory, as they go into a checkpoint.
+fn piece(Stored { group, kind, first, values }: &Stored) -> Piece<'_> {
+    Piece { group: *group, kind: *kind, first: *first, values: as_f32(values) }
 }
 
 /// Reads the whole parameters of a checkpoint into flat tensors of its layout, rounded where those are bf16.

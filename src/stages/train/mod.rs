@@ -1,7 +1,7 @@
 //! Stage kind `train`: data-parallel training with exact resume.
 //!
-//! The model comes from the needed `apply_monotonicity` stage if there is one (its constraint with it), else from
-//! `setup`; the tokens come from `setup`. Writes `best_model/` (our format: V stays) and the history under
+//! The model comes from the needed `train` stage if there is one, else from `apply_monotonicity` (its constraint with
+//! it), else from `setup`; the tokens come from `setup`, or from instructions that this stage reads. Writes `best_model/` (our format: V stays) and the history under
 //! `history_file`; the series of every step go into `run.h5`. Every rank runs it; rank 0 writes.
 
 use serde_json::Value;
@@ -20,6 +20,11 @@ const fn choice(name: &'static str, words: &'static [&'static str], preset: &'st
     Field { name, ty: FieldType::OneOf(words), preset: Preset::Is(preset), role: Role::Semantic, help }
 }
 
+/// What the study need not say, and then is as `help` says.
+const fn absent(name: &'static str, ty: FieldType, help: &'static str) -> Field {
+    Field { name, ty, preset: Preset::Absent, role: Role::Semantic, help }
+}
+
 const fn switch(name: &'static str, preset: &'static str, role: Role, help: &'static str) -> Field {
     Field { name, ty: FieldType::Bool, preset: Preset::Is(preset), role, help }
 }
@@ -30,7 +35,7 @@ use Role::{Operational, Semantic};
 /// The kind.
 pub static SPEC: Spec = Spec {
     kind: "train",
-    version: 2,
+    version: 3,
     binary: "seedbed-train",
     resumable: true,
     parallel: true,
@@ -47,6 +52,16 @@ pub static SPEC: Spec = Spec {
         choice("schedule", SCHEDULES, r#""linear""#, "course of the learning rate"),
         number("warmup_ratio", 0.0, 1.0, "0.1", "part of all steps that warm up"),
         count("warmup_steps", 0, 1 << 40, Absent, Semantic, "steps of warmup, in place of warmup_ratio"),
+        absent(
+            "optimizer",
+            FieldType::OneOf(OPTIMIZERS),
+            "who updates: adamw, or adafactor without relative steps and scaled parameters; absent: adamw",
+        ),
+        absent(
+            "bf16_pure",
+            FieldType::Bool,
+            "bf16 weights without fp32 masters, as some finetune (adafactor only); absent: false",
+        ),
         number("weight_decay", 0.0, 10.0, "0.01", "decoupled weight decay; norms and biases never decay"),
         switch("decay_constrained", "false", Semantic, "whether V of constrained weights decays (towards W = ln 2)"),
         number("lr_constrained_multiplier", 0.0, 1e4, "1.0", "factor on the learning rate of V"),
@@ -65,10 +80,48 @@ pub static SPEC: Spec = Spec {
         ),
         count("lanes", 1, 1 << 16, Absent, Semantic, "sums that are kept apart: a power of two; ranks must divide it"),
         count("seq_len", 1, 1 << 20, Absent, Semantic, "tokens of a sample; absent: the model's context"),
+        absent(
+            "data",
+            FieldType::OneOf(DATA),
+            "what is read: setup's tokens, or instructions as JSON lines; absent: tokens",
+        ),
+        absent(
+            "instruction_file",
+            FieldType::Path,
+            "JSON lines with instruction, input (optional) and output, to train on",
+        ),
+        absent("instruction_eval_file", FieldType::Path, "the same, for validation; absent: a part of the others"),
+        absent(
+            "instructions_from",
+            FieldType::NeedMap,
+            "directory among the outputs = needed stage: its train.jsonl, and its eval.jsonl if there is one",
+        ),
+        absent(
+            "instruction_eval_fraction",
+            FieldType::Number { min: 1e-6, max: 0.5 },
+            "part of the instructions that validate where no other do; absent: 0.02",
+        ),
+        absent(
+            "train_samples",
+            FieldType::Integer { min: 1, max: 1 << 40 },
+            "instructions that are trained on, at most; absent: all",
+        ),
+        absent(
+            "eval_samples",
+            FieldType::Integer { min: 1, max: 1 << 40 },
+            "instructions that validate, at most; absent: all",
+        ),
         choice("packing", PACKINGS, r#""stream""#, "how documents become samples"),
         switch("reset_attention", "false", Semantic, "whether attention stays inside a document of a sample"),
         switch("reset_positions", "false", Semantic, "whether positions count from each document's beginning"),
         choice("objective", OBJECTIVES, r#""causal""#, "what is predicted: all text, or responses to prompts"),
+        absent(
+            "mask",
+            FieldType::OneOf(MASKS),
+            "who sees whom in training; absent: causal, or prefix with objective = \"prefix\"",
+        ),
+        absent("validation_mask", FieldType::OneOf(MASKS), "who sees whom in validation; absent: as in training"),
+        absent("allow_leak", FieldType::Bool, "train although the mask shows what is to be predicted; absent: false"),
         choice("last_batch", LAST_BATCHES, r#""drop""#, "what becomes of an epoch's last batch that is not full"),
         count("val_interval_steps", 1, 1 << 40, Absent, Semantic, "steps between validations; absent: once an epoch"),
         count("val_samples", 1, 1 << 40, Absent, Semantic, "validation windows, at most; absent: all"),
@@ -86,7 +139,7 @@ pub static SPEC: Spec = Spec {
             1 << 40,
             Absent,
             Semantic,
-            "by this step the training loss must have fallen, or the run is stopped; absent: not asked",
+            "from this step on the training loss must have fallen, or the run is stopped; absent: not asked",
         ),
         Field {
             name: "stop_no_signal_nats",
@@ -109,7 +162,7 @@ pub static SPEC: Spec = Spec {
             1 << 40,
             Absent,
             Semantic,
-            "up to this step a training loss that falls too far is flagged, as labels may leak; absent: not asked",
+            "before this step a training loss that falls too far is flagged, as labels may leak; absent: not asked",
         ),
         Field {
             name: "flag_collapse_ratio",
@@ -191,6 +244,9 @@ const SCHEDULES: &[&str] = &["constant", "linear", "cosine", "neox-v1", "neox-v2
 const PACKINGS: &[&str] = &["stream", "document", "best_fit"];
 const OBJECTIVES: &[&str] = &["causal", "response", "prefix"];
 const LAST_BATCHES: &[&str] = &["drop", "pad"];
+const MASKS: &[&str] = &["causal", "prefix", "full"];
+const OPTIMIZERS: &[&str] = &["adamw", "adafactor"];
+const DATA: &[&str] = &["tokens", "instructions"];
 
 fn check(params: &Value) -> Vec<String> {
     let integer = |name: &str| params.get(name).and_then(Value::as_u64);
@@ -218,15 +274,21 @@ fn check(params: &Value) -> Vec<String> {
             }
         }
     }
-    match (word("objective"), word("packing")) {
-        ("response" | "prefix", "stream") => problems.push(
+    if matches!((word("objective"), word("packing")), ("response" | "prefix", "stream")) {
+        problems.push(
             "`packing` = \"stream\" cuts prompts from their responses: set it to \"document\" or \"best_fit\""
                 .to_owned(),
-        ),
-        ("prefix", "best_fit") => {
-            problems.push("`objective` = \"prefix\" has one prompt a sample: set `packing` to \"document\"".to_owned())
-        }
-        _ => {}
+        );
+    }
+    check_masks(params, &mut problems);
+    check_data(params, &mut problems);
+    if params.get("bf16_pure").and_then(Value::as_bool) == Some(true)
+        && (word("optimizer") != "adafactor" || word("precision") != "bf16")
+    {
+        problems.push(
+            "`bf16_pure` = true is for `optimizer` = \"adafactor\" and `precision` = \"bf16\": set both, or leave it out"
+                .to_owned(),
+        );
     }
     if let (Some(warmup), Some(all)) = (integer("warmup_steps"), integer("max_steps")) {
         if warmup > all {
@@ -259,9 +321,88 @@ fn check(params: &Value) -> Vec<String> {
     problems
 }
 
+/// Masks: what a prompt is needed for, and what would show a label.
+fn check_masks(params: &Value, problems: &mut Vec<String>) {
+    let word = |name: &str| params.get(name).and_then(Value::as_str);
+    let objective = word("objective").unwrap_or("causal");
+    let own = if objective == "prefix" { "prefix" } else { "causal" };
+    let mask = word("mask").unwrap_or(own);
+    let validation = word("validation_mask").unwrap_or(mask);
+    if objective == "prefix" && mask != "prefix" {
+        problems.push(format!(
+            "`objective` = \"prefix\" has a prefix mask, and `mask` is \"{mask}\": set `objective` to \"response\""
+        ));
+    }
+    let packing = word("packing").unwrap_or("document");
+    let named = [("mask", mask), ("validation_mask", validation)];
+    let asked = named.into_iter().take(if word("validation_mask").is_some() { 2 } else { 1 });
+    let may_leak = params.get("allow_leak").and_then(Value::as_bool) == Some(true);
+    for (name, mask) in asked {
+        // A validation reads documents where training reads a stream.
+        let cuts = packing == "best_fit" || packing == "stream" && name == "mask" && objective == "causal";
+        if mask == "prefix" && cuts {
+            let key = if objective == "prefix" && name == "mask" { "objective" } else { name };
+            problems.push(format!("`{key}` = \"prefix\" has one prompt a sample: set `packing` to \"document\""));
+        }
+        let leaks = mask == "full" || mask == "prefix" && objective == "causal";
+        if leaks && !may_leak {
+            let labels = if objective == "causal" { "of prompts, too, are" } else { "are" };
+            problems.push(format!(
+                "`{name}` = \"{mask}\" shows tokens that {labels} to be predicted: choose another, or set `allow_leak` to true if that is the point"
+            ));
+        }
+    }
+}
+
+/// Where instructions come from.
+fn check_data(params: &Value, problems: &mut Vec<String>) {
+    let given = |name: &str| params.get(name).is_some();
+    let is_instructions = params.get("data").and_then(Value::as_str) == Some("instructions");
+    if !is_instructions {
+        const OF_INSTRUCTIONS: [&str; 6] = [
+            "instruction_file",
+            "instruction_eval_file",
+            "instructions_from",
+            "instruction_eval_fraction",
+            "train_samples",
+            "eval_samples",
+        ];
+        for name in OF_INSTRUCTIONS.into_iter().filter(|name| given(name)) {
+            problems.push(format!("`{name}` is for `data` = \"instructions\": set that, or leave it out"));
+        }
+        return;
+    }
+    if given("instruction_file") == given("instructions_from") {
+        problems.push(
+            "`data` = \"instructions\" needs `instruction_file` or `instructions_from`: give one of them".to_owned(),
+        );
+    }
+    if given("instruction_eval_file") && given("instructions_from") {
+        problems.push(
+            "`instruction_eval_file` goes with `instruction_file`: `instructions_from` finds its own eval.jsonl"
+                .to_owned(),
+        );
+    }
+    if given("instruction_eval_file") && given("instruction_eval_fraction") {
+        problems
+            .push("`instruction_eval_fraction` means nothing with `instruction_eval_file`: leave one out".to_owned());
+    }
+    if params.get("instructions_from").and_then(Value::as_object).is_some_and(|map| map.len() != 1) {
+        problems.push("`instructions_from` names one directory: `{sft = \"world\"}`".to_owned());
+    }
+    if params.get("objective").and_then(Value::as_str).is_none_or(|objective| objective == "causal") {
+        problems.push(
+            "`data` = \"instructions\" predicts responses only: set `objective` to \"response\" and `packing` to \"document\" or \"best_fit\""
+                .to_owned(),
+        );
+    }
+}
+
 #[cfg(feature = "compute")]
 pub use task::run;
 
+#[cfg(feature = "compute")]
+mod data;
 #[cfg(feature = "compute")]
 mod task;
 
@@ -292,12 +433,62 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_leaks_or_is_not_said_is_a_problem() {
+        let sft =
+            json!({"data": "instructions", "instruction_file": "x", "objective": "response", "packing": "document"});
+        let with = |more: Value| {
+            let mut params = sft.clone();
+            params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            params.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+            check(&params)
+        };
+        for fine in [
+            json!({}),
+            json!({"mask": "prefix"}),
+            json!({"objective": "prefix"}),
+            json!({"objective": "prefix", "mask": "prefix"}),
+            json!({"mask": "full", "allow_leak": true, "validation_mask": "causal"}),
+            json!({"packing": "best_fit", "mask": "full", "allow_leak": true}),
+            json!({"instruction_file": null, "instructions_from": {"sft": "world"}}),
+            json!({"optimizer": "adafactor", "bf16_pure": true, "precision": "bf16"}),
+            json!({"instruction_eval_fraction": 0.1, "train_samples": 5, "eval_samples": 5}),
+        ] {
+            assert_eq!(with(fine.clone()), Vec::<String>::new(), "{fine}");
+        }
+        for (more, named) in [
+            (json!({"mask": "full"}), "`mask` = \"full\" shows tokens"),
+            (json!({"validation_mask": "full"}), "`validation_mask` = \"full\" shows tokens"),
+            (json!({"objective": "prefix", "mask": "causal"}), "set `objective` to \"response\""),
+            (json!({"mask": "prefix", "packing": "best_fit"}), "`mask` = \"prefix\" has one prompt"),
+            (json!({"objective": "prefix", "packing": "best_fit"}), "`objective` = \"prefix\" has one prompt"),
+            (json!({"objective": "causal"}), "responses only"),
+            (json!({"data": null, "instruction_file": null, "train_samples": 5}), "`train_samples` is for `data`"),
+            (json!({"data": "tokens"}), "`instruction_file` is for `data`"),
+            (json!({"instruction_file": null}), "give one of them"),
+            (json!({"instructions_from": {"sft": "world"}}), "give one of them"),
+            (json!({"instruction_file": null, "instructions_from": {"a": "b", "c": "d"}}), "one directory"),
+            (json!({"instruction_eval_file": "y", "instruction_eval_fraction": 0.1}), "leave one out"),
+            (json!({"bf16_pure": true, "precision": "bf16"}), "`bf16_pure`"),
+            (json!({"bf16_pure": true, "optimizer": "adafactor"}), "`bf16_pure`"),
+        ] {
+            let problems = with(more.clone());
+            assert!(problems.len() == 1 && problems[0].contains(named), "{more}: {problems:?}");
+        }
+        // Plain text under a prefix mask predicts the prompt as well.
+        let plain = json!({"mask": "prefix", "packing": "document", "objective": "causal"});
+        assert!(check(&plain)[0].contains("of prompts, too"), "{:?}", check(&plain));
+    }
+
     #[cfg(feature = "compute")]
     #[test]
     fn words_are_those_of_the_trainer() {
         use crate::compute::data::{LastBatch, Objective, Packing, Reading};
+        use crate::compute::model::Mask;
         use crate::compute::train::Shape;
 
+        assert_eq!(MASKS, Mask::WORDS);
+        assert!(MASKS.iter().all(|w| Mask::parse(w).is_some_and(|mask| mask.word() == *w)));
         assert_eq!(SCHEDULES, Shape::WORDS);
         assert_eq!(PACKINGS, Packing::WORDS);
         assert_eq!(OBJECTIVES, Objective::WORDS);
@@ -312,6 +503,12 @@ mod tests {
                 };
                 let problems = check(&json!({"packing": packing, "objective": objective}));
                 assert_eq!(problems.is_empty(), reading.check().is_ok(), "{packing} {objective}: {problems:?}");
+                for mask in MASKS.iter().filter(|_| *objective != "prefix") {
+                    let reading = Reading { mask: Mask::parse(mask).unwrap(), ..reading };
+                    let params = json!({"packing": packing, "objective": objective, "mask": mask, "allow_leak": true});
+                    let problems = check(&params);
+                    assert_eq!(problems.is_empty(), reading.check().is_ok(), "{params}: {problems:?}");
+                }
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Runs a training: parameters and sealed inputs to the trainer, what it found to the run record.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,22 +14,23 @@ use tch::{Device, Tensor};
 use crate::compute::ComputeError;
 use crate::compute::checkpoint::Checkpoint;
 use crate::compute::comm::{Comm, Wire};
-use crate::compute::data::{
-    Course, LastBatch, Objective, Packing, Reading, Samples, Split, Tokens, TrainingGrains, ValidationGrains,
-};
+use crate::compute::data::{Course, LastBatch, Samples, TrainingGrains, ValidationGrains};
 use crate::compute::gpu;
 use crate::compute::kernels::gemm::Backend;
-use crate::compute::model::{Model, Variant};
+use crate::compute::model::{Mask, Model, Variant};
 use crate::compute::train::criteria::{COLLAPSE_RATIO, Collapse, Criteria, NoSignal, SIGNAL_NATS};
+use crate::compute::train::leakage::{self, Leak};
 use crate::compute::train::trace::Trace;
 use crate::compute::train::{
-    AdamW, Choice, Decay, EngineName, Exact, Finished, Outcome, Overlap, Plan, Precision, Schedule, Settings, Shape,
-    Strict, Surroundings, Trainee, Warmup, health, read_weights, train,
+    Adafactor, AdamW, Choice, Decay, EngineName, Exact, Finished, Master, Optimizer, Outcome, Overlap, Plan, Precision,
+    Schedule, Settings, Shape, Strict, Surroundings, Trainee, Warmup, health, read_weights, train,
 };
 use crate::record::{RunRecord, files, progress};
 
+use super::data::Data;
+
 #[derive(Debug, Deserialize)]
-struct Params {
+pub(super) struct Params {
     epochs: u64,
     max_steps: Option<u64>,
     lr: f64,
@@ -36,6 +38,8 @@ struct Params {
     schedule: String,
     warmup_ratio: f64,
     warmup_steps: Option<u64>,
+    optimizer: Option<String>,
+    bf16_pure: Option<bool>,
     weight_decay: f64,
     decay_constrained: bool,
     lr_constrained_multiplier: f64,
@@ -47,10 +51,18 @@ struct Params {
     grain_samples: u64,
     lanes: Option<u64>,
     seq_len: Option<u64>,
-    packing: String,
-    reset_attention: bool,
-    reset_positions: bool,
-    objective: String,
+    pub(super) data: Option<String>,
+    pub(super) instructions_from: Option<BTreeMap<String, String>>,
+    pub(super) instruction_eval_fraction: Option<f64>,
+    pub(super) train_samples: Option<u64>,
+    pub(super) eval_samples: Option<u64>,
+    pub(super) packing: String,
+    pub(super) reset_attention: bool,
+    pub(super) reset_positions: bool,
+    pub(super) objective: String,
+    pub(super) mask: Option<String>,
+    pub(super) validation_mask: Option<String>,
+    allow_leak: Option<bool>,
     last_batch: String,
     val_interval_steps: Option<u64>,
     val_samples: Option<u64>,
@@ -126,7 +138,6 @@ pub fn run(context: &Context) -> Result<Option<RunRecord>, StageError> {
 fn run_on(context: &Context, params: &Params, comm: &Comm, device: Device) -> Result<Option<RunRecord>, StageError> {
     let source = source_dir(context)?;
     let model = Model::load(&source)?;
-    let data = context.need_dir(context.need_of_kind("setup")?).join("data");
     let context_tokens = model.config().max_position_embeddings as u64;
     let seq_len = params.seq_len.unwrap_or(context_tokens);
     if seq_len > context_tokens {
@@ -134,15 +145,9 @@ fn run_on(context: &Context, params: &Params, comm: &Comm, device: Device) -> Re
             "`seq_len` = {seq_len} is longer than the model's context of {context_tokens}: lower it"
         )));
     }
-    let open = |split: Split, reading: Reading| -> Result<Arc<Samples>, StageError> {
-        let tokens = Tokens::open(&data.join(split.name()))?;
-        tokens.check_model(model.config().vocab_size)?;
-        Ok(Arc::new(Samples::read(Arc::new(tokens), seq_len as usize, reading)?))
-    };
-    let reading = reading(params)?;
-    let (train_set, validation) = (open(Split::Train, reading)?, open(Split::Validation, validated(reading))?);
+    let data = Data::open(context, params, &source, &model, seq_len as usize)?;
     if comm.is_first() {
-        eprintln!("{} samples of {seq_len} tokens, {:.1} % filling", train_set.len(), 100.0 * train_set.filling());
+        eprintln!("{}", data.words());
     }
     let course = Course {
         seed: context.seed(),
@@ -150,8 +155,8 @@ fn run_on(context: &Context, params: &Params, comm: &Comm, device: Device) -> Re
         grain_samples: params.grain_samples,
         last_batch: known("last_batch", &params.last_batch, LastBatch::parse)?,
     };
-    let grains = Arc::new(TrainingGrains::new(train_set, course)?);
-    let validation = ValidationGrains::new(validation, params.grain_samples, params.val_samples);
+    let grains = Arc::new(TrainingGrains::new(Arc::clone(&data.train), course)?);
+    let validation = ValidationGrains::new(Arc::clone(&data.validation), params.grain_samples, params.val_samples);
     let steps_per_epoch = grains.steps_per_epoch();
     let settings = settings(context, params, device, steps_per_epoch)?;
     let around = Surroundings {
@@ -164,7 +169,8 @@ fn run_on(context: &Context, params: &Params, comm: &Comm, device: Device) -> Re
     };
     let mut model = model.padded_for(settings.plan.padding(comm.size()))?;
     report_threads(comm, params)?;
-    let trainee = Trainee::of_model(&model, &choice(params), device)?;
+    let mut trainee = Trainee::of_model(&model, &choice(params), device)?;
+    let guard = guard(comm, params, &model, &mut trainee, &data.train)?;
     // What the trainee does not share is not needed while it trains.
     drop(model.take_flats());
     let outcome = train(comm, trainee, &settings, &around)?;
@@ -182,41 +188,83 @@ fn run_on(context: &Context, params: &Params, comm: &Comm, device: Device) -> Re
             }
             best.save(&context.out_dir.join("best_model"), Some(&source))?;
             let models = Models { last: &model, best: &best };
-            let record = record(context, params, &settings, &finished, models, steps_per_epoch, comm.size())?;
+            let seen = Seen { data: &data, guard: guard.as_ref() };
+            let record = record(context, params, &settings, &finished, (models, seen), steps_per_epoch, comm.size())?;
             files::write_json(&context.out_dir.join(&params.history_file), &record.tree())?;
             Ok(Some(record))
         }
     }
 }
 
+/// Where the model lies that training begins from.
 fn source_dir(context: &Context) -> Result<PathBuf, StageError> {
-    if context.cell.needs.iter().any(|n| n.kind == "apply_monotonicity") {
-        return Ok(context.need_dir(context.need_of_kind("apply_monotonicity")?).join("monotonic_initialized"));
+    for (kind, output) in [("train", "best_model"), ("apply_monotonicity", "monotonic_initialized")] {
+        if context.cell.needs.iter().any(|n| n.kind == kind) {
+            return Ok(context.need_dir(context.need_of_kind(kind)?).join(output));
+        }
     }
     Ok(context.need_dir(context.need_of_kind("setup")?).join("model"))
 }
 
 /// The value of a word, which the kind's fields have checked.
-fn known<T>(name: &str, word: &str, parse: fn(&str) -> Option<T>) -> Result<T, StageError> {
+pub(super) fn known<T>(name: &str, word: &str, parse: fn(&str) -> Option<T>) -> Result<T, StageError> {
     parse(word).ok_or_else(|| StageError::Usage(format!("`{name}` = {word:?} is not known: correct it in the study")))
 }
 
-fn reading(params: &Params) -> Result<Reading, StageError> {
-    Ok(Reading {
-        packing: known("packing", &params.packing, Packing::parse)?,
-        objective: known("objective", &params.objective, Objective::parse)?,
-        reset_attention: params.reset_attention,
-        reset_positions: params.reset_positions,
-    })
+/// Looks for labels that leak under another mask than a causal one, with the weights that training begins from. All
+/// ranks come to one verdict.
+fn guard(
+    comm: &Comm,
+    params: &Params,
+    model: &Model,
+    trainee: &mut Trainee,
+    samples: &Samples,
+) -> Result<Option<leakage::Found>, StageError> {
+    let mask = samples.reading().mask();
+    if mask == Mask::Causal {
+        return Ok(None);
+    }
+    // At most 2^24 blocks.
+    let layers = model.config().num_hidden_layers as usize;
+    let mut found = leakage::Found::of(&mut *trainee.passes, samples, layers)?;
+    if comm.is_first() {
+        eprintln!(
+            "mask {}: taken by {} of {layers} attention layers; without it every loss has the bits that it had before",
+            mask.word(),
+            found.experience.patched_layers
+        );
+        eprintln!("mask {}: {}", mask.word(), found.words());
+    }
+    // On GPUs the ranks' losses may differ in their last bits: whoever sees a leak speaks for all.
+    let of_any = comm.all_gather(&[u8::from(found.leaks())])?.concat().contains(&1);
+    found.elsewhere = of_any && !found.leaks();
+    found.judge(leak(params))?;
+    Ok(Some(found))
 }
 
-/// How the validation split is read for a model that is trained by `reading`: the same objective; packed where
-/// training packs whole documents; else one document a row, so that each is judged alone.
-fn validated(reading: Reading) -> Reading {
-    match reading.packing {
-        Packing::BestFit => reading,
-        Packing::Stream | Packing::Document => Reading { packing: Packing::Document, ..reading },
+fn leak(params: &Params) -> Leak {
+    if params.allow_leak == Some(true) { Leak::Allowed } else { Leak::Refused }
+}
+
+/// Who updates, with which numbers.
+fn optimizer(params: &Params) -> Optimizer {
+    let decay_constrained = if params.decay_constrained { Decay::Applied } else { Decay::Excluded };
+    if params.optimizer.as_deref() == Some("adafactor") {
+        return Optimizer::Adafactor(Adafactor {
+            weight_decay: params.weight_decay,
+            decay_constrained,
+            lr_constrained_multiplier: params.lr_constrained_multiplier,
+            master: if params.bf16_pure == Some(true) { Master::Absent } else { Master::Fp32 },
+        });
     }
+    Optimizer::AdamW(AdamW {
+        beta1: params.beta1,
+        beta2: params.beta2,
+        eps: params.adam_eps,
+        weight_decay: params.weight_decay,
+        decay_constrained,
+        lr_constrained_multiplier: params.lr_constrained_multiplier,
+    })
 }
 
 fn settings(context: &Context, params: &Params, device: Device, steps_per_epoch: u64) -> Result<Settings, StageError> {
@@ -232,14 +280,7 @@ fn settings(context: &Context, params: &Params, device: Device, steps_per_epoch:
             warmup: params.warmup_steps.map_or(Warmup::Ratio(params.warmup_ratio), Warmup::Steps),
             steps,
         },
-        adamw: AdamW {
-            beta1: params.beta1,
-            beta2: params.beta2,
-            eps: params.adam_eps,
-            weight_decay: params.weight_decay,
-            decay_constrained: if params.decay_constrained { Decay::Applied } else { Decay::Excluded },
-            lr_constrained_multiplier: params.lr_constrained_multiplier,
-        },
+        optimizer: optimizer(params),
         max_grad_norm: params.max_grad_norm,
         val_interval_steps: params.val_interval_steps.unwrap_or(steps_per_epoch),
         prefetch: params.prefetch,
@@ -286,6 +327,13 @@ struct Models<'a> {
     best: &'a Model,
 }
 
+/// What a run read.
+#[derive(Clone, Copy)]
+struct Seen<'a> {
+    data: &'a Data,
+    guard: Option<&'a leakage::Found>,
+}
+
 /// How the model is computed.
 fn choice(params: &Params) -> Choice {
     Choice {
@@ -322,7 +370,7 @@ fn record(
     params: &Params,
     settings: &Settings,
     finished: &Finished,
-    models: Models<'_>,
+    (models, seen): (Models<'_>, Seen<'_>),
     steps_per_epoch: u64,
     ranks: usize,
 ) -> Result<RunRecord, StageError> {
@@ -331,6 +379,9 @@ fn record(
         state.validations.iter().map(f).collect()
     };
     let mut record = RunRecord::new(&context.cell);
+    record.series = progress::series(&progress::read(&context.run_dir)?);
+    let losses = record.series.get("loss").map_or(&[][..], |points| points);
+    let train_loss = losses.iter().map(|point| point.value).sum::<f64>() / losses.len() as f64;
     record.metrics = json!({
         "seed": context.cell.key.seed,
         "train_losses": list(|v| json!(v.train_loss)),
@@ -349,29 +400,20 @@ fn record(
         "clipped_steps": state.clipped,
         "train_tokens": state.tokens,
         "num_parameters": models.last.num_parameters(),
-        "hyperparameters": {
-            "learning_rate": params.lr,
-            "min_learning_rate": params.min_lr,
-            "weight_decay": params.weight_decay,
-            "batch_size": params.global_batch,
-            "grain_samples": params.grain_samples,
-            "lanes": settings.plan.lanes,
-            "warmup_ratio": params.warmup_ratio,
-            "warmup_steps": params.warmup_steps,
-            "max_grad_norm": params.max_grad_norm,
-            "schedule": params.schedule,
-            "packing": params.packing,
-            "reset_attention": params.reset_attention,
-            "reset_positions": params.reset_positions,
-            "objective": params.objective,
-            "last_batch": params.last_batch,
-            "beta1": params.beta1,
-            "beta2": params.beta2,
-            "adam_eps": params.adam_eps,
-            "decay_constrained": params.decay_constrained,
-            "lr_constrained_multiplier": params.lr_constrained_multiplier,
-        },
+        "train_loss": train_loss,
+        "eval_loss": state.validations.last().map(|v| v.loss),
+        "hyperparameters": hyperparameters(params, settings),
     });
+    let found = seen.guard;
+    let masks = [&seen.data.train, &seen.data.validation].map(|samples| samples.reading().mask().word());
+    record.metrics["mask"] = json!({"train": masks[0], "validation": masks[1]});
+    record.metrics["mask_patch"] = json!({
+        "patched_layers": found.map_or(0, |found| found.experience.patched_layers),
+        "restored": found.map(|found| found.experience.restored),
+    });
+    record.metrics["leakage"] = json!(found.map(|found| found.tree(leak(params))));
+    record.metrics["leakage_suspected"] = json!(state.watch.collapsed.is_some() || found.is_some_and(|f| f.leaks()));
+    record.metrics["data"] = seen.data.tree();
     if settings.criteria.collapse.is_some() {
         let collapsed = state.watch.collapsed;
         record.metrics["collapse"] = json!({
@@ -394,10 +436,40 @@ fn record(
         "tokens_per_second": if seconds > 0.0 { state.tokens as f64 / seconds } else { 0.0 },
         "ranks": ranks,
     });
-    record.series = progress::series(&progress::read(&context.run_dir)?);
     record.param_digest = Some(models.last.param_digest());
     record.numerics = finished.numerics.clone();
     Ok(record)
+}
+
+/// What the study set, as results list it.
+fn hyperparameters(params: &Params, settings: &Settings) -> Value {
+    let is_adamw = matches!(settings.optimizer, Optimizer::AdamW(_));
+    let of_adamw = |value: f64| is_adamw.then_some(value);
+    json!({
+        "learning_rate": params.lr,
+        "min_learning_rate": params.min_lr,
+        "weight_decay": params.weight_decay,
+        "batch_size": params.global_batch,
+        "grain_samples": params.grain_samples,
+        "lanes": settings.plan.lanes,
+        "warmup_ratio": params.warmup_ratio,
+        "warmup_steps": params.warmup_steps,
+        "max_grad_norm": params.max_grad_norm,
+        "schedule": params.schedule,
+        "packing": params.packing,
+        "reset_attention": params.reset_attention,
+        "reset_positions": params.reset_positions,
+        "objective": params.objective,
+        "last_batch": params.last_batch,
+        "allow_leak": params.allow_leak.unwrap_or(false),
+        "optimizer": if is_adamw { "adamw" } else { "adafactor" },
+        "bf16_pure": params.bf16_pure.unwrap_or(false),
+        "beta1": of_adamw(params.beta1),
+        "beta2": of_adamw(params.beta2),
+        "adam_eps": of_adamw(params.adam_eps),
+        "decay_constrained": params.decay_constrained,
+        "lr_constrained_multiplier": params.lr_constrained_multiplier,
+    })
 }
 
 fn constraint_info(model: &Model, variant: Variant, range: Option<[f64; 2]>) -> Result<Value, StageError> {

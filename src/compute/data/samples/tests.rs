@@ -32,7 +32,7 @@ fn items(items: &[(Vec<u32>, Vec<u32>)]) -> (tempfile::TempDir, Arc<Tokens>) {
 }
 
 fn reading(packing: Packing, objective: Objective) -> Reading {
-    Reading { packing, objective, reset_attention: true, reset_positions: true }
+    Reading { objective, reset_attention: true, reset_positions: true, ..Reading::causal(packing) }
 }
 
 const NONE: i64 = IGNORED;

@@ -50,12 +50,13 @@ impl Default for Settings {
 pub struct LibtorchPasses {
     net: Net,
     settings: Settings,
+    patched: usize,
 }
 
 impl LibtorchPasses {
     /// Over the weights of `net`.
     pub fn new(net: Net, settings: Settings) -> Self {
-        Self { net, settings }
+        Self { net, settings, patched: 0 }
     }
 
     /// Of every parameter of `model`, in fp32 over its own memory.
@@ -125,6 +126,7 @@ impl Passes for LibtorchPasses {
         if let Some(g) = net.base_group(0) {
             hooks.ready(g, &mut sink.gradients[g])?;
         }
+        self.patched = places.patched_layers();
         Ok(GrainSum { nll: sum_f64(&nll_m)?, tokens: labels.count() })
     }
 
@@ -147,7 +149,12 @@ impl Passes for LibtorchPasses {
             hooks.needs(g)?;
         }
         let nll_m = head::losses(net, &x, &labels, self.settings.head_rows)?;
+        self.patched = places.patched_layers();
         Ok(GrainSum { nll: sum_f64(&nll_m)?, tokens: labels.count() })
+    }
+
+    fn patched_layers(&self) -> usize {
+        self.patched
     }
 
     fn refresh(&mut self) {

@@ -35,8 +35,8 @@ impl Grain<'_> {
         self.dropout.map(|(at, p)| Dropout::new(p, at.seed, at.step, at.grain, block, site))
     }
 
-    fn heads<'a>(&'a self, block: &BlockAt, dropout: Option<&'a Dropout>) -> Heads<'a> {
-        let (layout, seen) = (self.maps.heads.layout, self.seen.of(block.window));
+    fn heads<'a>(&'a self, number: usize, block: &BlockAt, dropout: Option<&'a Dropout>) -> Heads<'a> {
+        let (layout, seen) = (self.maps.heads.layout, self.seen.taken_by(number, block.window));
         let scale = 1.0 / (layout.dim as f32).sqrt();
         Heads { layout, rows: self.rows, seq_len: self.seq_len, first: &seen.first, end: &seen.end, scale, dropout }
     }
@@ -77,7 +77,7 @@ impl Block<'_> {
         let bias = at.qkv.bias(w, &mut scratch.bias);
         rotary::forward(isa(), grain.table, turned(maps), grain.positions, bias, &mut kept.qkv);
         let mask = grain.mask(self.number, Site::Probabilities);
-        attention.forward(grain.heads(at, mask.as_ref()), &kept.qkv, &mut kept.attended, &mut kept.lse);
+        attention.forward(grain.heads(self.number, at, mask.as_ref()), &kept.qkv, &mut kept.attended, &mut kept.lse);
         at.out.forward(gemm, w, &kept.attended, &mut scratch.branch)?;
         if maps.parallel_residual {
             self.add_branch(grain, &at.out, Site::Attention, Some(x), scratch, out);
@@ -146,7 +146,7 @@ impl Block<'_> {
         }
         let mask = grain.mask(self.number, Site::Probabilities);
         let forward = Forward { qkv: &kept.qkv, out: &kept.attended, lse: &kept.lse };
-        attention.backward(grain.heads(at, mask.as_ref()), forward, dattended, dqkv);
+        attention.backward(grain.heads(self.number, at, mask.as_ref()), forward, dattended, dqkv);
         let dbias = at.qkv.has_bias().then(|| zeroed(bias, at.qkv.outputs));
         rotary::backward(isa(), grain.table, turned(maps), grain.positions, dqkv, dbias, row);
         at.qkv.add_bias_gradient(bias, gradient);

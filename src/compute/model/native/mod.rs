@@ -10,7 +10,7 @@ mod block;
 mod head;
 mod maps;
 mod memory;
-mod seen;
+pub(super) mod seen;
 
 #[cfg(test)]
 mod reference;
@@ -119,7 +119,7 @@ impl NativePasses {
             self.table = rotary::Table::scaled(&maps.frequencies, factor, positions, query);
         }
         let window = self.maps.blocks.iter().find_map(|b| b.window);
-        self.seen.fill(batch, window)?;
+        self.seen.fill(batch, window, self.maps.blocks.len())?;
         self.memory.fit(&self.maps, activations, batch.rows, batch.seq_len);
         Ok(())
     }
@@ -209,6 +209,10 @@ impl Passes for NativePasses {
         let grain = Grain { maps, table, positions, rows: batch.rows, seq_len: batch.seq_len, seen, dropout: None };
         let nll = weights.head(maps).0.loss(&mut engines.gemm, &grain, batch, memory, None)?;
         Ok(GrainSum { nll, tokens: batch.labels() })
+    }
+
+    fn patched_layers(&self) -> usize {
+        self.seen.patched_layers()
     }
 
     fn refresh(&mut self) {

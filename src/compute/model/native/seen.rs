@@ -1,5 +1,7 @@
 //! Which keys each query sees: masks, segments, windows and padding of a batch as one interval a query.
 
+use std::cell::Cell;
+
 use crate::compute::model::batch::{Batch, Mask};
 use crate::compute::{ComputeError, Result};
 
@@ -15,14 +17,20 @@ pub struct Ranges {
 pub struct Seen {
     all: Ranges,
     windowed: Ranges,
+    is_causal: bool,
+    /// Of each block, whether its attention took a mask that is not causal.
+    patched: Vec<Cell<bool>>,
 }
 
 impl Seen {
-    /// Of a batch, for blocks with and without a window of `window` positions.
+    /// Of a batch, for `blocks` blocks with and without a window of `window` positions.
     ///
     /// # Errors
     /// A segment is in two parts.
-    pub fn fill(&mut self, batch: &Batch, window: Option<usize>) -> Result<()> {
+    pub fn fill(&mut self, batch: &Batch, window: Option<usize>, blocks: usize) -> Result<()> {
+        self.is_causal = batch.mask == Mask::Causal;
+        self.patched.clear();
+        self.patched.resize(blocks, Cell::new(false));
         self.all.fill(batch, u32::MAX)?;
         if let Some(window) = window {
             self.windowed.fill(batch, u32::try_from(window).unwrap_or(u32::MAX))?;
@@ -30,13 +38,33 @@ impl Seen {
         Ok(())
     }
 
-    /// For a block.
-    pub fn of(&self, window: Option<usize>) -> &Ranges {
+    /// For block `number`, which now takes it.
+    pub fn taken_by(&self, number: usize, window: Option<usize>) -> &Ranges {
+        if let (false, Some(patched)) = (self.is_causal, self.patched.get(number)) {
+            patched.set(true);
+        }
         if window.is_some() { &self.windowed } else { &self.all }
     }
 }
 
+impl Seen {
+    /// Attention layers that took another mask than a causal one since the last [`Self::fill`].
+    pub fn patched_layers(&self) -> usize {
+        self.patched.iter().filter(|patched| patched.get()).count()
+    }
+}
+
 impl Ranges {
+    /// Of a batch, for blocks without a window.
+    ///
+    /// # Errors
+    /// A segment is in two parts.
+    pub fn of(batch: &Batch) -> Result<Self> {
+        let mut ranges = Self::default();
+        ranges.fill(batch, u32::MAX)?;
+        Ok(ranges)
+    }
+
     fn fill(&mut self, batch: &Batch, window: u32) -> Result<()> {
         self.first.clear();
         self.end.clear();

@@ -265,7 +265,11 @@ fn both_engines_say_the_same() {
         let mut padded = Batch { key_lens: Some(vec![24, 11]), ..plain.clone() };
         // What padding would say is nobody's business.
         padded.targets[t + 11..].fill(-100);
-        for (batch, what) in [(plain, "plain"), (packed, "packed"), (prefix, "prefix"), (padded, "padded")] {
+        let full = Batch { mask: Mask::Full, ..padded.clone() };
+        let of_segments = Batch { mask: Mask::Full, ..packed.clone() };
+        let masks = [(prefix, "prefix"), (full, "full"), (of_segments, "full, packed")];
+        let batches = [(plain, "plain"), (packed, "packed"), (padded, "padded")].into_iter().chain(masks);
+        for (batch, what) in batches {
             let (sum, ours) = native(&model, &batch, options());
             let mut libtorch = LibtorchPasses::of_model(&model, libtorch::Settings::default()).unwrap();
             let mut theirs = buffers(&model);
@@ -279,6 +283,45 @@ fn both_engines_say_the_same() {
                 let off = ours.iter().zip(theirs).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
                 // Both are fp32.
                 assert!(off <= 2e-5 * largest, "{family:?} {what}: {} is off by {off} of {largest}", span.name);
+            }
+        }
+    }
+}
+
+/// A mask is a patch of every attention layer, in training and without; gone, nothing is left of it.
+#[test]
+fn a_mask_is_taken_by_every_layer_and_leaves_no_bit_behind() {
+    let t = 21;
+    for family in Family::ALL {
+        let config = config(family);
+        let model = model(&config, None);
+        let causal = batch(3, t, config.vocab_size);
+        let prefix = Batch { mask: Mask::Prefix, prompt_lens: Some(vec![1, 8, 20]), ..causal.clone() };
+        let full = Batch { mask: Mask::Full, key_lens: Some(vec![21, 9, 12]), ..causal.clone() };
+        for activations in [Activations::Keep, Activations::Recompute] {
+            let keep = if activations == Activations::Keep { libtorch::Keep::Graphs } else { libtorch::Keep::Inputs };
+            let settings = libtorch::Settings { keep, ..libtorch::Settings::default() };
+            let mut engines: [Box<dyn Passes>; 2] = [
+                Box::new(NativePasses::new(&model, Options { activations, ..options() }).unwrap()),
+                Box::new(LibtorchPasses::of_model(&model, settings).unwrap()),
+            ];
+            for passes in &mut engines {
+                let mut run = |batch: &Batch| {
+                    let mut gradients = buffers(&model);
+                    let sum = passes.backward(batch, AT, &mut gradients, Accumulate::Assign, &mut NoHooks).unwrap();
+                    let in_training = passes.patched_layers();
+                    let alone = passes.evaluate(batch, &mut NoHooks).unwrap();
+                    assert_eq!(in_training, passes.patched_layers());
+                    (in_training, [sum, alone].map(|s| s.nll.to_bits()), bits(&gradients))
+                };
+                let before = run(&causal);
+                assert_eq!(before.0, 0, "{family:?}");
+                for (batch, word) in [(&prefix, "prefix"), (&full, "full")] {
+                    let patched = run(batch);
+                    assert_eq!(patched.0, config.num_hidden_layers as usize, "{family:?} {word}");
+                    assert!(patched.1 != before.1 && patched.2 != before.2, "{family:?} {word} changes something");
+                    assert!(run(&causal) == before, "{family:?} after {word}");
+                }
             }
         }
     }
