@@ -10,6 +10,7 @@ mod monotone;
 mod nodes;
 mod partly;
 mod paying;
+mod prefill;
 mod seeds;
 mod sites;
 mod surviving;

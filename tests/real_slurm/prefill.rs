@@ -1,0 +1,69 @@
+//! The prefill study's quick profile on the real Slurm: the finetunes 3A and 3B run side by side as jobs of their own, and
+//! the summary is that of the same study here, byte by byte.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+
+use crate::support::repository;
+use crate::support::sandbox::{assert_ok, sandbox};
+
+const STUDY: &str = "configs/prefill.toml";
+
+/// When the first attempt of a cell began, and when it had ended.
+fn span(cell: &Path) -> [DateTime<Utc>; 2] {
+    [("1.json", "started_at"), ("1.end.json", "ended_at")].map(|(file, field)| {
+        let path = cell.join("attempts").join(file);
+        let text = fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let value: Value = serde_json::from_slice(&text).unwrap();
+        value[field].as_str().unwrap().parse().unwrap()
+    })
+}
+
+#[test]
+fn finetunes_run_side_by_side_and_the_summary_is_that_of_a_run_here() {
+    let Some(slurm) = sandbox() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (there, here) = (dir.path().join("there"), dir.path().join("here"));
+    let begun = Instant::now();
+    let submitted = slurm
+        .on("head", 120)
+        .arg(env!("CARGO_BIN_EXE_run_all"))
+        .args([STUDY, "--profile", "quick", "--cluster", "sandbox", "--yes", "--root"])
+        .arg(&there)
+        .current_dir(repository())
+        .env_remove("EXPERIMENT_SEED")
+        .output()
+        .unwrap();
+    assert_ok(&submitted, &["run_all"]);
+    let said = String::from_utf8(submitted.stderr).unwrap();
+    let jobs: Vec<String> =
+        said.lines().filter_map(|line| line.strip_prefix("job ")?.split(' ').next().map(str::to_owned)).collect();
+    assert_eq!(jobs.len(), 18, "one sbatch a stage and arm: {said}");
+    slurm.wait_until_gone(&jobs, 900);
+    eprintln!("the quick profile took {:.0} s on the sandbox", begun.elapsed().as_secs_f64());
+
+    let base = |root: &Path| root.join("results/prefill/quick");
+    let cell = |stage: &str| base(&there).join(stage).join("seed-42");
+    let (a, b) = (span(&cell("stage3_finetune_causal")), span(&cell("stage3_finetune_prefill_bidir")));
+    assert!(a[0] < b[1] && b[0] < a[1], "3A {a:?} and 3B {b:?} did not run at one time");
+
+    let begun = Instant::now();
+    let local = Command::new(env!("CARGO_BIN_EXE_run_all"))
+        .args([STUDY, "--profile", "quick", "--local", "--root"])
+        .arg(&here)
+        .current_dir(repository())
+        .env_remove("EXPERIMENT_SEED")
+        .output()
+        .unwrap();
+    assert_ok(&local, &["run_all", "--local"]);
+    eprintln!("and {:.0} s here", begun.elapsed().as_secs_f64());
+    for file in ["documents/summary.md", "documents/summary.json", "tables/postft.csv", "tables/causal.csv"] {
+        let [those, these] = [&there, &here].map(|root| fs::read(base(root).join("aggregate").join(file)).unwrap());
+        assert_eq!(String::from_utf8_lossy(&those), String::from_utf8_lossy(&these), "{file}");
+    }
+}
