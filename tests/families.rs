@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use seedbed::compute::model::libtorch::{Ask, Base, Cotangents, Keep, Settings, Source, Want};
+use seedbed::compute::model::native::{NativeDecoder, Step};
 use seedbed::compute::model::passes::NoHooks;
 use seedbed::compute::model::{
     Accumulate, Adapter, Batch, GrainAt, Hooks, LibtorchPasses, LoraSettings, Mask, Model, Net, Passes, Translator,
@@ -103,8 +104,29 @@ fn bytes(tensors: &[Tensor]) -> Vec<u32> {
     tensors.iter().flat_map(|t| as_f32(t).iter().map(|x| x.to_bits()).collect::<Vec<_>>()).collect()
 }
 
+/// Logits of every row, token by token behind half of it, beside a cache: those of transformers in one piece.
+fn check_cached(case: &Case, name: &str) {
+    let batch = case.batch();
+    let vocab = case.model.config().vocab_size as usize;
+    let expected = case.expected("logits").reshape([-1]);
+    let mut decoder = NativeDecoder::new(&case.model, Mask::Causal, 1).unwrap();
+    for (ids, expected) in batch.ids.chunks(batch.seq_len).zip(as_f32(&expected).chunks(batch.seq_len * vocab)) {
+        let ids: Vec<u32> = ids.iter().map(|&id| id as u32).collect();
+        let half = ids.len() / 2;
+        let mut cache = decoder.cache(ids.len());
+        let mut got = Vec::new();
+        for piece in std::iter::once(&ids[..half]).chain(ids[half..].chunks(1)) {
+            let step = Step { cache: &mut cache, ids: piece, prompt: half, wanted: piece.len() };
+            got.extend_from_slice(decoder.advance(&mut [step]).unwrap());
+        }
+        let d = got.iter().zip(expected).fold(0f32, |d, (a, b)| d.max((a - b).abs()));
+        assert!(d <= 1e-4 && got.len() == expected.len(), "{name} cached logits: {d}");
+    }
+}
+
 /// Logits in fp32, the most likely tokens in bf16, and what [`check_passes`] sees.
 fn check_model(case: &Case, name: &str) {
+    check_cached(case, name);
     let batch = case.batch();
     let (b, t) = (batch.rows as i64, batch.seq_len as i64);
     let logits = case.logits(&batch, Kind::Float).view([b, t, -1]);

@@ -8,6 +8,8 @@ mod chain;
 mod chaos;
 #[cfg(feature = "compute")]
 mod data_stages;
+#[cfg(feature = "compute")]
+mod decode;
 mod doctor;
 mod documents;
 #[cfg(feature = "compute")]

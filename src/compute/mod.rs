@@ -1,10 +1,11 @@
-//! What a stage does: ranks, models, data, training, checkpoints, evaluation, attacks.
+//! What a stage does: ranks, models, data, training, checkpoints, evaluation, generation, attacks.
 
 pub mod attack;
 pub mod checkpoint;
 pub mod comm;
 pub mod data;
 pub mod evaluate;
+pub mod generate;
 pub mod gpu;
 pub mod kernels;
 pub mod model;

@@ -28,6 +28,8 @@ pub enum Purpose {
     Bootstrap = 9,
     /// First values of adapters and translators (step = tensor, index = row).
     Adapter = 10,
+    /// Examples before the prompts of a task of generation.
+    Shots = 11,
 }
 
 /// A short stream of draws at one (seed, purpose, step, index).

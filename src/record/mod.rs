@@ -12,6 +12,7 @@ pub mod exit;
 pub mod files;
 pub mod fingerprint;
 pub mod flag;
+pub mod generation;
 pub mod key;
 pub mod progress;
 pub mod run;

@@ -7,21 +7,26 @@
 //! program that users run, on the same weights and batches as the other side. `gemm CONFIG` times GEMMs at the step's
 //! shapes. `checkpoint-save` and `checkpoint-load` time one in DIR ([`crate::compute::checkpoint::bench`]). `plain
 //! CONFIG`, under `mpirun`, trains without the promise of bits ([`crate::compute::plain`]) and prints a line a step.
+//! `generate CONFIG` generates texts ([`crate::compute::generate`]) and prints a line for each time it did so.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{Preset, Role, Spec, StageError, train};
 use crate::compute::checkpoint;
+use crate::compute::comm::Comm;
 use crate::compute::data::tokens::{SpecialIds, TokensHeader, write};
 use crate::compute::data::{Course, LastBatch, Packing, Samples, Tokens, TrainingGrains};
+use crate::compute::generate::{Engine, Settings, generate};
 use crate::compute::kernels::gemm::{Backend, Shape, gflops};
-use crate::compute::model::{Model, ModelConfig};
+use crate::compute::model::native::NativeDecoder;
+use crate::compute::model::{Mask, Model, ModelConfig};
 use crate::compute::rng::{Purpose, Rng};
 use crate::record::{Cell, CellKey, Digest, FingerprintSource, Name, Need, Resources, exit, files};
 
@@ -65,6 +70,7 @@ pub fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let done = match words.as_slice() {
         [command, config] if command == "plain" => plain(Path::new(config)),
+        [command, config] if command == "generate" => generation(Path::new(config)),
         _ => answer(&words).map(|value| println!("{value}")),
     };
     match done {
@@ -84,7 +90,7 @@ fn answer(words: &[String]) -> Result<Value, StageError> {
     }
     let [command, config, dir] = words else {
         return Err(StageError::Usage(
-            "usage: seedbed-bench data|cell|checkpoint-save|checkpoint-load CONFIG DIR, or gemm|plain CONFIG"
+            "usage: seedbed-bench data|cell|checkpoint-save|checkpoint-load CONFIG DIR, or gemm|plain|generate CONFIG"
                 .to_owned(),
         ));
     };
@@ -108,6 +114,49 @@ fn plain(config: &Path) -> Result<(), StageError> {
 #[cfg(not(feature = "mpi"))]
 fn plain(_config: &Path) -> Result<(), StageError> {
     Err(StageError::Usage("this program was built without MPI: build it with `cargo build --features mpi`".to_owned()))
+}
+
+/// What [`generation`] reads of a configuration.
+#[derive(Debug, Deserialize)]
+struct Generation {
+    /// Directory of the model.
+    model: PathBuf,
+    prompts: Vec<Vec<u32>>,
+    max_new_tokens: usize,
+    threads_per_rank: usize,
+    /// How often.
+    steps: u64,
+}
+
+/// Continues all prompts together, by greedy decoding in fp32, and no id ends a text.
+fn generation(config: &Path) -> Result<(), StageError> {
+    let work: Generation = files::read_json(config)?;
+    let begun = Instant::now();
+    let model = Model::load(&work.model)?;
+    let decoder = NativeDecoder::new(&model, Mask::Causal, work.threads_per_rank)?;
+    let mut engine = Engine::Native(Box::new(decoder));
+    let load_seconds = begun.elapsed().as_secs_f64();
+    let settings = Settings {
+        max_new_tokens: work.max_new_tokens,
+        ends: Vec::new(),
+        stops: Vec::new(),
+        batch_rows: work.prompts.len(),
+        grain_rows: work.prompts.len(),
+    };
+    let mut ids = Vec::new();
+    for step in 1..=work.steps {
+        let begun = Instant::now();
+        // Nobody makes text of ids, on neither side.
+        let texts = generate(&mut engine, &|_| Ok(String::new()), &Comm::Solo, &work.prompts, &settings)?;
+        let seconds = begun.elapsed().as_secs_f64();
+        println!("{}", json!({"step": step, "loss": 0.0, "seconds": seconds}));
+        ids = texts.into_iter().map(|text| text.ids).collect();
+    }
+    let peak = files::read_text(Path::new("/proc/self/status"))?;
+    let peak =
+        peak.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    println!("{}", json!({"ids": ids, "load_seconds": load_seconds, "peak_rss_bytes": peak.map(|kb| 1024 * kb)}));
+    Ok(())
 }
 
 /// Where the parts of a bench lie.

@@ -9,6 +9,7 @@ mod attack_summary;
 #[cfg(feature = "compute")]
 pub mod bench;
 pub mod context;
+pub mod decode;
 pub mod evaluate;
 pub mod gate;
 pub mod hotflip;
@@ -28,6 +29,7 @@ pub fn all_specs() -> &'static [&'static Spec] {
     static ALL: &[&Spec] = &[
         &aggregate::SPEC,
         &apply_monotonicity::SPEC,
+        &decode::SPEC,
         &evaluate::SPEC,
         &gate::SPEC,
         &hotflip::SPEC,

@@ -13,6 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use seedbed::record::decision::{self, Confirmation};
+use seedbed::record::generation::{self, GENERATION_VERSION};
 use seedbed::record::{Cell, Decision, RecordError, Seal, attempt, files, flag, progress, run_h5};
 use seedbed::report::paper::{PAPER_VERSION, PaperRecord};
 use seedbed::stages::recorded::{self, RECORDED_VERSION, RecordedFile};
@@ -48,6 +49,7 @@ fn write_all(dir: &Path) {
         writer.write(&line).unwrap();
     }
     run_h5::write_run(&run.join("run.h5"), &values::run()).unwrap();
+    generation::write(&generation::path(&run, "baseline"), &values::generations()).unwrap();
     values::seal().write(&run).unwrap();
     let decided = values::decision().write(&run).unwrap();
     // Below `.seedbed` of the directory of results; a golden file's place has no dot.
@@ -164,6 +166,7 @@ fn golden_files_are_read_to_the_expected_values() {
     assert_eq!(attempt::read_beat(&run, 2), Some(128));
     assert_eq!(progress::read(&run).unwrap(), values::progress());
     assert_eq!(run_h5::read_run(&run.join("run.h5")).unwrap(), values::run());
+    assert_eq!(generation::read(&generation::path(&run, "baseline")).unwrap(), values::generations());
     let mut seal = Seal::read(&run).unwrap().unwrap();
     seal.digest = values::seal().digest;
     assert_eq!(seal, values::seal());
@@ -262,6 +265,9 @@ fn a_newer_version_is_refused_as_such() {
     newer("run/decision.json", 1, |dir| text(Decision::read(&dir.join("run"))));
     newer("own/confirmations.jsonl", 1, |dir| text(confirmations(dir)));
     newer("recorded.json", RECORDED_VERSION, |dir| text(recorded::read(&dir.join("recorded.json"), "baseline")));
+    newer("run/generations/baseline.jsonl", GENERATION_VERSION, |dir| {
+        text(generation::read(&generation::path(&dir.join("run"), "baseline")))
+    });
     newer(PAPER_RECORD, PAPER_VERSION, |dir| text(paper_record(dir)));
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("run.h5");

@@ -61,6 +61,7 @@ fn every_field_has_a_line_in_its_page() {
     check("journal.md", "again/journal.jsonl", &["cells"]);
     check("submission.md", "links/plan.json", &["jobs.cells"]);
     check("progress.md", "run/progress.jsonl", &["values"]);
+    check("generations.md", "run/generations/baseline.jsonl", &["item"]);
     check("seal.md", "run/seal.json", &[&source[..], &["evidence"]].concat());
     check("decision.md", "run/decision.json", &["confirmation"]);
     check("confirmations.md", "own/confirmations.jsonl", &[]);

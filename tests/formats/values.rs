@@ -9,6 +9,7 @@ use hdf5::types::{FixedUnicode, TypeDescriptor};
 use seedbed::record::decision::{
     self, Condition, Confirmation, Decision, Earlier, Judged, JudgedInput, Missing, Question,
 };
+use seedbed::record::generation;
 use seedbed::record::progress::Line;
 use seedbed::record::seal::SealedFile;
 use seedbed::record::{
@@ -153,6 +154,42 @@ pub fn progress() -> Vec<Line> {
         values: BTreeMap::from([("loss".to_owned(), loss), ("lr".to_owned(), 0.001)]),
     };
     vec![line(20, 5.125), line(40, 4.0625), line(60, 3.5)]
+}
+
+pub fn generations() -> Vec<generation::Line> {
+    let answered = generation::Line {
+        version: 1,
+        index: 0,
+        prompt: "Q: 3 boxes of 4?\nA:".into(),
+        text: " 3 * 4 = 12\n#### 12\n".into(),
+        answer: Some("12".into()),
+        gold_text: Some("3 * 4 = <<3*4=12>>12\n#### 12".into()),
+        gold: Some("12".into()),
+        is_match: Some(true),
+        finish: "stop".into(),
+        stop: Some("Q:".into()),
+        prompt_tokens: 9,
+        tokens: 14,
+        group: Some("products".into()),
+        item: serde_json::from_str(r#"{"id": "gsm-1"}"#).unwrap(),
+    };
+    let invalid = generation::Line {
+        version: 1,
+        index: 1,
+        prompt: "naïve".into(),
+        text: String::new(),
+        answer: None,
+        gold_text: None,
+        gold: None,
+        is_match: None,
+        finish: "end".into(),
+        stop: None,
+        prompt_tokens: 2,
+        tokens: 0,
+        group: None,
+        item: serde_json::Map::new(),
+    };
+    vec![answered, invalid]
 }
 
 pub fn run() -> RunRecord {

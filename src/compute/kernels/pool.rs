@@ -24,6 +24,8 @@ struct Shared {
     done: Condvar,
     /// Rounds begun, as in `state`: looked at without the lock by workers that wait for more.
     round: AtomicUsize,
+    /// Workers that are not done, as in `state`: looked at without the lock by the caller.
+    left: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -48,7 +50,7 @@ impl std::fmt::Debug for Work {
 // SAFETY: the function is `Sync`, so that many threads may call it.
 unsafe impl Send for Work {}
 
-/// Looks at the next round before a worker sleeps: some microseconds.
+/// Looks at the next round before a worker sleeps, and at the workers before the caller does: some microseconds.
 const LOOKS: usize = 2000;
 
 impl Pool {
@@ -93,11 +95,19 @@ impl Pool {
             let mut state = lock(&self.shared.state);
             state.work = Some(work);
             state.left = self.workers.len();
+            self.shared.left.store(state.left, Ordering::Release);
             state.round += 1;
             self.shared.round.store(state.round, Ordering::Release);
             self.shared.begun.notify_all();
         }
         let own = catch_unwind(AssertUnwindSafe(|| f(0)));
+        // Parts are nearly equal: going to sleep would take longer than the others still need.
+        for _ in 0..LOOKS {
+            if self.shared.left.load(Ordering::Acquire) == 0 {
+                break;
+            }
+            std::hint::spin_loop();
+        }
         let mut state = lock(&self.shared.state);
         while state.left > 0 {
             state = self.shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -151,6 +161,7 @@ fn work(shared: &Shared, index: usize) {
         let mut state = lock(&shared.state);
         state.panicked |= outcome.is_err();
         state.left -= 1;
+        shared.left.store(state.left, Ordering::Release);
         if state.left == 0 {
             shared.done.notify_all();
         }

@@ -11,6 +11,9 @@ use super::places::{Places, Sight};
 use super::view::{BlockView, NormView, Views};
 use crate::compute::Result;
 
+/// Takes keys and values of new tokens, gives those of their whole rows: `[B, key-value heads, T, d]` each.
+pub(super) type KeptKeys<'a> = dyn FnMut(Tensor, Tensor) -> Result<(Tensor, Tensor)> + 'a;
+
 /// Rows of the embedding `[V, h]` for ids `[B, T]`: `[B, T, h]`.
 ///
 /// # Errors
@@ -47,14 +50,42 @@ impl Decoder {
         &self.config
     }
 
+    /// As [`Self::block`] without dropout, of tokens that are new to their rows: `kept` is told their keys and values
+    /// `[B, key-value heads, T, d]` and gives back those of the whole rows; `at` says which of them are seen.
+    ///
+    /// # Errors
+    /// Shapes or types do not fit.
+    pub(super) fn block_beside(
+        &self,
+        layer: usize,
+        view: &BlockView,
+        x_bth: &Tensor,
+        at: &Places,
+        kept: &mut KeptKeys<'_>,
+    ) -> Result<Tensor> {
+        self.whole_block(layer, view, x_bth, at, 0.0, Some(kept))
+    }
+
     /// Block `layer`: `[B, T, h]` to `[B, T, h]`. `dropout`: probability with which attention weights and what
     /// attention and feed-forward layer add are set to zero, by libtorch's generator as it stands.
     ///
     /// # Errors
     /// Shapes or types do not fit.
     pub fn block(&self, layer: usize, view: &BlockView, x_bth: &Tensor, at: &Places, dropout: f64) -> Result<Tensor> {
+        self.whole_block(layer, view, x_bth, at, dropout, None)
+    }
+
+    fn whole_block(
+        &self,
+        layer: usize,
+        view: &BlockView,
+        x_bth: &Tensor,
+        at: &Places,
+        dropout: f64,
+        kept: Option<&mut KeptKeys<'_>>,
+    ) -> Result<Tensor> {
         let normed = self.norm(&view.attention_norm, x_bth)?;
-        let attention = dropped(self.attention(layer, view, &normed, at, dropout)?, dropout)?;
+        let attention = dropped(self.attention(layer, view, &normed, at, dropout, kept)?, dropout)?;
         if self.config.parallel_residual {
             let mlp = dropped(self.mlp(view, &self.norm(&view.mlp_norm, x_bth)?)?, dropout)?;
             // The order of the reference: mlp + attention + x.
@@ -107,7 +138,15 @@ impl Decoder {
         }
     }
 
-    fn attention(&self, layer: usize, view: &BlockView, x_bth: &Tensor, at: &Places, dropout: f64) -> Result<Tensor> {
+    fn attention(
+        &self,
+        layer: usize,
+        view: &BlockView,
+        x_bth: &Tensor,
+        at: &Places,
+        dropout: f64,
+        kept: Option<&mut KeptKeys<'_>>,
+    ) -> Result<Tensor> {
         let (b, t) = (x_bth.size()[0], x_bth.size()[1]);
         let c = &self.config;
         let (n, kv, d) = (c.num_attention_heads, c.num_key_value_heads, c.head_dim);
@@ -131,6 +170,10 @@ impl Decoder {
             None => q,
         };
         let (q, k, v) = (q.f_transpose(1, 2)?, k.f_transpose(1, 2)?, v.f_transpose(1, 2)?);
+        let (k, v) = match kept {
+            Some(kept) => kept(k, v)?,
+            None => (k, v),
+        };
         let (mask, past) = match at.taken_by(layer) {
             Sight::All => (None, false),
             Sight::Past => (None, true),

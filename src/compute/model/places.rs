@@ -92,6 +92,13 @@ impl Places {
         self.patched.iter().filter(|patched| patched.load(Ordering::Relaxed)).count()
     }
 
+    /// With other sights than the batch's own, of blocks without the model's window and with it: bool `[B, 1, T, S]`,
+    /// where S keys were kept.
+    pub(super) fn seeing(self, all: Tensor, windowed: Option<Tensor>, config: &ModelConfig) -> Self {
+        let windowed = config.sliding_window.zip(windowed);
+        Self { sight: Sight::Some(all), windowed: windowed.map(|(w, seen)| (w.first_layer, Sight::Some(seen))), ..self }
+    }
+
     /// What block `layer` sees.
     pub(super) fn sight_of(&self, layer: usize) -> &Sight {
         match &self.windowed {

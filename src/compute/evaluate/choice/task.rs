@@ -345,7 +345,7 @@ fn hellaswag_text(text: &str) -> String {
 pub(in crate::compute) struct Fields<'a>(pub(in crate::compute) &'a Value);
 
 impl Fields<'_> {
-    fn at(&self, path: &str) -> Parsed<&Value> {
+    pub(in crate::compute) fn at(&self, path: &str) -> Parsed<&Value> {
         let found = path.split('.').try_fold(self.0, |value, key| value.get(key));
         found.filter(|v| !v.is_null()).ok_or_else(|| format!("has no `{path}`: check that the file has this layout"))
     }
@@ -355,7 +355,7 @@ impl Fields<'_> {
         value.as_str().map(str::to_owned).ok_or_else(|| format!("has a `{path}` that is no text: correct it"))
     }
 
-    fn number_or_text(&self, path: &str) -> Parsed<String> {
+    pub(in crate::compute) fn number_or_text(&self, path: &str) -> Parsed<String> {
         match self.at(path)? {
             Value::String(text) => Ok(text.clone()),
             Value::Number(number) => Ok(number.to_string()),
@@ -384,7 +384,7 @@ impl Fields<'_> {
     }
 
     /// A template with the item's fields in it; `{{` and `}}` are braces.
-    fn filled(&self, template: &str) -> Parsed<String> {
+    pub(in crate::compute) fn filled(&self, template: &str) -> Parsed<String> {
         let (mut text, mut rest) = (String::new(), template);
         while let Some(at) = rest.find(['{', '}']) {
             text.push_str(&rest[..at]);

@@ -6,8 +6,9 @@
 //! sees are not computed. Memory is O(T) a thread and head.
 //!
 //! A query that sees nothing gives zeros and has no gradient. Bits depend on shapes, intervals and inputs only.
-//! It does not turn queries and keys (see `rotary`), and knows no cache of past keys.
+//! It does not turn queries and keys (see `rotary`). Attention to keys that are kept is in [`cached`].
 
+mod cached;
 mod products;
 mod softmax;
 
@@ -16,7 +17,9 @@ mod tests;
 
 use std::sync::Arc;
 
-use self::products::{Block, Panels, Span};
+pub use self::cached::{Cache, New};
+pub use self::products::Span;
+use self::products::{Block, Panels};
 use super::dropout::{self, Dropout};
 use super::gemm::Scratch;
 use super::{Isa, Pool};
@@ -88,6 +91,9 @@ struct Own {
     scores: [Scratch; 2],
     /// For each query of a block.
     rows: Vec<f32>,
+    /// Of new tokens beside a cache: logarithms of normalisers, which nobody reads, and the keys that queries see.
+    lse: Vec<f32>,
+    seen: Vec<u32>,
 }
 
 impl Layout {

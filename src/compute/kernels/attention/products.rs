@@ -125,6 +125,12 @@ impl<'a> Panels<'a> {
         Self::pack(isa, to, Mat::new(from, tokens, dim, row, 1).t())
     }
 
+    /// Of `depth` rows and `cols` columns that lie in panels already.
+    pub fn made(data: &'a [f32], depth: usize, cols: usize) -> Self {
+        assert!(data.len() >= depth * cols.next_multiple_of(PANEL), "panels hold their factor");
+        Self { data, depth, cols }
+    }
+
     fn pack(isa: Isa, to: &'a mut Scratch, b: Mat<'_>) -> Self {
         let data = to.floats(b.rows * b.cols.next_multiple_of(PANEL));
         pack_b(isa, b, data);

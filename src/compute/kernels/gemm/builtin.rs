@@ -10,7 +10,7 @@ use super::tile::{Start, Tile, run_tile, tile_rows};
 use crate::compute::kernels::{Accumulate, Isa, Pool};
 
 /// Values of k in a block: part of what the bits are.
-const DEPTH: usize = 512;
+pub(super) const DEPTH: usize = 512;
 
 /// Columns of B that are packed at a time.
 const COLUMNS: usize = 2048;
@@ -44,13 +44,13 @@ struct Out<'a> {
 }
 
 /// Memory that each thread uses its own part of.
-struct Parts<T>(*mut T);
+pub(super) struct Parts<T>(pub(super) *mut T);
 
 // SAFETY: every thread takes the element, or the rows and columns, of its own number.
 unsafe impl<T: Send> Sync for Parts<T> {}
 
 impl<T> Parts<T> {
-    fn at(&self, offset: usize) -> *mut T {
+    pub(super) fn at(&self, offset: usize) -> *mut T {
         self.0.wrapping_add(offset)
     }
 }
@@ -140,14 +140,14 @@ fn part(isa: Isa, blocks: &mut Blocks, a: Mat<'_>, b: Mat<'_>, out: Out<'_>) {
 
 /// Tiles of nearly equal height over all rows: a last one of two rows would be slow.
 #[derive(Clone, Copy)]
-struct Tiles {
-    count: usize,
-    rows: usize,
+pub(super) struct Tiles {
+    pub(super) count: usize,
+    pub(super) rows: usize,
 }
 
 impl Tiles {
     /// The first row of a tile.
-    fn first(self, tile: usize) -> usize {
+    pub(super) fn first(self, tile: usize) -> usize {
         tile * self.rows / self.count
     }
 }

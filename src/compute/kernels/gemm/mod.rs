@@ -9,6 +9,7 @@ mod matrix;
 mod mkl;
 mod onednn;
 mod pack;
+mod packed;
 mod speed;
 mod tile;
 
@@ -20,7 +21,9 @@ mod avx512;
 mod tests;
 
 pub use matrix::{Mat, MatMut};
-pub(super) use pack::{PANEL, Scratch, pack_b};
+pub use pack::Scratch;
+pub(super) use pack::{PANEL, pack_b};
+pub use packed::Packed;
 pub use speed::{Shape, gflops};
 pub(super) use tile::{Start, Tile, run_tile, tile_rows};
 

@@ -5,6 +5,7 @@
 //! Types are cast explicitly: weights and activations have the net's type; statistics of norms, rotations,
 //! softmax, NLL and the sums of gradients are fp32. Nothing here knows ranks or optimizers.
 
+mod cached;
 mod head;
 mod net;
 mod seam;
@@ -12,6 +13,7 @@ mod tape;
 
 use tch::{Kind, Tensor};
 
+pub use cached::{CachedDecoder, Kept};
 pub use net::{Base, Net, Want};
 pub use seam::{Ask, Cotangents, Forward, Outputs, Source};
 pub use tape::{Chance, Keep};

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use crate::compute::kernels::activation::{Function, softplus_weights_backward};
 use crate::compute::kernels::gemm::{Gemm, Mat, MatMut};
+use crate::compute::kernels::memory::Floats;
 use crate::compute::kernels::{Isa, attention, residual};
 use crate::compute::model::batch::Batch;
 use crate::compute::model::passes::Accumulate;
@@ -70,6 +71,18 @@ impl Linear {
             gemm.run(Mat::rows(x, n, self.inputs), w.t(), y, Accumulate::Assign)?;
         }
         Ok(())
+    }
+
+    /// The effective weights `[outputs, inputs]`; `scratch` serves where they do not lie together.
+    pub fn whole<'a>(&self, weights: &'a [f32], scratch: &'a mut Floats) -> &'a [f32] {
+        if let [one] = self.pieces.as_slice() {
+            return &weights[one.weight.clone()];
+        }
+        scratch.resize(self.outputs * self.inputs);
+        for p in &self.pieces {
+            scratch[p.first * self.inputs..][..p.weight.len()].copy_from_slice(&weights[p.weight.clone()]);
+        }
+        scratch
     }
 
     /// dx = dy W.

@@ -7,6 +7,7 @@
 //! embedding, on attention probabilities, and after both branches of a block.
 
 mod block;
+mod decode;
 mod head;
 mod maps;
 mod memory;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 
 use tch::Tensor;
 
+pub use decode::{NativeDecoder, Step};
 pub use memory::Activations;
 
 use self::block::{Block, Engines, Grain};
@@ -218,6 +220,14 @@ impl Passes for NativePasses {
     fn refresh(&mut self) {
         self.weights.groups.iter_mut().for_each(|g| g.stale = true);
     }
+}
+
+/// Why nothing can be generated under a mask.
+pub(super) fn foreign_mask() -> ComputeError {
+    ComputeError::Config(
+        "under a full mask every token sees those behind it, so nothing can be generated token by token: use `causal` or `prefix`"
+            .to_owned(),
+    )
 }
 
 /// Flat weights, shared with the model, and effective weights of groups that have constrained ones.
