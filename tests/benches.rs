@@ -41,7 +41,7 @@ fn succeed(output: Output) -> String {
 
 #[test]
 fn bad_use_of_a_bench_is_named_and_ends_with_64() {
-    for script in ["checkpoint", "elastic", "generate", "gpu", "roofline", "train", "train-link", "train-tiny"] {
+    for script in ["checkpoint", "elastic", "eval", "generate", "gpu", "roofline", "train", "train-link", "train-tiny"] {
         for (words, named) in [
             (&["--rouns", "3"][..], "--rouns"),
             (&["--rounds", "0"], "0"),
@@ -308,6 +308,52 @@ print(json.dumps(best, sort_keys=True))
 "#;
     let said = succeed(python(code, &[peer.to_str().unwrap()]));
     assert_eq!(said, "{\"bucket\": 25, \"compile\": false, \"linear\": \"onednn\", \"precision\": \"exact\"}\n");
+}
+
+const CHOICES: &str = r#"
+import importlib.machinery, importlib.util, sys, types
+loader = importlib.machinery.SourceFileLoader('choices', sys.argv[1])
+choices = importlib.util.module_from_spec(importlib.util.spec_from_loader('choices', loader))
+loader.exec_module(choices)
+for task in choices.items(200, 50304)["tasks"]:
+    pairs = [pair for question in task["questions"] for pair in question]
+    mean = lambda k: round(sum(len(pair[k]) for pair in pairs) / len(pairs))
+    same = sum(question[0][0] == question[1][0] for question in task["questions"])
+    print(task["name"], mean(0), mean(1), len(pairs), same)
+assert choices.items(3, 50) == choices.items(3, 50)
+run = lambda scores, seconds=(1, 1, 1, 1, 2): types.SimpleNamespace(facts={"scores": scores}, seconds=list(seconds))
+print(choices.largest_difference(run([[1.0, 2.0], [3.0]]), run([[1.0, 2.5], [3.0]])))
+for bad in ([[1.0, 2.0]], [[1.0], [3.0]], None):
+    try:
+        choices.largest_difference(run([[1.0, 2.0], [3.0]]), run(bad))
+    except choices.BenchError as error:
+        print(error)
+both = types.SimpleNamespace(ours=[run([]), run([])], peer=[run([], (2, 3, 4, 5, 6)), run([], (2, 3, 4, 5, 8))])
+print(choices.task_ratios(both), choices.rate(both.ours, 12))
+"#;
+
+#[test]
+fn the_items_of_the_bench_of_choices_have_public_lengths_and_every_score_is_compared() {
+    let script = repository().join("scripts/bench/eval");
+    let said = succeed(python(CHOICES, &[script.to_str().unwrap()]));
+    let lines: Vec<&str> = said.lines().collect();
+    let (tasks, rest) = lines.split_at(5);
+    // About so many tokens of context and continuation; the choices of all but the last have their context in common.
+    for (line, (name, context, continuation, pairs, same)) in tasks.iter().zip([
+        ("hellaswag", 60, 25, 800, 200),
+        ("piqa", 20, 25, 400, 200),
+        ("arc_easy", 30, 6, 800, 200),
+        ("arc_challenge", 30, 6, 800, 200),
+        ("winogrande", 20, 8, 400, 0),
+    ]) {
+        let words: Vec<&str> = line.split(' ').collect();
+        let number = |k: usize| words[k].parse::<i64>().unwrap();
+        assert_eq!((words[0], number(3), number(4)), (name, pairs, same), "{line}");
+        assert!((number(1) - context).abs() <= 2 && (number(2) - continuation).abs() <= 1, "{line}");
+    }
+    assert_eq!(rest[0], "0.5");
+    assert!(rest[1..4].iter().all(|line| line.contains("the score of every choice")), "{said}");
+    assert_eq!(rest[4], "['2.00', '3.00', '4.00', '5.00', '3.50'] 10.0");
 }
 
 // --- the peer ----------------------------------------------------------------------------------------------

@@ -193,7 +193,7 @@ def row(comparison, difference, ours, peer):
     ]
 
 
-def variant(told, label, command, shared, space, base, steps, warmup):
+def variant(told, label, command, shared, space, base, steps, warmup, took=min):
     """The options of a side, `ours` or `peer`: those that were named, the best of a search, or `base`."""
     named = told.our_options if label == "ours" else told.peer_options
     if named is not None:
@@ -201,7 +201,7 @@ def variant(told, label, command, shared, space, base, steps, warmup):
     other = told.ours if label == "ours" else told.peer
     if told.no_tuning or told.rehearse or other or not space:
         return base
-    return tuning.tune(label, command, lambda o, n: {**shared, "steps": n, label: o}, space, base, steps, warmup)
+    return tuning.tune(label, command, lambda o, n: {**shared, "steps": n, label: o}, space, base, steps, warmup, took)
 
 
 def check_losses(name, difference, tolerance):

@@ -12,14 +12,15 @@ from side_by_side import BenchError, run, say
 FP32_ERROR = 1e-5
 
 
-def tune(label, command, config_with, space, base, steps, warmup):
-    """The best options. `config_with(options, steps)` makes a configuration; a trial counts its fastest step."""
+def tune(label, command, config_with, space, base, steps, warmup, took=min):
+    """The best options. `config_with(options, steps)` makes a configuration; a trial counts its fastest step, or what `took`
+    makes of the times of its steps."""
     tried = {}
 
     def trial(options):
         key = json.dumps(options, sort_keys=True)
         if key not in tried:
-            tried[key] = measure(label, command, config_with(options, steps), options, warmup)
+            tried[key] = measure(label, command, config_with(options, steps), options, warmup, took)
         return tried[key]
 
     best = dict(base)
@@ -27,7 +28,7 @@ def tune(label, command, config_with, space, base, steps, warmup):
         best = min(({**best, option: value} for value in values), key=trial)
     finalists = sorted(tried, key=tried.get)[:3]
     if len(finalists) > 1:
-        again = {key: measure(label, command, config_with(json.loads(key), steps), json.loads(key), warmup) for key in finalists}
+        again = {key: measure(label, command, config_with(json.loads(key), steps), json.loads(key), warmup, took) for key in finalists}
         finalists.sort(key=lambda key: min(again[key], tried[key]))
     if tried[finalists[0]] == float("inf"):
         raise BenchError(f"{label}: no variant runs; see the messages above")
@@ -35,7 +36,7 @@ def tune(label, command, config_with, space, base, steps, warmup):
     return json.loads(finalists[0])
 
 
-def measure(label, command, config, options, warmup):
+def measure(label, command, config, options, warmup, took):
     shown = f"{label} {json.dumps(options, sort_keys=True)}"
     try:
         done = run(command, config)
@@ -46,9 +47,9 @@ def measure(label, command, config, options, warmup):
     if error > FP32_ERROR:
         say(f"{shown}: not fp32, gradients are {error:.1e} from an fp64 run")
         return float("inf")
-    took = min(done.seconds[warmup:])
-    say(f"{shown}: {1e3 * took:.2f} ms")
-    return took
+    seconds = took(done.seconds[warmup:])
+    say(f"{shown}: {1e3 * seconds:.2f} ms")
+    return seconds
 
 
 def our_space(rows_per_rank):

@@ -32,6 +32,8 @@ def neox(hidden, layers, heads, context, vocabulary):
 
 # 33 M parameters.
 SMALL = neox(hidden=512, layers=8, heads=8, context=256, vocabulary=8192)
+# Pythia-70m: 70 M parameters, of which 26 M are the output matrix.
+PYTHIA_70M = neox(hidden=512, layers=6, heads=8, context=2048, vocabulary=50304)
 TINY = neox(hidden=64, layers=2, heads=4, context=48, vocabulary=160)
 # What a rehearsal runs, to see that every part of a bench works.
 REHEARSAL = neox(hidden=32, layers=2, heads=2, context=16, vocabulary=64)

@@ -8,6 +8,9 @@
 //! shapes. `checkpoint-save` and `checkpoint-load` time one in DIR ([`crate::compute::checkpoint::bench`]). `plain
 //! CONFIG`, under `mpirun`, trains without the promise of bits ([`crate::compute::plain`]) and prints a line a step.
 //! `generate CONFIG` generates texts ([`crate::compute::generate`]) and prints a line for each time it did so.
+//! `score` scores choices ([`score`]).
+
+mod score;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -71,6 +74,7 @@ pub fn main() -> ExitCode {
     let done = match words.as_slice() {
         [command, config] if command == "plain" => plain(Path::new(config)),
         [command, config] if command == "generate" => generation(Path::new(config)),
+        [command] if command == "score" => score::run(|line| println!("{line}")),
         _ => answer(&words).map(|value| println!("{value}")),
     };
     match done {
@@ -90,7 +94,7 @@ fn answer(words: &[String]) -> Result<Value, StageError> {
     }
     let [command, config, dir] = words else {
         return Err(StageError::Usage(
-            "usage: seedbed-bench data|cell|checkpoint-save|checkpoint-load CONFIG DIR, or gemm|plain|generate CONFIG"
+            "usage: seedbed-bench data|cell|checkpoint-save|checkpoint-load CONFIG DIR, or gemm|plain|generate CONFIG, or score"
                 .to_owned(),
         ));
     };

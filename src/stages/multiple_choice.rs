@@ -149,7 +149,7 @@ mod task {
     use crate::compute::data::TextTokenizer;
     use crate::compute::evaluate::Grain;
     use crate::compute::evaluate::choice::encode::Pair;
-    use crate::compute::evaluate::choice::score::{Score, score};
+    use crate::compute::evaluate::choice::score::{Score, engine, score};
     use crate::compute::evaluate::choice::{self, Accuracy, Convention, TaskResult};
     use crate::compute::model::libtorch::Base;
     use crate::compute::model::{Mask, Net, set_threads};
@@ -312,14 +312,15 @@ mod task {
         record.metrics["macro_delta_to_chance"] = json!(macros.accuracy - macros.chance);
         record.environment =
             json!({"metadata": {"seconds": seconds, "ranks": comm.size(), "duration_s": context.elapsed_s()}});
+        let engine = engine(&asked.net)?;
         record.numerics = numerics::record(&numerics::Settings {
             threads_per_rank: params.threads_per_rank,
             lanes: 1,
             grain_samples: params.grain_rows as u64,
             transport: comm.transport(),
             compute_type: &params.precision,
-            engine: "libtorch",
-            gemm: "libtorch",
+            engine: engine.name(),
+            gemm: engine.gemm(),
             device: &gpu::name(device),
             inexact: None,
         });

@@ -1,5 +1,6 @@
 //! Negative log-likelihood of target tokens, and its gradient in place of the logits: for a chunk of rows at a
-//! time, so that the logits of a whole batch never exist together.
+//! time, so that the logits of a whole batch never exist together. Where no gradient is wanted, the vocabulary may come
+//! in blocks, too ([`take_block`]).
 //!
 //! Softmax in fp32 in the fixed order of [`super::sums`]; logarithm and sums of the NLL in f64.
 
@@ -47,6 +48,25 @@ for_each_isa! {
     }
 }
 
+for_each_isa! {
+    /// Takes the next block of the vocabulary into each row's largest logit so far and the sum of exponentials below it.
+    /// `logits`: `[n, cols]`; `max`: `[n]`, begun with negative infinity; `total`: `[n]`, begun with 0. The NLL of a
+    /// target is `ln sum + max - logit`. Bits depend on how the vocabulary is cut, and on nothing else.
+    pub fn take_block(cols: usize, logits: &[f32], max: &mut [f32], total: &mut [f32]) {
+        for ((row, max), total) in logits.chunks_exact(cols).zip(max).zip(total) {
+            let own = sums::max(row);
+            let m = if own > *max || own.is_nan() { own } else { *max };
+            *total = total.mul_add(exp(*max - m), sums::sum(row, |x| exp(x - m)));
+            *max = m;
+        }
+    }
+}
+
+/// The NLL of a target from what [`take_block`] has left, nats.
+pub fn nll_of(logit: f32, max: f32, total: f32) -> f64 {
+    ln_f64(f64::from(total)) + (f64::from(max) - f64::from(logit))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Isa;
@@ -82,6 +102,38 @@ mod tests {
                 same_bits(&mut first, vec![got], isa);
             }
         }
+    }
+
+    #[test]
+    fn a_vocabulary_in_blocks_has_the_same_nll() {
+        let (n, vocab) = (5, 1003);
+        // The largest logit is in the first block, in the last, and somewhere.
+        let mut logits: Vec<f32> = numbers(n * vocab, 1).into_iter().map(|x| 10.0 * x).collect();
+        (logits[0], logits[2 * vocab - 1]) = (40.0, 40.0);
+        for block in [1, 7, 64, 1003, 2000] {
+            let mut first = None;
+            for isa in Isa::all() {
+                let (mut max, mut total) = (vec![f32::NEG_INFINITY; n], vec![0.0; n]);
+                for from in (0..vocab).step_by(block) {
+                    let cols = block.min(vocab - from);
+                    let part: Vec<f32> = logits.chunks(vocab).flat_map(|row| row[from..][..cols].to_vec()).collect();
+                    take_block(isa, cols, &part, &mut max, &mut total);
+                }
+                for i in 0..n {
+                    let row = &logits[i * vocab..][..vocab];
+                    let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+                    for target in [0, 500, vocab - 1] {
+                        let (got, exact) = (nll_of(row[target], max[i], total[i]), sum.ln() - f64::from(row[target]));
+                        assert!((got - exact).abs() <= 2e-6 * exact.abs().max(1.0), "{block}: {got} {exact}");
+                    }
+                }
+                same_bits(&mut first, vec![max, total], isa);
+            }
+        }
+        let (mut max, mut total) = ([f32::NEG_INFINITY; 2], [0.0; 2]);
+        take_block(Isa::best(), 2, &[1.0, 2.0, f32::NAN, 0.0], &mut max, &mut total);
+        take_block(Isa::best(), 2, &[3.0, 1.0, 0.0, 0.0], &mut max, &mut total);
+        assert!(nll_of(3.0, max[0], total[0]).is_finite() && nll_of(0.0, max[1], total[1]).is_nan());
     }
 
     #[test]

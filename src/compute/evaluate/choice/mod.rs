@@ -5,6 +5,7 @@
 
 pub mod encode;
 mod python;
+mod rows;
 pub mod score;
 pub mod task;
 

@@ -1,23 +1,30 @@
 //! Log-likelihoods of continuations.
 //!
-//! Pairs that are equal are scored once. The others go through the model in groups whose membership and padded length
-//! follow from the list of pairs alone, sorted by length; how many groups are in flight, and which rank takes which,
-//! changes no bit. Only the positions that predict a continuation reach the output matrix.
-
-use std::collections::BTreeMap;
+//! Pairs that are equal are scored once. Two engines answer. The hand-written one (fp32 in memory) computes a common
+//! beginning once ([`super::rows`]), and its bits depend on a pair and the model alone. On libtorch (other types, GPUs,
+//! adapters) every pair has a row of its own, and rows go through the model in groups whose membership and padded length
+//! follow from the list of pairs. Either way, how much is in flight and which rank takes what changes no bit, and only the
+//! positions that predict a continuation reach the output matrix.
 
 use tch::Tensor;
 
 use super::encode::Pair;
+pub use super::rows::Rows;
+use super::rows::rows;
 use crate::compute::comm::Comm;
 use crate::compute::data::IGNORED;
 use crate::compute::evaluate::{Grain, to_f64};
 use crate::compute::model::libtorch::{Ask, Keep, Source, Want};
+use crate::compute::model::native::score::{Branching, Limits, Scorer};
 use crate::compute::model::{Batch, Mask, Net};
 use crate::compute::{ComputeError, Result};
 
 /// Padded lengths are multiples of this.
 const LENGTH_STEP: usize = 8;
+
+/// Tokens of a pass of the hand-written engine: enough that weights are read rarely, few enough that activations stay in
+/// a cache.
+const PASS_TOKENS: usize = 512;
 
 /// What a model says of a continuation.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -28,56 +35,154 @@ pub struct Score {
     pub tokens: usize,
 }
 
-/// Scores every pair, in order. Every rank calls it with the same list and gets all scores.
+/// Who computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// Hand-written kernels: fp32 in memory, without an adapter.
+    Native,
+    /// libtorch: everything else.
+    Libtorch,
+}
+
+impl Engine {
+    /// Its name in records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Libtorch => "libtorch",
+        }
+    }
+
+    /// Who multiplies its matrices, by the names of records.
+    pub fn gemm(self) -> &'static str {
+        match self {
+            Self::Native => "builtin",
+            Self::Libtorch => "libtorch",
+        }
+    }
+}
+
+/// Who scores with `net`.
 ///
 /// # Errors
-/// A continuation is empty or longer than the model's context, the model refuses, a score is not finite, or a rank is
-/// gone.
+/// The net's layout is not that of its configuration.
+pub fn engine(net: &Net) -> Result<Engine> {
+    Ok(if Scorer::of(net)?.is_some() { Engine::Native } else { Engine::Libtorch })
+}
+
+/// Scores every pair, in order. Every rank calls it with the same list and gets all scores. Common beginnings share a row
+/// where they can.
+///
+/// # Errors
+/// A continuation is empty, without a token before it or longer than the model's context, the model refuses, a score is
+/// not finite, or a rank is gone.
 pub fn score(net: &Net, comm: &Comm, pairs: &[Pair], mask: Mask, grain: Grain) -> Result<Vec<Score>> {
+    score_as(net, comm, pairs, (mask, grain), Rows::Packed)
+}
+
+/// As [`score`], with common beginnings computed once or not: that changes speed only.
+///
+/// # Errors
+/// As [`score`].
+pub fn score_as(net: &Net, comm: &Comm, pairs: &[Pair], (mask, grain): (Mask, Grain), how: Rows) -> Result<Vec<Score>> {
     let context = usize::try_from(net.config().max_position_embeddings).unwrap_or(usize::MAX);
-    for pair in pairs {
-        if pair.continuation.is_empty() {
-            return Err(ComputeError::Config("a continuation has no token: correct the item".to_owned()));
-        }
-        if pair.continuation.len() > context {
-            return Err(ComputeError::Config(format!(
-                "a continuation of {} tokens is longer than the model's context of {context}: leave the item out",
-                pair.continuation.len()
-            )));
-        }
-    }
+    check(pairs, context, net.config().vocab_size)?;
     // The longest first, so that memory runs out at once or never; among equals the order of their ids.
-    let mut places: BTreeMap<&Pair, usize> = BTreeMap::new();
     let mut unique: Vec<&Pair> = pairs.iter().collect();
-    unique.sort_by(|a, b| length(b).cmp(&length(a)).then_with(|| a.cmp(b)));
+    unique.sort_by(|a, b| order(a, b));
     unique.dedup();
-    for (place, pair) in unique.iter().enumerate() {
-        places.insert(pair, place);
+    let (units, mine) = match Scorer::of(net)? {
+        Some(scorer) => by_rows(&scorer, comm, &unique, (mask, grain, context), how)?,
+        None => by_groups(net, comm, &unique, (mask, grain, context))?,
+    };
+    let all = gathered(comm, &mine, units.iter().map(Vec::len))?;
+    let mut found = vec![f64::NAN; unique.len()];
+    for (pair, log_likelihood) in units.into_iter().flatten().zip(all) {
+        found[pair] = log_likelihood;
     }
-    let groups: Vec<&[&Pair]> = unique.chunks(grain.grain_rows).collect();
-    let mine: Vec<&[&Pair]> = groups.iter().copied().skip(comm.rank()).step_by(comm.size()).collect();
-    let scores = of_groups(net, &mine, mask, context, (grain.batch_rows / grain.grain_rows).max(1))?;
-    let all = gathered(comm, &scores, groups.iter().map(|g| g.len()))?;
-    Ok(pairs.iter().map(|pair| all[places[pair]]).collect())
+    // Only now, so that all ranks know.
+    if found.iter().any(|f| !f.is_finite()) {
+        return Err(ComputeError::Failed(
+            "the log-likelihood of a continuation is not finite: the model diverged; look at its training stage"
+                .to_owned(),
+        ));
+    }
+    let score = |pair: &Pair| {
+        // Every pair is among the unique ones.
+        let at = unique.binary_search_by(|other| order(other, pair)).unwrap_or_default();
+        Score { log_likelihood: found[at], tokens: pair.continuation.len() }
+    };
+    Ok(pairs.iter().map(score).collect())
 }
 
-fn length(pair: &Pair) -> usize {
-    pair.context.len() + pair.continuation.len()
+/// What every rank refuses alike.
+fn check(pairs: &[Pair], context: usize, vocab: i64) -> Result<()> {
+    for pair in pairs {
+        let outside = pair.context.iter().chain(&pair.continuation).find(|id| i64::from(**id) >= vocab);
+        let said = if pair.continuation.is_empty() {
+            "a continuation has no token: correct the item".to_owned()
+        } else if pair.context.is_empty() {
+            "a continuation has no token before it: put the token before it that begins a text".to_owned()
+        } else if pair.continuation.len() > context {
+            let tokens = pair.continuation.len();
+            format!(
+                "a continuation of {tokens} tokens is longer than the model's context of {context}: leave the item out"
+            )
+        } else if let Some(id) = outside {
+            format!("token id {id} is outside the vocabulary of {vocab}: use the tokenizer of this model")
+        } else {
+            continue;
+        };
+        return Err(ComputeError::Config(said));
+    }
+    Ok(())
 }
 
-/// Scores of the groups of this rank, group after group.
-fn of_groups(net: &Net, groups: &[&[&Pair]], mask: Mask, context: usize, in_flight: usize) -> Result<Vec<Score>> {
+fn order(a: &Pair, b: &Pair) -> std::cmp::Ordering {
+    let length = |pair: &Pair| pair.context.len() + pair.continuation.len();
+    length(b).cmp(&length(a)).then_with(|| a.cmp(b))
+}
+
+/// The pairs of every unit of work, by number, and the log-likelihoods of this rank's units, one after the other. Unit u
+/// is rank u mod n's.
+type Shared = (Vec<Vec<usize>>, Vec<f64>);
+
+/// With rows of pairs that begin alike.
+fn by_rows(
+    scorer: &Scorer,
+    comm: &Comm,
+    pairs: &[&Pair],
+    (mask, grain, context): (Mask, Grain, usize),
+    how: Rows,
+) -> Result<Shared> {
+    let rows = rows(pairs, context, mask, how);
+    let (tokens, owners): (Vec<Branching>, Vec<_>) =
+        rows.iter().skip(comm.rank()).step_by(comm.size()).map(|row| (row.tokens.clone(), &row.owners)).unzip();
+    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
+    let limits = Limits { rows: grain.batch_rows, tokens: PASS_TOKENS, threads };
+    let nll = scorer.nll(&tokens, mask, limits)?;
+    let sum = |nll: &[f64], asks: &[usize]| -> f64 { asks.iter().map(|&ask| -nll[ask]).sum() };
+    let mine = nll.iter().zip(owners).flat_map(|(nll, owners)| owners.iter().map(|(_, asks)| sum(nll, asks)));
+    let mine = mine.collect();
+    Ok((rows.iter().map(|row| row.owners.iter().map(|(pair, _)| *pair).collect()).collect(), mine))
+}
+
+/// With a row a pair, in groups.
+fn by_groups(net: &Net, comm: &Comm, pairs: &[&Pair], (mask, grain, context): (Mask, Grain, usize)) -> Result<Shared> {
     let _no_grad = tch::no_grad_guard();
-    let mut scores = Vec::new();
-    for groups in groups.chunks(in_flight) {
+    let groups: Vec<&[&Pair]> = pairs.chunks(grain.grain_rows).collect();
+    let own: Vec<&[&Pair]> = groups.iter().copied().skip(comm.rank()).step_by(comm.size()).collect();
+    let mut mine = Vec::new();
+    for groups in own.chunks((grain.batch_rows / grain.grain_rows).max(1)) {
         let passes: Vec<Group> =
             groups.iter().map(|group| Group::run(net, group, mask, context)).collect::<Result<_>>()?;
         // Copied only now: on a device the passes above are under way at the same time.
         for pass in passes {
-            pass.read(&mut scores)?;
+            pass.read(&mut mine)?;
         }
     }
-    Ok(scores)
+    let mut next = 0..pairs.len();
+    Ok((groups.iter().map(|group| next.by_ref().take(group.len()).collect()).collect(), mine))
 }
 
 /// A forward pass that may still be under way.
@@ -85,8 +190,6 @@ struct Group {
     rows: usize,
     /// NLL of every scored position, 0 elsewhere, `[B, T]`.
     nll_bt: Tensor,
-    /// Tokens of each continuation.
-    tokens: Vec<usize>,
 }
 
 impl Group {
@@ -95,7 +198,7 @@ impl Group {
         let longest = rows.iter().map(Vec::len).max().unwrap_or(1) - 1;
         let seq_len = longest.next_multiple_of(LENGTH_STEP).min(context);
         let mut batch = Batch { rows: rows.len(), seq_len, mask, ..Batch::default() };
-        let (mut tokens, mut key_lens, mut prompt_lens) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut key_lens, mut prompt_lens) = (Vec::new(), Vec::new());
         for (r, (row, pair)) in rows.iter().zip(group).enumerate() {
             // Ids and lengths fit i32: no vocabulary or context is longer than 2^24.
             let (read, n) = (row.len() - 1, pair.continuation.len());
@@ -105,7 +208,6 @@ impl Group {
             batch.targets.resize(end - seq_len + read - n, IGNORED as i32);
             batch.targets.extend(pair.continuation.iter().map(|&id| id as i32));
             batch.targets.resize(end, IGNORED as i32);
-            tokens.push(n);
             key_lens.push(read as i32);
             prompt_lens.push((read + 1 - n) as i32);
         }
@@ -117,49 +219,33 @@ impl Group {
         let want = Want { params: false, inputs: false };
         let pass = net.forward(Source::Ids, (&batch, &places), ask, (Keep::Nothing, want))?;
         let nll_bt = pass.outputs.nll_bt.ok_or_else(|| ComputeError::Failed("no losses: report this".to_owned()))?;
-        Ok(Self { rows: rows.len(), nll_bt, tokens })
+        Ok(Self { rows: rows.len(), nll_bt })
     }
 
-    fn read(self, scores: &mut Vec<Score>) -> Result<()> {
+    fn read(self, log_likelihoods: &mut Vec<f64>) -> Result<()> {
         let nll = to_f64(&self.nll_bt)?;
-        let seq_len = nll.len() / self.rows;
-        for (row, tokens) in nll.chunks_exact(seq_len).zip(self.tokens) {
-            let log_likelihood = -row.iter().sum::<f64>();
-            if !log_likelihood.is_finite() {
-                return Err(ComputeError::Failed(
-                    "the log-likelihood of a continuation is not finite: the model diverged; look at its training stage"
-                        .to_owned(),
-                ));
-            }
-            scores.push(Score { log_likelihood, tokens });
-        }
+        log_likelihoods.extend(nll.chunks_exact(nll.len() / self.rows).map(|row| -row.iter().sum::<f64>()));
         Ok(())
     }
 }
 
-/// Everybody's scores in the order of the groups; group g was rank g mod n's.
-fn gathered(comm: &Comm, mine: &[Score], lens: impl Iterator<Item = usize>) -> Result<Vec<Score>> {
-    let parts: Vec<Vec<Score>> = comm.collect(&encoded(mine))?.iter().map(|bytes| decoded(bytes)).collect();
-    let mut parts: Vec<_> = parts.into_iter().map(Vec::into_iter).collect();
+/// Everybody's numbers in the order of the units.
+fn gathered(comm: &Comm, mine: &[f64], lens: impl Iterator<Item = usize>) -> Result<Vec<f64>> {
+    let mut parts: Vec<_> = comm.collect(&encoded(mine))?.iter().map(|bytes| decoded(bytes).into_iter()).collect();
     let mut all = Vec::new();
     if comm.is_first() {
-        for (g, len) in lens.enumerate() {
-            all.extend(parts[g % comm.size()].by_ref().take(len));
+        for (unit, len) in lens.enumerate() {
+            all.extend(parts[unit % comm.size()].by_ref().take(len));
         }
     }
     Ok(decoded(&comm.broadcast(&encoded(&all))?))
 }
 
-fn encoded(scores: &[Score]) -> Vec<u8> {
-    scores.iter().flat_map(|s| [s.log_likelihood.to_le_bytes(), (s.tokens as u64).to_le_bytes()].concat()).collect()
+fn encoded(numbers: &[f64]) -> Vec<u8> {
+    numbers.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 
-fn decoded(bytes: &[u8]) -> Vec<Score> {
-    // chunks_exact(16) yields slices of 16 bytes.
-    let word = |b: &[u8]| b.try_into().unwrap_or_default();
-    let score = |c: &[u8]| Score {
-        log_likelihood: f64::from_le_bytes(word(&c[..8])),
-        tokens: u64::from_le_bytes(word(&c[8..])) as usize,
-    };
-    bytes.chunks_exact(16).map(score).collect()
+fn decoded(bytes: &[u8]) -> Vec<f64> {
+    // chunks_exact(8) yields slices of 8 bytes.
+    bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap_or_default())).collect()
 }

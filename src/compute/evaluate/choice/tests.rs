@@ -4,11 +4,16 @@ use std::time::Duration;
 
 use tch::{Device, Kind};
 
+use super::score::{Engine, Rows};
 use super::*;
 use crate::compute::model::libtorch::{Ask, Base, Keep, Source, Want};
-use crate::compute::model::{Batch, Family, Model, ModelConfig, Sizes};
+use crate::compute::model::{Batch, Family, Model, ModelConfig, Sizes, SlidingWindow, Variant, as_f32_mut};
 
 fn net(family: Family) -> Net {
+    net_with(family, Kind::Float, |_| ())
+}
+
+fn net_with(family: Family, kind: Kind, change: fn(&mut ModelConfig)) -> Net {
     let sizes = Sizes {
         hidden_size: 16,
         num_hidden_layers: 2,
@@ -17,8 +22,14 @@ fn net(family: Family) -> Net {
         vocab_size: 40,
         max_position_embeddings: 24,
     };
-    let model = Model::random(&ModelConfig::new(family, sizes), 5).unwrap();
-    Net::of(&model, Base::Frozen, Kind::Float, Device::Cpu).unwrap()
+    let mut config = ModelConfig::new(family, sizes);
+    change(&mut config);
+    // Weights so large that choices and positions matter.
+    let mut model = Model::random(&config, 5).unwrap();
+    for flat in model.flats_mut() {
+        as_f32_mut(flat).iter_mut().for_each(|x| *x *= 1.5);
+    }
+    Net::of(&model, Base::Frozen, kind, Device::Cpu).unwrap()
 }
 
 fn pairs() -> Vec<Pair> {
@@ -28,6 +39,14 @@ fn pairs() -> Vec<Pair> {
     // Too long for the model, and one that is there twice.
     pairs.push(Pair { context: ids(40, 1), continuation: ids(5, 2) });
     pairs.push(pairs[3].clone());
+    // Choices of two questions, some of which begin alike, are equal but for their last token, or are one token; contexts
+    // that differ in their end; and choices of a question that is too long.
+    for (context, choices) in [(ids(9, 60), 5), (ids(14, 61), 3), (ids(23, 62), 4)] {
+        let choice = |i: usize| [ids(1 + i / 2, 70), ids(i % 3, 80 + i)].concat();
+        pairs.extend((0..choices).map(|i| Pair { context: context.clone(), continuation: choice(i) }));
+    }
+    pairs
+        .extend((0..2).map(|i| Pair { context: [ids(12, 90), ids(1 + i, 91 + i)].concat(), continuation: ids(5, 95) }));
     pairs
 }
 
@@ -47,23 +66,84 @@ fn alone(net: &Net, pair: &Pair, mask: Mask) -> f64 {
     pair.continuation.iter().enumerate().map(|(i, &id)| log_p.double_value(&[(t - n + i) as i64, i64::from(id)])).sum()
 }
 
+const MASKS: [Mask; 3] = [Mask::Causal, Mask::Full, Mask::Prefix];
+
+fn grain(rows: usize, batch: usize) -> Grain {
+    Grain::new(rows, batch).unwrap()
+}
+
+fn same_bits(a: &[Score], b: &[Score]) {
+    let bits = |scores: &[Score]| scores.iter().map(|s| (s.log_likelihood.to_bits(), s.tokens)).collect::<Vec<_>>();
+    assert_eq!(bits(a), bits(b));
+}
+
 #[test]
 fn scores_are_those_of_rows_alone_and_no_batch_changes_a_bit() {
-    for family in Family::ALL {
-        let net = net(family);
+    let windowed: fn(&mut ModelConfig) = |c| c.sliding_window = Some(SlidingWindow { size: 5, first_layer: 1 });
+    let cases = Family::ALL.map(|family| (family, (|_| ()) as fn(&mut ModelConfig)));
+    for (family, change) in cases.into_iter().chain([(Family::Mistral, windowed)]) {
+        let (net, wide) = (net_with(family, Kind::Float, change), net_with(family, Kind::Double, change));
+        assert_eq!((score::engine(&net).unwrap(), score::engine(&wide).unwrap()), (Engine::Native, Engine::Libtorch));
         let pairs = pairs();
-        for mask in [Mask::Causal, Mask::Full, Mask::Prefix] {
-            let run = |batch| score::score(&net, &Comm::Solo, &pairs, mask, Grain::new(4, batch).unwrap()).unwrap();
-            let found = run(1);
-            for (score, pair) in found.iter().zip(&pairs) {
-                let expected = alone(&net, pair, mask);
-                assert!((score.log_likelihood - expected).abs() < 1e-4, "{family:?} {mask:?}: {score:?} {expected}");
-                assert_eq!(score.tokens, pair.continuation.len());
+        for mask in MASKS {
+            for net in [&net, &wide] {
+                let run = |batch| score::score(net, &Comm::Solo, &pairs, mask, grain(4, batch)).unwrap();
+                let found = run(1);
+                for (score, pair) in found.iter().zip(&pairs) {
+                    let expected = alone(&wide, pair, mask);
+                    let off = (score.log_likelihood - expected).abs();
+                    assert!(off < 1e-4, "{family:?} {mask:?}: {score:?} {expected}");
+                    assert_eq!(score.tokens, pair.continuation.len());
+                }
+                assert_eq!(found[18], found[3]);
+                for batch in [7, 64] {
+                    same_bits(&run(batch), &found);
+                }
             }
-            assert_eq!(found[18], found[3]);
-            for batch in [7, 64] {
-                assert_eq!(run(batch), found);
+        }
+    }
+}
+
+#[test]
+fn what_is_shared_changes_no_bit_of_the_native_engine() {
+    let pairs = pairs();
+    for family in [Family::GptNeox, Family::Qwen2, Family::Mistral] {
+        let net = net_with(family, Kind::Float, |c| c.sliding_window = Some(SlidingWindow { size: 4, first_layer: 0 }));
+        for mask in MASKS {
+            let run =
+                |pairs: &[Pair], how| score::score_as(&net, &Comm::Solo, pairs, (mask, grain(4, 16)), how).unwrap();
+            let packed = run(&pairs, Rows::Packed);
+            same_bits(&run(&pairs, Rows::Apart), &packed);
+            // Nor do other pairs, their order, or threads.
+            for (i, pair) in pairs.iter().enumerate() {
+                same_bits(&run(std::slice::from_ref(pair), Rows::Packed), &packed[i..=i]);
             }
+            let reversed: Vec<Pair> = pairs.iter().rev().cloned().collect();
+            let mut found = run(&reversed, Rows::Packed);
+            found.reverse();
+            same_bits(&found, &packed);
+        }
+    }
+}
+
+#[test]
+fn constrained_weights_are_the_effective_ones() {
+    let sizes = Sizes {
+        hidden_size: 16,
+        num_hidden_layers: 2,
+        num_attention_heads: 2,
+        intermediate_size: 24,
+        vocab_size: 40,
+        max_position_embeddings: 24,
+    };
+    for variant in [Variant::MlpBoth, Variant::SignFrozen] {
+        let model = Model::random(&ModelConfig::new(Family::GptNeox, sizes), 5).unwrap().constrained(variant).unwrap();
+        let run = |kind| {
+            let net = Net::of(&model, Base::Frozen, kind, Device::Cpu).unwrap();
+            score::score(&net, &Comm::Solo, &pairs(), Mask::Causal, grain(4, 64)).unwrap()
+        };
+        for (ours, wide) in run(Kind::Float).iter().zip(run(Kind::Double)) {
+            assert!((ours.log_likelihood - wide.log_likelihood).abs() < 1e-4, "{ours:?} {wide:?}");
         }
     }
 }
@@ -71,27 +151,22 @@ fn scores_are_those_of_rows_alone_and_no_batch_changes_a_bit() {
 #[test]
 fn ranks_change_no_bit() {
     let pairs = pairs();
-    let alone = {
-        let grain = Grain::new(4, 8).unwrap();
-        score::score(&net(Family::Llama), &Comm::Solo, &pairs, Mask::Causal, grain).unwrap()
-    };
-    for ranks in [2, 4] {
-        let comms = Comm::in_process(ranks, Duration::from_secs(60), 3).unwrap();
-        std::thread::scope(|scope| {
-            let runs: Vec<_> = comms
-                .into_iter()
-                .map(|comm| {
-                    let pairs = &pairs;
-                    scope.spawn(move || {
-                        let grain = Grain::new(4, 8).unwrap();
-                        score::score(&net(Family::Llama), &comm, pairs, Mask::Causal, grain).unwrap()
-                    })
-                })
-                .collect();
-            for run in runs {
-                assert_eq!(run.join().unwrap(), alone);
-            }
-        });
+    for (kind, batch) in [(Kind::Float, 1), (Kind::Float, 64), (Kind::Double, 8)] {
+        let net = move || net_with(Family::Llama, kind, |_| ());
+        let run = move |comm: &Comm, pairs: &[Pair]| {
+            score::score(&net(), comm, pairs, Mask::Causal, grain(4, batch)).unwrap()
+        };
+        let alone = run(&Comm::Solo, &pairs);
+        for ranks in [2, 4] {
+            let comms = Comm::in_process(ranks, Duration::from_secs(60), 3).unwrap();
+            std::thread::scope(|scope| {
+                let pairs = &pairs;
+                let runs: Vec<_> = comms.into_iter().map(|comm| scope.spawn(move || run(&comm, pairs))).collect();
+                for found in runs {
+                    same_bits(&found.join().unwrap(), &alone);
+                }
+            });
+        }
     }
 }
 
@@ -104,6 +179,20 @@ fn a_continuation_that_cannot_be_scored_is_refused() {
     };
     assert!(refused(Vec::new()).contains("no token"));
     assert!(refused(vec![1; 25]).contains("25 tokens"));
+    assert!(refused(vec![40]).contains("id 40 is outside"));
+    let bare = Pair { context: Vec::new(), continuation: vec![1] };
+    let error = score::score(&net, &Comm::Solo, &[bare], Mask::Causal, grain(1, 1)).unwrap_err().to_string();
+    assert!(error.contains("no token before it"), "{error}");
+}
+
+#[test]
+fn a_diverged_model_is_an_error_and_not_a_number() {
+    for kind in [Kind::Float, Kind::Double] {
+        let net = net_with(Family::GptNeox, kind, |_| ());
+        let _ = tch::no_grad(|| net.flats()[1].shallow_clone().fill_(f64::NAN));
+        let error = score::score(&net, &Comm::Solo, &pairs(), Mask::Causal, grain(4, 4)).unwrap_err().to_string();
+        assert!(error.contains("not finite"), "{error}");
+    }
 }
 
 #[test]

@@ -169,13 +169,13 @@ unsafe fn group(
         seen.extend(std::iter::repeat_n(new.first[0], at.group()).chain(std::iter::repeat_n(new.end[0], at.group())));
         let (first, end) = seen.split_at(at.group());
         let to = out.at(new.at * at.out_row() + n0 * at.dim);
-        attend(Block::new(0, first, end), rows(0, n0, 0), at.step, to, at.dim);
+        attend(Block::new(0, first, end, &[]), rows(0, n0, 0), at.step, to, at.dim);
         return;
     }
     for n in n0..n0 + at.group() {
         for from in (0..count).step_by(QUERIES) {
             let until = (from + QUERIES).min(count);
-            let block = Block::new(from, &new.first[from..until], &new.end[from..until]);
+            let block = Block::new(from, &new.first[from..until], &new.end[from..until], &[]);
             let to = out.at((new.at + from) * at.out_row() + n * at.dim);
             attend(block, rows(0, n, from), at.row, to, at.out_row());
         }

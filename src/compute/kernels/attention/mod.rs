@@ -1,11 +1,13 @@
 //! Softmax attention over heads that lie in rows of queries, keys and values; forward and backward, in place.
 //!
 //! A query of row b sees an interval of that row's keys, which says causal, full, prefix and sliding-window masks,
-//! segments and padding alike. Scores are made for a block of queries against all keys they see, are never kept,
-//! and are made again in the backward pass from the logarithm of each row's sum; parts that no query of a tile
-//! sees are not computed. Memory is O(T) a thread and head.
+//! segments and padding alike; the interval may have a gap, so that several continuations share what is before them.
+//! Scores are made for a block of queries against all keys they see, are never kept, and are made again in the
+//! backward pass from the logarithm of each row's sum; parts outside the intervals of a tile's queries are not
+//! computed. Memory is O(T) a thread and head.
 //!
-//! A query that sees nothing gives zeros and has no gradient. Bits depend on shapes, intervals and inputs only.
+//! A query that sees nothing gives zeros and has no gradient. The bits of a query's result depend on what it sees, in
+//! its order, only: not on other queries, nor on how wide a gap is.
 //! It does not turn queries and keys (see `rotary`). Attention to keys that are kept is in [`cached`].
 
 mod cached;
@@ -54,6 +56,9 @@ pub struct Heads<'a> {
     pub first: &'a [u32],
     /// The end of those keys, `[B, T]`, at most T; none if it is not above the first.
     pub end: &'a [u32],
+    /// Keys between the first and the end that a query does not see after all, from and to, `[B, T]`; empty if no
+    /// query has such a gap. Equal numbers: this query has none.
+    pub gaps: &'a [[u32; 2]],
     /// Factor on scores, above zero.
     pub scale: f32,
     /// Dropout of probabilities: query i and key j of head n in row b are element
@@ -124,6 +129,12 @@ impl Heads<'_> {
         assert!(first.iter().zip(last).all(|(first, last)| first + last <= row), "heads lie in their row");
         assert!(self.first.len() == tokens && self.end.len() == tokens, "every query has its keys");
         assert!(self.end.iter().all(|&end| end as usize <= self.seq_len), "keys end within their row");
+        assert!(self.gaps.is_empty() || self.gaps.len() == tokens, "every query has its gap, or none has one");
+        let seen = self.first.iter().zip(self.end);
+        let inside = |((first, end), gap): ((&u32, &u32), &[u32; 2])| {
+            gap[0] == gap[1] || (*first <= gap[0] && gap[0] < gap[1] && gap[1] <= *end)
+        };
+        assert!(seen.zip(self.gaps).all(inside), "a gap lies between the keys that are seen");
         assert!(
             qkv == tokens * row && out == tokens * queries * dim && lse == tokens * queries,
             "slices fit the shape"
@@ -142,9 +153,10 @@ impl Heads<'_> {
     /// Blocks of queries of row `b`, with the keys that each sees.
     fn blocks(&self, b: usize) -> impl Iterator<Item = Block<'_>> {
         let (first, end) = (&self.first[b * self.seq_len..], &self.end[b * self.seq_len..]);
+        let gaps = self.gaps.get(b * self.seq_len..).unwrap_or_default();
         (0..self.seq_len).step_by(self.block()).map(move |from| {
             let to = (from + self.block()).min(self.seq_len);
-            Block::new(from, &first[from..to], &end[from..to])
+            Block::new(from, &first[from..to], &end[from..to], gaps.get(from..to).unwrap_or_default())
         })
     }
 

@@ -58,6 +58,8 @@ pub struct Block<'a> {
     pub first: &'a [u32],
     /// End of those keys.
     pub end: &'a [u32],
+    /// Keys between those that each query does not see; empty if there are none.
+    pub gaps: &'a [[u32; 2]],
     /// Keys from here on are seen by some query; a whole number of panels and of blocks of dropout.
     pub lo: usize,
     /// Keys from here on are seen by none.
@@ -66,8 +68,8 @@ pub struct Block<'a> {
 
 impl<'a> Block<'a> {
     /// Of the queries from `from` on.
-    pub fn new(from: usize, first: &'a [u32], end: &'a [u32]) -> Self {
-        let block = Self { from, first, end, lo: 0, hi: 0 };
+    pub fn new(from: usize, first: &'a [u32], end: &'a [u32], gaps: &'a [[u32; 2]]) -> Self {
+        let block = Self { from, first, end, gaps, lo: 0, hi: 0 };
         let (lo, hi) = block.seen(0, first.len());
         Self { lo: lo / dropout::BLOCK * dropout::BLOCK, hi, ..block }
     }
@@ -82,7 +84,7 @@ impl<'a> Block<'a> {
         (self.hi - self.lo).next_multiple_of(dropout::BLOCK) + 16
     }
 
-    /// Keys `(from, to)` that queries `a..b` of the block see, or `(0, 0)`.
+    /// Keys `(from, to)` that queries `a..b` of the block see, their gaps among them, or `(0, 0)`.
     fn seen(&self, a: usize, b: usize) -> (usize, usize) {
         let (mut from, mut to) = (u32::MAX, 0);
         for (&first, &end) in self.first[a..b].iter().zip(&self.end[a..b]) {

@@ -1,6 +1,7 @@
 //! The row-wise parts of attention, over the scores of one block of queries.
 //!
-//! What a query does not see is set to zero, from the block's first key to its last.
+//! What a query does not see is set to zero, from the block's first key to its last. Sums are over what it sees, closed
+//! up: a gap changes no bit of them.
 
 use super::products::Block;
 use crate::compute::kernels::dropout::{self, Dropout};
@@ -13,10 +14,15 @@ for_each_isa! {
         let (stride, width) = (block.stride(), block.hi - block.lo);
         for i in 0..block.len() {
             let row = &mut scores[i * stride..][..width];
-            let seen = seen(block, i, row);
+            let whole = seen(block, i, row);
+            let (gap, len) = (gap(block, i), whole.len());
+            if gap.0 < gap.1 {
+                whole.copy_within(gap.1.., gap.0);
+            }
+            let seen = &mut whole[..len - (gap.1 - gap.0)];
             let m = sums::max(seen) * scale;
             if m == f32::NEG_INFINITY {
-                seen.fill(0.0);
+                whole.fill(0.0);
                 (inverse[i], lse[i]) = (0.0, f32::NEG_INFINITY);
                 continue;
             }
@@ -25,6 +31,10 @@ for_each_isa! {
             }
             let sum = sums::sum(seen, |p| p);
             (inverse[i], lse[i]) = (sum, m);
+            if gap.0 < gap.1 {
+                whole.copy_within(gap.0..len - (gap.1 - gap.0), gap.1);
+                whole[gap.0..gap.1].fill(0.0);
+            }
         }
         for (inverse, lse) in inverse.iter_mut().zip(lse) {
             // A sum is at least 1, for its largest term is, or NaN; or there was none.
@@ -63,6 +73,7 @@ for_each_isa! {
                 *p = q;
                 *dp = q * (*dp - dot) * scale;
             }
+            close(block, i, row, drow);
         }
     }
 }
@@ -106,6 +117,7 @@ for_each_isa! {
                     *dp = q * (f * *dp - dot) * scale;
                 }
             }
+            close(block, i, row, drow);
         }
     }
 }
@@ -172,6 +184,23 @@ fn seen<'a>(block: &Block<'_>, i: usize, row: &'a mut [f32]) -> &'a mut [f32] {
     row[..a].fill(0.0);
     row[b..].fill(0.0);
     &mut row[a..b]
+}
+
+/// Where the gap of query `i` begins and ends in what it sees; `(0, 0)` if there is none.
+#[inline(always)]
+fn gap(block: &Block<'_>, i: usize) -> (usize, usize) {
+    match block.gaps.get(i) {
+        Some(&[from, to]) if from < to => ((from - block.first[i]) as usize, (to - block.first[i]) as usize),
+        _ => (0, 0),
+    }
+}
+
+/// Sets the gap of query `i` to zero in its rows.
+#[inline(always)]
+fn close(block: &Block<'_>, i: usize, row: &mut [f32], drow: &mut [f32]) {
+    let ((from, to), (first, _)) = (gap(block, i), bounds(block, i));
+    row[first + from..first + to].fill(0.0);
+    drow[first + from..first + to].fill(0.0);
 }
 
 /// The number of the mask's block that begins with key `lo` of query `i`.

@@ -11,6 +11,7 @@ struct Case {
     seq_len: usize,
     first: Vec<u32>,
     end: Vec<u32>,
+    gaps: Vec<[u32; 2]>,
     dropout: Option<Dropout>,
 }
 
@@ -25,25 +26,33 @@ fn one_after_another(queries: usize, key_values: usize, dim: usize) -> Layout {
     Layout { row: v + key_values * dim + 3, first: [0, k, v], step: dim, dim, queries, key_values }
 }
 
-/// What each query sees, by who sees whom.
-fn intervals(rows: usize, seq_len: usize, sees: impl Fn(usize, usize, usize) -> bool) -> (Vec<u32>, Vec<u32>) {
-    let mut all = (Vec::new(), Vec::new());
+/// First key, end and gap of each query, by who sees whom.
+type Seen = (Vec<u32>, Vec<u32>, Vec<[u32; 2]>);
+
+fn intervals(rows: usize, seq_len: usize, sees: impl Fn(usize, usize, usize) -> bool) -> Seen {
+    let mut all: Seen = Default::default();
     for b in 0..rows {
         for i in 0..seq_len {
             let seen: Vec<usize> = (0..seq_len).filter(|&j| sees(b, i, j)).collect();
             let (first, end) = (seen.first().copied().unwrap_or(0), seen.last().map_or(0, |j| j + 1));
-            assert_eq!(seen.len(), end - first, "an interval");
+            let missing: Vec<usize> = (first..end).filter(|&j| !sees(b, i, j)).collect();
+            let gap = missing.first().map_or([0, 0], |&from| [from as u32, (from + missing.len()) as u32]);
+            assert!(missing.last().is_none_or(|&last| last + 1 == gap[1] as usize), "an interval with one gap");
             all.0.push(first as u32);
             all.1.push(end as u32);
+            all.2.push(gap);
         }
+    }
+    if all.2.iter().all(|gap| gap[0] == gap[1]) {
+        all.2.clear();
     }
     all
 }
 
 impl Case {
     fn new(layout: Layout, rows: usize, seq_len: usize, sees: impl Fn(usize, usize, usize) -> bool) -> Self {
-        let (first, end) = intervals(rows, seq_len, sees);
-        Self { layout, rows, seq_len, first, end, dropout: None }
+        let (first, end, gaps) = intervals(rows, seq_len, sees);
+        Self { layout, rows, seq_len, first, end, gaps, dropout: None }
     }
 
     fn heads(&self) -> Heads<'_> {
@@ -53,6 +62,7 @@ impl Case {
             seq_len: self.seq_len,
             first: &self.first,
             end: &self.end,
+            gaps: &self.gaps,
             scale: 1.0 / (self.layout.dim as f32).sqrt(),
             dropout: self.dropout.as_ref(),
         }
@@ -93,7 +103,9 @@ impl Case {
         {
             let place = |kind: usize, token: usize| (b * t + token) * at.row + at.head(kind, n);
             let q = place(0, i);
+            let gap = self.gaps.get(b * t + i).map_or(0..0, |gap| gap[0] as usize..gap[1] as usize);
             let keys = self.first[b * t + i] as usize..self.end[b * t + i] as usize;
+            let keys = keys.filter(move |j| !gap.contains(j));
             let scores: Vec<f64> =
                 keys.clone().map(|j| scale * dot(&qkv[q..q + d], &qkv[place(1, j)..][..d])).collect();
             let m = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -147,6 +159,16 @@ fn in_f64(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&x| f64::from(x)).collect()
 }
 
+/// Tokens of a branch behind the first third of row `b`.
+fn branch(b: usize, t: usize) -> usize {
+    (t / (4 + b)).max(1)
+}
+
+/// Whether `i` sees `j` in a row that branches behind its first third.
+fn sees_in_branches(b: usize, t: usize, i: usize, j: usize) -> bool {
+    j < t / 3 || (i >= t / 3 && (i - t / 3) / branch(b, t) == (j - t / 3) / branch(b, t))
+}
+
 /// Every mask, over two rows of `t` tokens.
 fn masks(t: usize) -> Vec<(&'static str, Box<dyn Fn(usize, usize, usize) -> bool>)> {
     let prompt = [t / 3, 2 * t / 3 + 1];
@@ -164,6 +186,14 @@ fn masks(t: usize) -> Vec<(&'static str, Box<dyn Fn(usize, usize, usize) -> bool
         // Queries of the second row's first half see nothing, nor do some in the middle of a tile.
         ("nothing seen", Box::new(move |b, i, j| j <= i && (b == 0 || i >= t / 2) && i % 7 != 3)),
         ("no query sees", Box::new(move |b, _, _| b == 0)),
+        ("branches", Box::new(move |b, i, j| j <= i && sees_in_branches(b, t, i, j))),
+        (
+            "branches in a window",
+            Box::new(move |b, i, j| {
+                let at = |x: usize| if x < t / 3 { x } else { t / 3 + (x - t / 3) % branch(b, t) };
+                j <= i && sees_in_branches(b, t, i, j) && at(i) < at(j) + t / 4 + 1
+            }),
+        ),
     ]
 }
 
@@ -229,6 +259,30 @@ fn what_a_query_does_not_see_changes_no_bit_of_it() {
     let seen = 100 * case.layout.out_row();
     assert_eq!(before[0][..seen], after[0][..seen]);
     assert_ne!(before[0][seen..], after[0][seen..]);
+}
+
+#[test]
+fn branches_in_one_row_have_the_bits_of_rows_alone() {
+    let (trunk, lens) = (37, [5, 1, 33, 12]);
+    let layout = side_by_side(2, 16);
+    let total = trunk + lens.iter().sum::<usize>();
+    let begin = |n: usize| trunk + lens[..n].iter().sum::<usize>();
+    let number = |i: usize| (0..4).filter(|&n| i >= begin(n)).count();
+    let packed = Case::new(layout, 1, total, |_, i, j| j <= i && (j < trunk || number(i) == number(j)));
+    assert_eq!(packed.gaps.len(), total);
+    let qkv = packed.qkv(5);
+    for isa in Isa::all() {
+        let whole = packed.run(isa, 1, &qkv, &packed.dout(6));
+        for n in 0..4 {
+            let alone = Case::new(layout, 1, trunk + lens[n], |_, i, j| j <= i);
+            let places: Vec<usize> = (0..trunk).chain(begin(n)..begin(n) + lens[n]).collect();
+            let rows = |all: &[f32], row: usize| -> Vec<f32> {
+                places.iter().flat_map(|&i| all[i * row..][..row].iter().copied()).collect()
+            };
+            let got = alone.run(isa, 1, &rows(&qkv, layout.row), &alone.dout(6));
+            assert_eq!(got[0], rows(&whole[0], layout.out_row()), "branch {n}, {}", isa.name());
+        }
+    }
 }
 
 #[test]

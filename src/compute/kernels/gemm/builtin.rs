@@ -104,6 +104,51 @@ pub(super) fn run(
     });
 }
 
+/// `C = A B` in blocks of `width` columns, on the calling thread: each block of C is made in `c`, its rows contiguous, and
+/// given to `each` with the number of its first column before the next takes its place. A is packed once.
+pub(super) fn blocks(
+    isa: Isa,
+    blocks: &mut Blocks,
+    a: Mat<'_>,
+    b: Mat<'_>,
+    (width, c): (usize, &mut [f32]),
+    mut each: impl FnMut(usize, &mut [f32]),
+) {
+    let (rows, depth, n) = (a.rows, a.cols, b.cols);
+    let tiles = Tiles { count: rows.div_ceil(tile_rows(isa)), rows };
+    let packed = blocks.a.floats(rows * depth);
+    for k in (0..depth).step_by(DEPTH) {
+        let part = a.col_range(k, (depth - k).min(DEPTH));
+        for t in 0..tiles.count {
+            let (first, end) = (tiles.first(t), tiles.first(t + 1));
+            pack_a(isa, part.row_range(first, end - first), &mut packed[k * rows + first * part.cols..]);
+        }
+    }
+    let packed = &*packed;
+    let left = |k: usize, depth: usize| Left {
+        a: a.col_range(k, depth),
+        packed: Some(&packed[k * rows..][..rows * depth]),
+        tiles,
+        range: 0..tiles.count,
+    };
+    // At least one round of k, so that C is written when there is none.
+    let lefts: Vec<_> = (0..depth.max(1)).step_by(DEPTH).map(|k| (k, left(k, (depth - k).min(DEPTH)))).collect();
+    let panel = blocks.b.floats(PANEL * depth.min(DEPTH));
+    for first in (0..n).step_by(width) {
+        let cols = width.min(n - first);
+        let c = &mut c[..rows * cols];
+        let out = Out { c: c.as_mut_ptr(), row: cols, rows, cols, how: Accumulate::Assign, bias: None };
+        for j in (0..cols).step_by(PANEL) {
+            for (k, left) in &lefts {
+                let right = b.row_range(*k, left.a.cols).col_range(first + j, (cols - j).min(PANEL));
+                pack_b(isa, right, panel);
+                multiply(isa, left, panel, &out, j, *k == 0);
+            }
+        }
+        each(first, c);
+    }
+}
+
 /// One thread's part of C.
 fn part(isa: Isa, blocks: &mut Blocks, a: Mat<'_>, b: Mat<'_>, out: Out<'_>) {
     let tiles = Tiles { count: out.rows.div_ceil(tile_rows(isa)), rows: out.rows };

@@ -122,6 +122,24 @@ impl Gemm {
         self.product(a, b, c, Accumulate::Assign, Some(bias))
     }
 
+    /// `C = A B` in blocks of `width` columns, of which only one exists at a time: in `room`, rows contiguous, until `each`
+    /// has seen it with the number of its first column. Our own kernels whatever the backend, on the calling thread; the
+    /// bits are those of [`Self::run`].
+    ///
+    /// # Panics
+    /// If the shapes do not fit, or `room` does not hold a block.
+    pub fn by_columns(
+        &mut self,
+        a: Mat<'_>,
+        b: Mat<'_>,
+        (width, room): (usize, &mut [f32]),
+        each: impl FnMut(usize, &mut [f32]),
+    ) {
+        assert!(a.cols == b.rows && width > 0, "the shapes of a product fit");
+        assert!(room.len() >= a.rows * width.min(b.cols), "a block of columns has room");
+        builtin::blocks(self.isa, &mut self.blocks[0], a, b, (width, room), each);
+    }
+
     fn product(
         &mut self,
         a: Mat<'_>,

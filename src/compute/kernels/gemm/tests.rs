@@ -216,3 +216,33 @@ fn what_is_not_finite_reaches_its_row_and_column_and_no_other() {
         }
     }
 }
+
+#[test]
+fn columns_by_blocks_have_the_bits_of_the_whole() {
+    let mut rng = Rng::new(9, Purpose::Init, 0, 0);
+    for (m, n, k) in SIZES {
+        for kind in [0, 1] {
+            let a = Stored::new(&mut rng, m, k, strides(0, m, k));
+            let b = Stored::new(&mut rng, k, n, strides(kind, k, n));
+            for isa in Isa::all() {
+                let mut whole = vec![f32::NAN; m * n];
+                let mut gemm = gemm(Backend::Builtin, 1, isa);
+                gemm.run(a.view(), b.view(), MatMut::rows(&mut whole, m, n), Accumulate::Assign).unwrap();
+                for width in [1, 32, 50, 5000] {
+                    let mut room = vec![f32::NAN; m * width.min(n)];
+                    let mut next = 0;
+                    gemm.by_columns(a.view(), b.view(), (width, &mut room), |first, block| {
+                        assert_eq!(first, next);
+                        let cols = width.min(n - first);
+                        next += cols;
+                        for (i, row) in block.chunks_exact(cols).enumerate() {
+                            assert_eq!(row, &whole[i * n + first..][..cols], "{m} {n} {k}, {width}, {}", isa.name());
+                        }
+                        assert_eq!(block.len(), m * cols);
+                    });
+                    assert_eq!(next, n);
+                }
+            }
+        }
+    }
+}

@@ -109,6 +109,13 @@ impl Net {
         base.chain(self.adapter.iter().flat_map(Adapter::flats)).map(Tensor::shallow_clone).collect()
     }
 
+    /// Configuration, layout, weights and signs, if they are fp32 in memory and no adapter changes them: what kernels
+    /// read without libtorch.
+    pub(in super::super) fn plain(&self) -> Option<(&ModelConfig, &Layout, &[Tensor], &[Signs])> {
+        let plain = self.adapter.is_none() && self.kind() == Kind::Float && self.device() == Device::Cpu;
+        plain.then_some((self.config(), &self.layout, &self.flats, &self.signs))
+    }
+
     /// Handles of the decoder's own weights.
     pub fn flats(&self) -> &[Tensor] {
         &self.flats

@@ -38,7 +38,8 @@ impl Grain<'_> {
     fn heads<'a>(&'a self, number: usize, block: &BlockAt, dropout: Option<&'a Dropout>) -> Heads<'a> {
         let (layout, seen) = (self.maps.heads.layout, self.seen.taken_by(number, block.window));
         let scale = 1.0 / (layout.dim as f32).sqrt();
-        Heads { layout, rows: self.rows, seq_len: self.seq_len, first: &seen.first, end: &seen.end, scale, dropout }
+        let (rows, seq_len) = (self.rows, self.seq_len);
+        Heads { layout, rows, seq_len, first: &seen.first, end: &seen.end, gaps: &seen.gaps, scale, dropout }
     }
 }
 
@@ -64,12 +65,28 @@ impl Block<'_> {
     /// The GEMM backend refuses.
     pub fn forward(
         &self,
-        Engines { gemm, attention }: &mut Engines,
+        engines: &mut Engines,
         grain: &Grain<'_>,
         x: &[f32],
         kept: &mut Kept,
         scratch: &mut Scratch,
         out: &mut [f32],
+    ) -> Result<()> {
+        self.attend(engines, grain, x, kept, scratch)?;
+        self.finish(engines, grain, x, kept, scratch, out)
+    }
+
+    /// The first half of [`Self::forward`]: what attention gives, into `kept.attended`. Here positions see each other.
+    ///
+    /// # Errors
+    /// The GEMM backend refuses.
+    pub fn attend(
+        &self,
+        Engines { gemm, attention }: &mut Engines,
+        grain: &Grain<'_>,
+        x: &[f32],
+        kept: &mut Kept,
+        scratch: &mut Scratch,
     ) -> Result<()> {
         let (at, w, maps) = (self.at, self.group.weights, grain.maps);
         self.norm(maps, &at.norm1, x, &mut kept.norm1, &mut kept.mean1, &mut kept.rstd1);
@@ -78,6 +95,24 @@ impl Block<'_> {
         rotary::forward(isa(), grain.table, turned(maps), grain.positions, bias, &mut kept.qkv);
         let mask = grain.mask(self.number, Site::Probabilities);
         attention.forward(grain.heads(self.number, at, mask.as_ref()), &kept.qkv, &mut kept.attended, &mut kept.lse);
+        Ok(())
+    }
+
+    /// The second half, from `kept.attended` and the stream before the block: position by position, so that both may be
+    /// some of the positions only.
+    ///
+    /// # Errors
+    /// The GEMM backend refuses.
+    pub fn finish(
+        &self,
+        Engines { gemm, .. }: &mut Engines,
+        grain: &Grain<'_>,
+        x: &[f32],
+        kept: &mut Kept,
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let (at, w, maps) = (self.at, self.group.weights, grain.maps);
         at.out.forward(gemm, w, &kept.attended, &mut scratch.branch)?;
         if maps.parallel_residual {
             self.add_branch(grain, &at.out, Site::Attention, Some(x), scratch, out);

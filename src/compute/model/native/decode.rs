@@ -107,7 +107,7 @@ impl NativeDecoder {
             .map_err(|e| ComputeError::Failed(format!("{threads} threads cannot be started ({e}): ask for fewer")))?;
         let pool = Arc::new(pool);
         let maps = Maps::new(model.config(), model.layout())?;
-        let mut weights = Weights::of(model);
+        let mut weights = Weights::of(model.layout(), model.flats(), &model.signs);
         (0..model.flats().len()).for_each(|group| weights.prepare(group));
         let mut scratch = Floats::default();
         let mut blocks = Vec::new();

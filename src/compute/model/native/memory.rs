@@ -39,6 +39,25 @@ pub struct Kept {
     pub active: Floats,
 }
 
+impl Kept {
+    /// Makes room for `attending` positions in the first half of a block and `finishing` in the second.
+    pub fn fit(&mut self, maps: &Maps, attending: usize, finishing: usize) {
+        let (h, heads) = (maps.hidden, &maps.heads.layout);
+        self.mean1.resize(attending);
+        self.rstd1.resize(attending);
+        self.norm1.resize(attending * h);
+        self.qkv.resize(attending * heads.row);
+        self.lse.resize(attending * heads.queries);
+        self.attended.resize(attending.max(finishing) * heads.out_row());
+        self.mean2.resize(finishing);
+        self.rstd2.resize(finishing);
+        self.norm2.resize(finishing * h);
+        self.middle.resize(if maps.parallel_residual { 0 } else { finishing * h });
+        self.up.resize(finishing * maps.up_width());
+        self.active.resize(finishing * maps.intermediate);
+    }
+}
+
 /// Memory that is written and read within one block or one chunk.
 #[derive(Debug, Default)]
 pub struct Scratch {
@@ -97,16 +116,7 @@ impl Memory {
             stream.resize(n * h);
         }
         for k in &mut self.kept {
-            let statistics = [&mut k.mean1, &mut k.rstd1, &mut k.mean2, &mut k.rstd2];
-            statistics.into_iter().for_each(|s| s.resize(n));
-            k.norm1.resize(n * h);
-            k.norm2.resize(n * h);
-            k.qkv.resize(n * maps.heads.layout.row);
-            k.lse.resize(n * maps.heads.layout.queries);
-            k.attended.resize(n * maps.heads.layout.out_row());
-            k.middle.resize(if maps.parallel_residual { 0 } else { n * h });
-            k.up.resize(n * maps.up_width());
-            k.active.resize(n * maps.intermediate);
+            k.fit(maps, n, n);
         }
         self.mean.resize(n);
         self.rstd.resize(n);

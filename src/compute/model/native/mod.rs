@@ -11,6 +11,7 @@ mod decode;
 mod head;
 mod maps;
 mod memory;
+pub mod score;
 pub(super) mod seen;
 
 #[cfg(test)]
@@ -33,6 +34,7 @@ use self::seen::Seen;
 use super::batch::Batch;
 use super::layout::Layout;
 use super::passes::{Accumulate, GrainAt, GrainSum, Hooks, Passes};
+use super::view::Signs;
 use super::{Model, as_f32, as_f32_mut};
 use crate::compute::kernels::attention::Attention;
 use crate::compute::kernels::dropout::{self, Site};
@@ -86,7 +88,7 @@ impl NativePasses {
         let maps = Maps::new(model.config(), model.layout())?;
         Ok(Self {
             table: rotary::Table::new(&maps.frequencies, 0),
-            weights: Weights::of(model),
+            weights: Weights::of(&model.layout, &model.flats, &model.signs),
             engines: Engines { gemm: Gemm::new(options.gemm, Arc::clone(&pool)), attention: Attention::new(pool) },
             positions: Vec::new(),
             seen: Seen::default(),
@@ -112,13 +114,8 @@ impl NativePasses {
         }
         let longest = self.positions.iter().max().map_or(0, |&p| p as usize + 1);
         if longest > self.table.positions() {
-            let maps = &self.maps;
             // Grown by halves, at most to the model's context, which holds every position.
-            let positions = (longest + longest / 2).min(maps.context);
-            let (config, factor) = (&maps.config, maps.config.rotation_factor());
-            // No context is longer than 2^24.
-            let query = |position: usize| config.query_factor(position as i64);
-            self.table = rotary::Table::scaled(&maps.frequencies, factor, positions, query);
+            self.table = table(&self.maps, (longest + longest / 2).min(self.maps.context));
         }
         let window = self.maps.blocks.iter().find_map(|b| b.window);
         self.seen.fill(batch, window, self.maps.blocks.len())?;
@@ -230,6 +227,14 @@ pub(super) fn foreign_mask() -> ComputeError {
     )
 }
 
+/// Rotations of positions below `positions`.
+fn table(maps: &Maps, positions: usize) -> rotary::Table {
+    let (config, factor) = (&maps.config, maps.config.rotation_factor());
+    // No context is longer than 2^24.
+    let query = |position: usize| config.query_factor(position as i64);
+    rotary::Table::scaled(&maps.frequencies, factor, positions, query)
+}
+
 /// Flat weights, shared with the model, and effective weights of groups that have constrained ones.
 #[derive(Debug)]
 struct Weights {
@@ -248,8 +253,8 @@ struct GroupWeights {
 }
 
 impl Weights {
-    fn of(model: &Model) -> Self {
-        let groups = model.layout.groups.iter().zip(&model.flats).zip(&model.signs);
+    fn of(layout: &Layout, flats: &[Tensor], signs: &[Signs]) -> Self {
+        let groups = layout.groups.iter().zip(flats).zip(signs);
         let groups = groups.map(|((layout, flat), signs)| GroupWeights {
             flat: flat.shallow_clone(),
             constrained: maps::is_constrained(layout),
@@ -257,7 +262,7 @@ impl Weights {
             stale: true,
             signs: (0..layout.spans.len()).map(|i| signs.get(&i).map(|t| as_f32(t).to_vec())).collect(),
         });
-        Self { groups: groups.collect(), layout: model.layout.clone() }
+        Self { groups: groups.collect(), layout: layout.clone() }
     }
 
     /// Makes the effective weights of a group, if the weights have changed.

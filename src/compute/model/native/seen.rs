@@ -2,14 +2,17 @@
 
 use std::cell::Cell;
 
+use super::score::Branching;
 use crate::compute::model::batch::{Batch, Mask};
 use crate::compute::{ComputeError, Result};
 
-/// Keys that each query sees: `first[i]..end[i]` in its row, `[N]`.
+/// Keys that each query sees: `first[i]..end[i]` in its row without those of its gap, `[N]`.
 #[derive(Debug, Default, Clone)]
 pub struct Ranges {
     pub first: Vec<u32>,
     pub end: Vec<u32>,
+    /// Empty if no query has a gap.
+    pub gaps: Vec<[u32; 2]>,
 }
 
 /// [`Ranges`] of a batch, without a window and with it.
@@ -28,14 +31,33 @@ impl Seen {
     /// # Errors
     /// A segment is in two parts.
     pub fn fill(&mut self, batch: &Batch, window: Option<usize>, blocks: usize) -> Result<()> {
-        self.is_causal = batch.mask == Mask::Causal;
-        self.patched.clear();
-        self.patched.resize(blocks, Cell::new(false));
+        self.begin(batch.mask, blocks);
         self.all.fill(batch, u32::MAX)?;
         if let Some(window) = window {
             self.windowed.fill(batch, u32::try_from(window).unwrap_or(u32::MAX))?;
         }
         Ok(())
+    }
+
+    /// Of rows that branch, one behind the other in one long row, for `blocks` blocks.
+    pub fn fill_branching<'r>(
+        &mut self,
+        rows: impl Iterator<Item = &'r Branching> + Clone,
+        mask: Mask,
+        window: Option<usize>,
+        blocks: usize,
+    ) {
+        self.begin(mask, blocks);
+        self.all.fill_branching(rows.clone(), mask, u32::MAX);
+        if let Some(window) = window {
+            self.windowed.fill_branching(rows, mask, u32::try_from(window).unwrap_or(u32::MAX));
+        }
+    }
+
+    fn begin(&mut self, mask: Mask, blocks: usize) {
+        self.is_causal = mask == Mask::Causal;
+        self.patched.clear();
+        self.patched.resize(blocks, Cell::new(false));
     }
 
     /// For block `number`, which now takes it.
@@ -66,8 +88,7 @@ impl Ranges {
     }
 
     fn fill(&mut self, batch: &Batch, window: u32) -> Result<()> {
-        self.first.clear();
-        self.end.clear();
+        self.clear();
         let seq_len = batch.seq_len as u32;
         for row in 0..batch.rows {
             let at = |lens: &Option<Vec<i32>>, none: u32| {
@@ -94,6 +115,52 @@ impl Ranges {
             }
         }
         Ok(())
+    }
+}
+
+impl Ranges {
+    fn clear(&mut self) {
+        self.first.clear();
+        self.end.clear();
+        self.gaps.clear();
+    }
+
+    fn fill_branching<'r>(&mut self, rows: impl Iterator<Item = &'r Branching>, mask: Mask, window: u32) {
+        self.clear();
+        let mut start = 0;
+        for row in rows {
+            // A row has far fewer than 2^32 tokens.
+            let (trunk, prompt) = (row.trunk.len() as u32, row.prompt as u32);
+            for t in 0..trunk {
+                let end = match mask {
+                    Mask::Causal => t + 1,
+                    Mask::Full => trunk,
+                    Mask::Prefix => prompt.max(t + 1),
+                };
+                self.push(start + (t + 1).saturating_sub(window), start + end, [0, 0]);
+            }
+            let mut begin = start + trunk;
+            for branch in &row.branches {
+                for t in 0..branch.len() as u32 {
+                    // What is behind the window, counted from the row's beginning; first of the trunk, then of the branch.
+                    let hidden = (trunk + t + 1).saturating_sub(window);
+                    let end = begin + t + 1;
+                    if hidden < trunk {
+                        self.push(start + hidden, end, [start + trunk, begin]);
+                    } else {
+                        self.push(begin + (hidden - trunk), end, [0, 0]);
+                    }
+                }
+                begin += branch.len() as u32;
+            }
+            start = begin;
+        }
+    }
+
+    fn push(&mut self, first: u32, end: u32, gap: [u32; 2]) {
+        self.first.push(first);
+        self.end.push(end);
+        self.gaps.push(gap);
     }
 }
 
