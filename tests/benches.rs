@@ -41,7 +41,9 @@ fn succeed(output: Output) -> String {
 
 #[test]
 fn bad_use_of_a_bench_is_named_and_ends_with_64() {
-    for script in ["checkpoint", "elastic", "eval", "generate", "gpu", "roofline", "train", "train-link", "train-tiny"] {
+    for script in
+        ["attack", "checkpoint", "elastic", "eval", "generate", "gpu", "roofline", "train", "train-link", "train-tiny"]
+    {
         for (words, named) in [
             (&["--rouns", "3"][..], "--rouns"),
             (&["--rounds", "0"], "0"),

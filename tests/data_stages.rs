@@ -253,7 +253,7 @@ fn results_agree_with_their_items_and_no_batch_size_changes_them() {
         json!({"search": search, "trigger_length": 3, "num_restarts": 2, "num_iterations": 2, "num_candidates": 50,
                "candidates_per_position": 5, "num_samples": 10, "grain_rows": 4, "batch_size": batch})
     };
-    for search in ["random", "gradient"] {
+    for search in ["random", "gradient", "gradient_by_sweep"] {
         let run = |batch| study.run(&uat::SPEC, uat::run, "uat", &uat_params(search, batch));
         let (record, out) = run(1);
         let m = &record.metrics;
@@ -267,6 +267,17 @@ fn results_agree_with_their_items_and_no_batch_size_changes_them() {
             let scope = &r["scopes"]["untouched_targets"];
             assert!((number(scope, "/attacked_loss") - attacked).abs() < 1e-9, "texts have equal lengths");
             assert_eq!(r["trigger_ids"].as_array().unwrap().len(), 3);
+            // The control looked at the model as often, and its best trigger is judged in the same way.
+            let cost = |r: &Value| number(r, "/evaluations") + 2.0 * number(r, "/gradients");
+            let passes: f64 = r["restarts"].as_array().unwrap().iter().map(cost).sum();
+            assert_eq!((number(r, "/passes"), number(r, "/random_search/passes")), (passes, passes));
+            assert_eq!(number(r, "/random_search/clean_loss"), clean);
+            // Transfer: this trigger before the other model's texts, whose clean loss is that of its own attack.
+            let other = if model == "baseline_pythia" { "monotonic_pythia" } else { "baseline_pythia" };
+            let there = &r["transfer"][other];
+            assert_eq!(there["clean_loss"], m["results"][other]["clean_loss"]);
+            assert_ne!(there["attacked_loss"], r["attacked_loss"]);
+            assert!(there["trigger_ids"].is_null());
         }
         let csv = std::fs::read_to_string(out.join("learned_triggers.csv")).unwrap();
         assert!(csv.starts_with("model,trigger,nll_increase_percent\nbaseline_pythia,"));
@@ -284,6 +295,13 @@ fn results_agree_with_their_items_and_no_batch_size_changes_them() {
             let r = &m["results"][model];
             assert_eq!(r["success_rate"], r["scopes"]["untouched_targets"]["success_rates"]["ppl_rel"]);
             assert_eq!(r["random_control"]["num_samples"], 10);
+            assert_eq!(r["passes"], if mode == "one_shot" { 2 } else { 6 });
+            assert_eq!(r["random_search"]["passes"], r["passes"]);
+            let all = |of: &Value| number(of, "/scopes/all/attacked_loss");
+            assert!(all(&r["random_search"]) >= all(&r["random_control"]), "the best of several draws");
+            let other = if model == "baseline_pythia" { "monotonic_pythia" } else { "baseline_pythia" };
+            let of_other = number(&m["results"][other], "/scopes/all/clean_loss");
+            assert_eq!(number(r, &format!("/transfer/{other}/scopes/all/clean_loss")), of_other);
         }
         assert_eq!(m["statistical_tests"]["baseline_vs_monotonic"]["n"], 10);
         assert_eq!(record.content_digest(), run(64).content_digest());

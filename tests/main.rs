@@ -3,6 +3,8 @@
 mod again;
 mod architecture;
 mod asking;
+#[cfg(feature = "compute")]
+mod attacks;
 mod benches;
 mod chain;
 mod chaos;

@@ -8,8 +8,9 @@
 //! shapes. `checkpoint-save` and `checkpoint-load` time one in DIR ([`crate::compute::checkpoint::bench`]). `plain
 //! CONFIG`, under `mpirun`, trains without the promise of bits ([`crate::compute::plain`]) and prints a line a step.
 //! `generate CONFIG` generates texts ([`crate::compute::generate`]) and prints a line for each time it did so.
-//! `score` scores choices ([`score`]).
+//! `score` scores choices ([`score`]). `trigger CONFIG` and `attack` belong to attacks ([`attack`]).
 
+mod attack;
 mod score;
 
 use std::collections::BTreeMap;
@@ -75,6 +76,7 @@ pub fn main() -> ExitCode {
         [command, config] if command == "plain" => plain(Path::new(config)),
         [command, config] if command == "generate" => generation(Path::new(config)),
         [command] if command == "score" => score::run(|line| println!("{line}")),
+        [command] if command == "attack" => attacks(),
         _ => answer(&words).map(|value| println!("{value}")),
     };
     match done {
@@ -91,10 +93,13 @@ fn answer(words: &[String]) -> Result<Value, StageError> {
         if command == "gemm" {
             return gemm(&files::read_json(Path::new(config))?);
         }
+        if command == "trigger" {
+            return attack::trigger(&files::read_json(Path::new(config))?);
+        }
     }
     let [command, config, dir] = words else {
         return Err(StageError::Usage(
-            "usage: seedbed-bench data|cell|checkpoint-save|checkpoint-load CONFIG DIR, or gemm|plain|generate CONFIG, or score"
+            "usage: seedbed-bench data|cell|checkpoint-save|checkpoint-load CONFIG DIR, gemm|plain|generate|trigger CONFIG, or score|attack < CONFIG"
                 .to_owned(),
         ));
     };
@@ -161,6 +166,13 @@ fn generation(config: &Path) -> Result<(), StageError> {
         peak.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     println!("{}", json!({"ids": ids, "load_seconds": load_seconds, "peak_rss_bytes": peak.map(|kb| 1024 * kb)}));
     Ok(())
+}
+
+/// Reads its configuration on stdin, as the other side does.
+fn attacks() -> Result<(), StageError> {
+    let config: Value =
+        serde_json::from_reader(std::io::stdin()).map_err(StageError::failed("reading the configuration"))?;
+    attack::run(&config, &mut |line| println!("{line}"))
 }
 
 /// Where the parts of a bench lie.

@@ -1,23 +1,24 @@
 //! Stage kind `hotflip`: token flips against trained models, with a random control of the same budget.
 //!
 //! Exports `hotflip_results.json`. Every model sees the same texts and the same random flips, so that models
-//! are compared text by text.
+//! are compared text by text. Controls are random flips, once and as the best of as many as the attack looks at the
+//! model. Each model's flips are made in the texts of the others, too.
 
 use serde_json::Value;
 
 use super::subjects::{
-    BATCH_SIZE, GRAIN_ROWS, LOSS_SCOPE, MODELS, SAMPLE_TOKENS, SUCCESS_METRIC, SUCCESS_THRESHOLD,
-    SUCCESS_THRESHOLD_NATS, THREADS, check_models,
+    BATCH_SIZE, CHECKPOINT_INTERVAL_S, COLLECTIVE_TIMEOUT_S, GRAIN_ROWS, LOSS_SCOPE, MODELS, SAMPLE_TOKENS,
+    SUCCESS_METRIC, SUCCESS_THRESHOLD, SUCCESS_THRESHOLD_NATS, SURVIVING, THREADS, check_models,
 };
 use super::{Field, FieldType, Preset, Role, Spec};
 
 /// The kind.
 pub static SPEC: Spec = Spec {
     kind: "hotflip",
-    version: 1,
+    version: 2,
     binary: "seedbed-hotflip",
-    resumable: false,
-    parallel: false,
+    resumable: true,
+    parallel: true,
     partial_inputs: false,
     needs: &["setup", "train"],
     outputs: &[],
@@ -47,6 +48,7 @@ pub static SPEC: Spec = Spec {
             help: "texts drawn from the test split",
         },
         SAMPLE_TOKENS,
+        SURVIVING,
         LOSS_SCOPE,
         SUCCESS_METRIC,
         SUCCESS_THRESHOLD,
@@ -54,6 +56,8 @@ pub static SPEC: Spec = Spec {
         GRAIN_ROWS,
         BATCH_SIZE,
         THREADS,
+        CHECKPOINT_INTERVAL_S,
+        COLLECTIVE_TIMEOUT_S,
     ],
     check,
 };
@@ -72,14 +76,20 @@ mod task {
     use serde::Deserialize;
     use serde_json::{Map, Value, json};
 
+    use super::super::attack_frame::{Keeper, attack_numerics, headline, on_ranks};
     use super::super::attack_summary::{
         Headline, Scoped, comparison_name, degradations, mean_of, or_null, paired_tests,
     };
-    use super::super::subjects::{numerics, open};
+    use super::super::subjects::open;
     use super::super::{Context, StageError};
-    use crate::compute::attack::hotflip::{Attacked, Budget, Mode, attack, random_control};
-    use crate::compute::attack::success::{Metric, Thresholds};
-    use crate::compute::attack::{Scope, allowed_ids, draw_texts};
+    use crate::compute::attack::hotflip::{
+        Attacked, Budget, Field, Mode, State, attack, judge, random_control, random_search,
+    };
+    use crate::compute::attack::success::Thresholds;
+    use crate::compute::attack::survival::Survival;
+    use crate::compute::attack::victim::Native;
+    use crate::compute::attack::{Ended, Scope, allowed_ids, draw_texts};
+    use crate::compute::comm::Comm;
     use crate::compute::data::{Packing, Samples};
     use crate::compute::evaluate::{Grain, LanguageModel};
     use crate::record::{Column, Items, RunRecord};
@@ -92,6 +102,7 @@ mod task {
         num_flips: usize,
         num_samples: usize,
         sample_tokens: Option<usize>,
+        surviving: bool,
         loss_scope: String,
         success_metric: String,
         success_threshold: f64,
@@ -99,19 +110,23 @@ mod task {
         grain_rows: usize,
         batch_size: usize,
         threads_per_rank: u32,
+        checkpoint_interval_s: f64,
+        collective_timeout_s: u64,
     }
 
     /// Attacks every model on the same texts.
     ///
     /// # Errors
-    /// A model or the data cannot be read or do not fit each other, or a loss is not finite.
+    /// A model or the data cannot be read or do not fit each other, a loss is not finite, a rank is gone, or the cell was
+    /// asked to stop ([`StageError::Resume`]).
     pub fn run(context: &Context) -> Result<Option<RunRecord>, StageError> {
         let params: Params = context.params()?;
-        let word = |what: &str| StageError::Usage(format!("`{what}` has a value that is not known"));
-        let scope = Scope::parse(&params.loss_scope).ok_or_else(|| word("loss_scope"))?;
-        let metric = Metric::parse(&params.success_metric).ok_or_else(|| word("success_metric"))?;
+        on_ranks(params.collective_timeout_s, |comm| run_on(context, &params, comm))
+    }
+
+    fn run_on(context: &Context, params: &Params, comm: &Comm) -> Result<RunRecord, StageError> {
         let thresholds = Thresholds { relative: params.success_threshold, nats: params.success_threshold_nats };
-        let headline = Headline { scope, metric, thresholds };
+        let headline = headline(&params.loss_scope, &params.success_metric, thresholds)?;
         let mode = if params.mode == "iterative" { Mode::Iterative } else { Mode::OneShot };
         let subjects = open(context, &params.models, params.threads_per_rank)?;
         let grain = Grain::new(params.grain_rows, params.batch_size)?;
@@ -127,34 +142,74 @@ mod task {
         let samples = Samples::new(subjects.test.clone(), length, Packing::Stream)?;
         let texts = draw_texts(&samples, params.num_samples, seed)?;
         let special = subjects.tokenizer.special_ids();
-        let budget =
-            Budget { flips: params.num_flips, allowed: allowed_ids(&subjects.train.counts(), &special), special };
+        let survival =
+            if params.surviving { Survival::asked(&subjects.tokenizer, &special) } else { Survival::not_asked() };
+        let allowed = survival.alone(allowed_ids(&subjects.train.counts(), &special))?;
+        let budget = Budget { flips: params.num_flips, allowed, special: special.clone() };
+        let mut natives = Vec::new();
+        for (name, model) in &subjects.models {
+            natives.push((name.as_str(), Native::new(model, params.threads_per_rank as usize)?));
+        }
+
+        let mut keeper: Keeper<'_, BTreeMap<String, State>> =
+            Keeper::open(context, comm, params.checkpoint_interval_s)?;
+        let mut found = keeper.state.clone();
+        let mut seconds = Map::new();
+        for (name, victim) in &mut natives {
+            let begun = std::time::Instant::now();
+            let state = found.entry((*name).to_owned()).or_default();
+            let mut field = Field { victim, comm, texts: &texts, survival, grain };
+            let ended = attack(&mut field, mode, &budget, state, &mut |state| {
+                let update = &mut |kept: &mut BTreeMap<String, State>| {
+                    kept.insert((*name).to_owned(), state.clone());
+                };
+                keeper.step(&format!("{name}_texts"), state.flips.len() as f64, update)
+            })?;
+            if ended == Ended::Stopped {
+                return Err(keeper.resume());
+            }
+            seconds.insert((*name).to_owned(), json!(begun.elapsed().as_secs_f64()));
+        }
 
         let mut record = RunRecord::new(&context.cell);
-        let (mut results, mut seconds) = (Map::new(), Map::new());
+        let mut results = Map::new();
         let mut by_model: Vec<(&str, Scoped)> = Vec::new();
-        for (name, model) in &subjects.models {
-            let begun = std::time::Instant::now();
-            let attacked = attack(model, &texts, mode, &budget, grain)?;
-            let control = random_control(model, &texts, &budget, seed, grain)?;
+        let names: Vec<&str> = natives.iter().map(|n| n.0).collect();
+        for (k, name) in names.iter().enumerate() {
+            let flips = &found[*name].flips;
+            let passes = mode.passes(&budget);
+            let mut field = Field { victim: &mut natives[k].1, comm, texts: &texts, survival, grain };
+            let attacked = judge(&mut field, flips)?;
+            let control = random_control(&mut field, &budget, seed)?;
+            let searched = random_search(&mut field, &budget, seed, passes)?;
             let mut result = summary(&attacked, &headline);
             result["model_name"] = json!(name);
+            result["passes"] = json!(passes);
             result["random_control"] = summary(&control, &headline);
-            eprintln!(
-                "{name}: success rate {} ({}), random control {}",
-                result["success_rate"],
-                metric.word(),
-                result["random_control"]["success_rate"]
-            );
+            result["random_search"] = summary(&searched, &headline);
+            result["random_search"]["passes"] = json!(passes);
+            let mut transfer = Map::new();
+            for (other, other_name) in names.iter().enumerate().filter(|(other, _)| *other != k) {
+                let mut field = Field { victim: &mut natives[other].1, comm, texts: &texts, survival, grain };
+                transfer.insert((*other_name).to_owned(), summary(&judge(&mut field, flips)?, &headline));
+            }
+            result["transfer"] = transfer.into();
+            if comm.is_first() {
+                eprintln!(
+                    "{name}: success rate {} ({}), random control {}",
+                    result["success_rate"],
+                    headline.metric.word(),
+                    result["random_control"]["success_rate"]
+                );
+            }
             record.items.insert(format!("hotflip_{name}"), items(&attacked, &control));
-            results.insert(name.clone(), result);
+            results.insert((*name).to_owned(), result);
             by_model.push((name, scoped(&attacked)));
-            seconds.insert(name.clone(), json!(begun.elapsed().as_secs_f64()));
         }
         let mut tests = Map::new();
         for (i, (a, left)) in by_model.iter().enumerate() {
             for (b, right) in &by_model[i + 1..] {
-                let found = paired_tests(left.pairs(scope), right.pairs(scope), &headline, seed);
+                let found = paired_tests(left.pairs(headline.scope), right.pairs(headline.scope), &headline, seed);
                 tests.insert(comparison_name(a, b), found);
             }
         }
@@ -170,14 +225,15 @@ mod task {
                 "loss_scope": params.loss_scope,
                 "mode": params.mode,
                 "sample_tokens": length,
+                "surviving": params.surviving,
                 "allowed_ids": budget.allowed.len(),
             },
             "results": results,
             "statistical_tests": tests,
         });
-        record.environment = json!({"seconds": seconds, "duration_s": context.elapsed_s()});
-        record.numerics = numerics(params.threads_per_rank, params.grain_rows);
-        Ok(Some(record))
+        record.environment = json!({"seconds": seconds, "duration_s": context.elapsed_s(), "ranks": comm.size()});
+        record.numerics = attack_numerics(comm, params.threads_per_rank, params.grain_rows);
+        Ok(record)
     }
 
     fn scoped(attacked: &[Attacked]) -> Scoped {
@@ -196,6 +252,7 @@ mod task {
             "avg_orig_loss": mean_of(pairs, |p| p.clean),
             "avg_attack_loss": mean_of(pairs, |p| p.attacked),
             "num_samples": pairs.len(),
+            "avg_flips": or_null(stats::mean(&attacked.iter().map(|a| a.flips.len() as f64).collect::<Vec<_>>())),
             "scopes": scoped.summary(&headline.thresholds),
         })
     }

@@ -5,6 +5,8 @@
 pub mod aggregate;
 pub mod apply_monotonicity;
 #[cfg(feature = "compute")]
+mod attack_frame;
+#[cfg(feature = "compute")]
 mod attack_summary;
 #[cfg(feature = "compute")]
 pub mod bench;

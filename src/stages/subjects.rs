@@ -89,6 +89,33 @@ pub const SAMPLE_TOKENS: Field = Field {
     help: "tokens of one attacked text; absent: what the model can read",
 };
 
+/// `surviving`.
+pub const SURVIVING: Field = Field {
+    name: "surviving",
+    ty: FieldType::Bool,
+    preset: Preset::Is("true"),
+    role: Role::Semantic,
+    help: "only ids that are still the same after decoding and encoding, in their place; historic runs did not ask",
+};
+
+/// `checkpoint_interval_s`.
+pub const CHECKPOINT_INTERVAL_S: Field = Field {
+    name: "checkpoint_interval_s",
+    ty: FieldType::Number { min: 0.0, max: 1e6 },
+    preset: Preset::Is("60.0"),
+    role: Role::Operational,
+    help: "seconds between two savings of what the attack needs to go on; 0: behind every step",
+};
+
+/// `collective_timeout_s`.
+pub const COLLECTIVE_TIMEOUT_S: Field = Field {
+    name: "collective_timeout_s",
+    ty: FieldType::Integer { min: 1, max: 86_400 },
+    preset: Preset::Is("1800"),
+    role: Role::Operational,
+    help: "seconds after which a silent rank counts as gone",
+};
+
 /// Problems of `models` that no single field can tell.
 pub fn check_models(params: &Value) -> Vec<String> {
     let Some(models) = params.get("models").and_then(Value::as_object) else { return Vec::new() };

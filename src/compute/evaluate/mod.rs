@@ -77,6 +77,11 @@ impl Grain {
         }
         Ok(Self { grain_rows, batch_rows })
     }
+
+    /// Rows of all groups in flight.
+    pub fn in_flight(self) -> usize {
+        (self.batch_rows / self.grain_rows).max(1) * self.grain_rows
+    }
 }
 
 /// A row of ids and what should follow each: T inputs and T targets.
@@ -122,7 +127,7 @@ pub fn nll_of_rows(
     each: &mut dyn FnMut(usize, &[f64]),
 ) -> Result<()> {
     let _no_grad = tch::no_grad_guard();
-    let in_flight = (grain.batch_rows / grain.grain_rows).max(1) * grain.grain_rows;
+    let in_flight = grain.in_flight();
     let mut start = 0;
     while start < count {
         let end = (start + in_flight).min(count);

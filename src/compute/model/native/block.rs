@@ -36,10 +36,17 @@ impl Grain<'_> {
     }
 
     fn heads<'a>(&'a self, number: usize, block: &BlockAt, dropout: Option<&'a Dropout>) -> Heads<'a> {
+        Heads { dropout, ..self.heads_of(number, block, 0..self.rows) }
+    }
+
+    /// The heads of some rows, without dropout.
+    pub fn heads_of<'a>(&'a self, number: usize, block: &BlockAt, rows: std::ops::Range<usize>) -> Heads<'a> {
         let (layout, seen) = (self.maps.heads.layout, self.seen.taken_by(number, block.window));
         let scale = 1.0 / (layout.dim as f32).sqrt();
-        let (rows, seq_len) = (self.rows, self.seq_len);
-        Heads { layout, rows, seq_len, first: &seen.first, end: &seen.end, gaps: &seen.gaps, scale, dropout }
+        let places = rows.start * self.seq_len..rows.end * self.seq_len;
+        let (first, end) = (&seen.first[places.clone()], &seen.end[places.clone()]);
+        let gaps = if seen.gaps.is_empty() { &[][..] } else { &seen.gaps[places] };
+        Heads { layout, rows: rows.len(), seq_len: self.seq_len, first, end, gaps, scale, dropout: None }
     }
 }
 
@@ -88,13 +95,10 @@ impl Block<'_> {
         kept: &mut Kept,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        let (at, w, maps) = (self.at, self.group.weights, grain.maps);
-        self.norm(maps, &at.norm1, x, &mut kept.norm1, &mut kept.mean1, &mut kept.rstd1);
-        at.qkv.forward(gemm, w, &kept.norm1, &mut kept.qkv)?;
-        let bias = at.qkv.bias(w, &mut scratch.bias);
-        rotary::forward(isa(), grain.table, turned(maps), grain.positions, bias, &mut kept.qkv);
+        self.project(gemm, grain, x, kept, scratch)?;
         let mask = grain.mask(self.number, Site::Probabilities);
-        attention.forward(grain.heads(self.number, at, mask.as_ref()), &kept.qkv, &mut kept.attended, &mut kept.lse);
+        let heads = grain.heads(self.number, self.at, mask.as_ref());
+        attention.forward(heads, &kept.qkv, &mut kept.attended, &mut kept.lse);
         Ok(())
     }
 
@@ -112,15 +116,70 @@ impl Block<'_> {
         scratch: &mut Scratch,
         out: &mut [f32],
     ) -> Result<()> {
-        let (at, w, maps) = (self.at, self.group.weights, grain.maps);
-        at.out.forward(gemm, w, &kept.attended, &mut scratch.branch)?;
+        let maps = grain.maps;
         if maps.parallel_residual {
-            self.add_branch(grain, &at.out, Site::Attention, Some(x), scratch, out);
-            self.norm(maps, &at.norm2, x, &mut kept.norm2, &mut kept.mean2, &mut kept.rstd2);
+            self.add_attended(gemm, grain, x, kept, scratch, out)?;
+            self.norm(maps, &self.at.norm2, x, &mut kept.norm2, &mut kept.mean2, &mut kept.rstd2);
         } else {
-            self.add_branch(grain, &at.out, Site::Attention, Some(x), scratch, &mut kept.middle);
-            self.norm(maps, &at.norm2, &kept.middle, &mut kept.norm2, &mut kept.mean2, &mut kept.rstd2);
+            let mut middle = std::mem::take(&mut kept.middle);
+            self.add_attended(gemm, grain, x, kept, scratch, &mut middle)?;
+            kept.middle = middle;
+            self.norm(maps, &self.at.norm2, &kept.middle, &mut kept.norm2, &mut kept.mean2, &mut kept.rstd2);
         }
+        self.feed(gemm, grain, kept, scratch)?;
+        let before = if maps.parallel_residual { None } else { Some(&kept.middle[..]) };
+        self.add_branch(grain, &self.at.down, Site::Mlp, before, scratch, out);
+        Ok(())
+    }
+
+    /// Queries, keys and values of the stream `x`, turned: `kept.qkv`.
+    ///
+    /// # Errors
+    /// The GEMM backend refuses.
+    pub fn project(
+        &self,
+        gemm: &mut Gemm,
+        grain: &Grain<'_>,
+        x: &[f32],
+        kept: &mut Kept,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        self.norm(grain.maps, &self.at.norm1, x, &mut kept.norm1, &mut kept.mean1, &mut kept.rstd1);
+        self.at.qkv.forward(gemm, self.group.weights, &kept.norm1, &mut kept.qkv)?;
+        self.turn(grain, &mut kept.qkv, scratch);
+        Ok(())
+    }
+
+    /// Adds the bias of queries, keys and values, and turns them by their positions.
+    pub fn turn(&self, grain: &Grain<'_>, qkv: &mut [f32], scratch: &mut Scratch) {
+        let bias = self.at.qkv.bias(self.group.weights, &mut scratch.bias);
+        rotary::forward(isa(), grain.table, turned(grain.maps), grain.positions, bias, qkv);
+    }
+
+    /// to = x + what attention gave, through its output map.
+    ///
+    /// # Errors
+    /// The GEMM backend refuses.
+    pub fn add_attended(
+        &self,
+        gemm: &mut Gemm,
+        grain: &Grain<'_>,
+        x: &[f32],
+        kept: &Kept,
+        scratch: &mut Scratch,
+        to: &mut [f32],
+    ) -> Result<()> {
+        self.at.out.forward(gemm, self.group.weights, &kept.attended, &mut scratch.branch)?;
+        self.add_branch(grain, &self.at.out, Site::Attention, Some(x), scratch, to);
+        Ok(())
+    }
+
+    /// The feed-forward layer on `kept.norm2`, without its last bias: `scratch.branch`.
+    ///
+    /// # Errors
+    /// The GEMM backend refuses.
+    pub fn feed(&self, gemm: &mut Gemm, grain: &Grain<'_>, kept: &mut Kept, scratch: &mut Scratch) -> Result<()> {
+        let (at, w, maps) = (self.at, self.group.weights, grain.maps);
         at.up.forward(gemm, w, &kept.norm2, &mut kept.up)?;
         let (f, bias) = (maps.intermediate, at.up.bias(w, &mut scratch.bias));
         if maps.gated {
@@ -128,14 +187,12 @@ impl Block<'_> {
         } else {
             activation::forward(isa(), maps.function, f, bias, &mut kept.up, &mut kept.active);
         }
-        at.down.forward(gemm, w, &kept.active, &mut scratch.branch)?;
-        let before = if maps.parallel_residual { None } else { Some(&kept.middle[..]) };
-        self.add_branch(grain, &at.down, Site::Mlp, before, scratch, out);
-        Ok(())
+        at.down.forward(gemm, w, &kept.active, &mut scratch.branch)
     }
 
     /// The gradient by the stream before the block from that after it, in place; the gradient by the block's
-    /// parameters goes to `gradient`. `kept` is the forward's, and is used up.
+    /// parameters goes to `gradient`. `kept` is the forward's; it is used up where that is wanted, and stays as it is
+    /// where it is not.
     ///
     /// # Errors
     /// The GEMM backend refuses.
@@ -151,14 +208,18 @@ impl Block<'_> {
     ) -> Result<()> {
         let (at, group, maps) = (self.at, self.group, grain.maps);
         let w = group.weights;
-        let Scratch { branch, dnorm, dqkv, dattended, dactive, row, bias, dweight, .. } = scratch;
+        let Scratch { branch, dnorm, dqkv, dattended, dactive, dup, row, bias, dweight, .. } = scratch;
 
         let dbranch = self.branch_gradient(grain, Site::Mlp, dx, branch);
         bias_gradient(&at.down, dbranch, bias, row, gradient);
         at.down.input_gradient(gemm, w, dbranch, dactive)?;
         at.down.weight_gradient(gemm, group, dbranch, &kept.active, gradient, dweight)?;
-        let (f, du) = (maps.intermediate, &mut kept.up);
-        let dbias = at.up.has_bias().then(|| zeroed(bias, at.up.outputs));
+        if !gradient.wanted {
+            dup.resize(kept.up.len());
+            dup.copy_from_slice(&kept.up);
+        }
+        let (f, du) = (maps.intermediate, if gradient.wanted { &mut kept.up } else { dup });
+        let dbias = (gradient.wanted && at.up.has_bias()).then(|| zeroed(bias, at.up.outputs));
         if maps.gated {
             activation::gated_backward(isa(), maps.function, f, du, dactive, dbias, row);
         } else {
@@ -182,7 +243,7 @@ impl Block<'_> {
         let mask = grain.mask(self.number, Site::Probabilities);
         let forward = Forward { qkv: &kept.qkv, out: &kept.attended, lse: &kept.lse };
         attention.backward(grain.heads(self.number, at, mask.as_ref()), forward, dattended, dqkv);
-        let dbias = at.qkv.has_bias().then(|| zeroed(bias, at.qkv.outputs));
+        let dbias = (gradient.wanted && at.qkv.has_bias()).then(|| zeroed(bias, at.qkv.outputs));
         rotary::backward(isa(), grain.table, turned(maps), grain.positions, dqkv, dbias, row);
         at.qkv.add_bias_gradient(bias, gradient);
         at.qkv.input_gradient(gemm, w, dqkv, dnorm)?;
@@ -191,12 +252,13 @@ impl Block<'_> {
         Ok(())
     }
 
-    fn norm(&self, maps: &Maps, at: &NormAt, x: &[f32], y: &mut [f32], mean: &mut [f32], rstd: &mut [f32]) {
+    /// y = norm(x), and its statistics.
+    pub fn norm(&self, maps: &Maps, at: &NormAt, x: &[f32], y: &mut [f32], mean: &mut [f32], rstd: &mut [f32]) {
         norm_forward(maps, at, self.group.weights, x, y, (mean, rstd));
     }
 
     /// out = x + dropout(branch + bias); without x it is added to `out`.
-    fn add_branch(
+    pub fn add_branch(
         &self,
         grain: &Grain<'_>,
         linear: &Linear,
@@ -246,7 +308,7 @@ fn zeroed(room: &mut [f32], len: usize) -> &mut [f32] {
 
 /// Adds the sum of the rows of `dy` to the gradient of a map's bias.
 fn bias_gradient(linear: &Linear, dy: &[f32], bias: &mut [f32], row: &mut [f32], gradient: &mut Gradient<'_>) {
-    if linear.has_bias() {
+    if gradient.wanted && linear.has_bias() {
         let dbias = zeroed(bias, linear.outputs);
         residual::bias_backward(isa(), linear.outputs, dy, dbias, row);
         linear.add_bias_gradient(dbias, gradient);
@@ -284,12 +346,18 @@ pub fn norm_gradient(
 ) {
     debug_assert_eq!(x.len() % maps.hidden, 0);
     let weight = &weights[at.weight.clone()];
-    match &at.bias {
-        None => norm::rms_norm_backward(isa(), x, rstd, weight, dy, dx, &mut gradient.flat[at.weight.clone()], room),
+    // Where nobody wants them, the sums by parameters go to room that nobody reads.
+    let h = maps.hidden;
+    let (dweight_at, dbias_at) = match (&at.bias, gradient.wanted) {
+        (bias, true) => (at.weight.clone(), bias.clone()),
+        (bias, false) => (0..h, bias.as_ref().map(|_| h..2 * h)),
+    };
+    match dbias_at {
+        None => norm::rms_norm_backward(isa(), x, rstd, weight, dy, dx, &mut gradient.flat[dweight_at], room),
         Some(bias) => {
             // The bias lies behind its weight.
             let (before, after) = gradient.flat.split_at_mut(bias.start);
-            let (dweight, dbias) = (&mut before[at.weight.clone()], &mut after[..bias.len()]);
+            let (dweight, dbias) = (&mut before[dweight_at], &mut after[..bias.len()]);
             norm::layer_norm_backward(isa(), x, mean, rstd, weight, dy, dx, dweight, dbias, room);
         }
     }

@@ -54,11 +54,25 @@ pub struct Group<'a> {
     pub signs: &'a [Option<Vec<f32>>],
 }
 
-/// A group's gradient, and whether it is begun or added to.
+/// A group's gradient, and whether it is begun or added to; or that nobody wants it.
 #[derive(Debug)]
 pub struct Gradient<'a> {
     pub flat: &'a mut [f32],
     pub how: Accumulate,
+    /// False: products by weights are left out, and `flat` is room for twice the width of the stream.
+    pub wanted: bool,
+}
+
+impl<'a> Gradient<'a> {
+    /// A gradient that goes into `flat`.
+    pub fn new(flat: &'a mut [f32], how: Accumulate) -> Self {
+        Self { flat, how, wanted: true }
+    }
+
+    /// None: only the gradient by the input goes on.
+    pub fn unwanted(room: &'a mut [f32]) -> Self {
+        Self { flat: room, how: Accumulate::Assign, wanted: false }
+    }
 }
 
 impl Linear {
@@ -109,6 +123,9 @@ impl Linear {
         gradient: &mut Gradient<'_>,
         scratch: &mut [f32],
     ) -> Result<()> {
+        if !gradient.wanted {
+            return Ok(());
+        }
         let n = x.len() / self.inputs;
         for p in &self.pieces {
             let dy = Mat::new(&dy[p.first..], n, p.outputs, self.outputs, 1);
@@ -149,6 +166,9 @@ impl Linear {
 
     /// Adds the gradient of the whole bias to its parts.
     pub fn add_bias_gradient(&self, dbias: &[f32], gradient: &mut Gradient<'_>) {
+        if !gradient.wanted {
+            return;
+        }
         for (first, range) in &self.biases {
             residual::add_to(Isa::best(), &mut gradient.flat[range.clone()], &dbias[*first..]);
         }

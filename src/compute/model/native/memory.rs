@@ -69,6 +69,8 @@ pub struct Scratch {
     pub dqkv: Floats,
     pub dattended: Floats,
     pub dactive: Floats,
+    /// Of [`Kept::up`], where that must stay as it is.
+    pub dup: Floats,
     /// Logits of a chunk of rows.
     pub logits: Floats,
     /// Rows of a few vectors: sums over rows that grow, and biases that do not lie together.
@@ -155,7 +157,8 @@ impl Memory {
             ]
         });
         let s = &self.scratch;
-        let scratch = [&s.branch, &s.dnorm, &s.dqkv, &s.dattended, &s.dactive, &s.logits, &s.row, &s.bias, &s.dweight];
+        let gradients = [&s.dnorm, &s.dqkv, &s.dattended, &s.dactive, &s.dup, &s.dweight];
+        let scratch = [&s.branch, &s.logits, &s.row, &s.bias].into_iter().chain(gradients);
         let own = [&self.mean, &self.rstd, &self.norm, &self.dstream];
         self.streams.iter().chain(kept).chain(scratch).chain(own).map(|f| 4 * f.len()).sum()
     }

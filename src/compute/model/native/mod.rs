@@ -9,8 +9,10 @@
 mod block;
 mod decode;
 mod head;
+mod inputs;
 mod maps;
 mod memory;
+mod prefixes;
 pub mod score;
 pub(super) mod seen;
 
@@ -67,6 +69,8 @@ pub struct NativePasses {
     positions: Vec<u32>,
     seen: Seen,
     memory: Memory,
+    prefixes: prefixes::Room,
+    held: inputs::Held,
 }
 
 impl NativePasses {
@@ -93,6 +97,8 @@ impl NativePasses {
             positions: Vec::new(),
             seen: Seen::default(),
             memory: Memory::default(),
+            prefixes: prefixes::Room::default(),
+            held: inputs::Held::default(),
             maps,
             options,
         })
@@ -100,11 +106,19 @@ impl NativePasses {
 
     /// Bytes of activations and scratch held now.
     pub fn memory_bytes(&self) -> usize {
-        self.memory.bytes()
+        self.memory.bytes() + self.prefixes.bytes() + self.held.bytes()
     }
 
     /// Prepares positions, rotations, masks and memory for a batch.
     fn begin(&mut self, batch: &Batch, activations: Activations) -> Result<()> {
+        self.look(batch)?;
+        self.held.forget();
+        self.memory.fit(&self.maps, activations, batch.rows, batch.seq_len);
+        Ok(())
+    }
+
+    /// Prepares positions, rotations and masks for a batch.
+    fn look(&mut self, batch: &Batch) -> Result<()> {
         self.maps.check(batch)?;
         self.positions.clear();
         match &batch.positions {
@@ -118,9 +132,7 @@ impl NativePasses {
             self.table = table(&self.maps, (longest + longest / 2).min(self.maps.context));
         }
         let window = self.maps.blocks.iter().find_map(|b| b.window);
-        self.seen.fill(batch, window, self.maps.blocks.len())?;
-        self.memory.fit(&self.maps, activations, batch.rows, batch.seq_len);
-        Ok(())
+        self.seen.fill(batch, window, self.maps.blocks.len())
     }
 
     /// Embedding and blocks. The stream before and after every block is kept.
@@ -173,8 +185,8 @@ impl Passes for NativePasses {
         }
         let (head, out) = weights.head(maps);
         let flat = &mut as_f32_mut(&mut gradients[out.0])[out.1];
-        let nll = head.loss(&mut engines.gemm, &grain, batch, memory, Some(Gradient { flat, how }))?;
-        head.norm_backward(&grain, memory, &mut Gradient { flat: as_f32_mut(&mut gradients[last]), how });
+        let nll = head.loss(&mut engines.gemm, &grain, batch, memory, Some(Gradient::new(flat, how)))?;
+        head.norm_backward(&grain, memory, &mut Gradient::new(as_f32_mut(&mut gradients[last]), how));
         hooks.ready(last, &mut gradients[last])?;
 
         for (number, at) in maps.blocks.iter().enumerate().rev() {
@@ -187,7 +199,7 @@ impl Passes for NativePasses {
                 // The last block's activations are still there. The stream after a block is not read again.
                 block.forward(engines, &grain, &before[number], kept, scratch, &mut after[0])?;
             }
-            let mut gradient = Gradient { flat: as_f32_mut(&mut gradients[number + 1]), how };
+            let mut gradient = Gradient::new(as_f32_mut(&mut gradients[number + 1]), how);
             block.backward(engines, &grain, &before[number], kept, scratch, dstream, &mut gradient)?;
             hooks.ready(number + 1, &mut gradients[number + 1])?;
         }
@@ -215,6 +227,7 @@ impl Passes for NativePasses {
     }
 
     fn refresh(&mut self) {
+        self.held.forget();
         self.weights.groups.iter_mut().for_each(|g| g.stale = true);
     }
 }
