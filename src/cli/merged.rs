@@ -63,7 +63,7 @@ pub(super) fn inputs_by(
         let lines: Vec<String> = problems.into_iter().map(|p| p.message).collect();
         CliError::Usage(lines.join("\n"))
     })?;
-    let stages: BTreeSet<&str> = spec.columns.iter().filter_map(|c| c.stage.as_deref()).collect();
+    let stages: BTreeSet<&str> = spec.columns.iter().flat_map(|column| column.stages()).collect();
     let mut found = Vec::new();
     for named in spec.study_refs() {
         let other = prepare(&request(args, prepared, &spec.key, named)?, Intent::Look)?;

@@ -496,18 +496,20 @@ fn figures_need(read: &stage::Read, figures: &[Value], known: &BTreeSet<&str>, s
 
 /// A stage that makes the study's tables must need every stage that they read; else the table could only be
 /// refused when everything has run.
-fn tables_need(read: &stage::Read, tables: &[Value], sink: &mut Sink) {
+fn tables_need<'a>(read: &stage::Read, tables: &'a [Value], sink: &mut Sink) {
     let super::Run::Builtin(spec) = &read.stage.run else { return };
     // A stage that needs nothing reads no results.
     if read.needs.is_empty() || !spec.fields.iter().any(|f| f.ty == FieldType::Tables) {
         return;
     }
     // What reads several studies is made by `seedbed aggregate`, not by a stage.
-    let several = |table: &&Value| table.get("studies").and_then(Value::as_array).is_some_and(|s| !s.is_empty());
+    let several = |table: &&'a Value| table.get("studies").and_then(Value::as_array).is_some_and(|s| !s.is_empty());
     for table in tables.iter().filter(|table| !several(table)) {
         let key = table.get("key").and_then(Value::as_str).unwrap_or("without a key");
         let columns = table.get("columns").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-        let stages: BTreeSet<&str> = columns.iter().filter_map(|c| c.get("stage")?.as_str()).collect();
+        let names = |stage: &'a Value| stage.as_array().map_or(std::slice::from_ref(stage), Vec::as_slice);
+        let stages: BTreeSet<&str> =
+            columns.iter().filter_map(|c| c.get("stage")).flat_map(names).filter_map(Value::as_str).collect();
         for unneeded in stages.into_iter().filter(|s| !read.needs.iter().any(|(n, _)| n.as_str() == *s)) {
             let message = format!("stage {} makes table {key}, which reads stage `{unneeded}`", read.stage.name);
             sink.push(&read.needs_at, message, format!("add \"{unneeded}\" to its `needs`"));

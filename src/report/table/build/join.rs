@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Expected;
 use crate::report::table::place::has_labels;
-use crate::report::table::spec::{RowSpec, Seeds, TableSpec};
+use crate::report::table::spec::{ColumnSpec, RowSpec, Seeds, TableSpec};
 
 fn labelled(row: &RowSpec, cell: &Expected) -> bool {
     has_labels(&cell.labels, &row.labels)
@@ -30,7 +30,7 @@ pub(super) struct Join<'a> {
 impl<'a> Join<'a> {
     pub(super) fn new(spec: &'a TableSpec, expected: &'a [Expected]) -> Self {
         let mut stages: BTreeMap<&str, OfStage<'_>> =
-            spec.columns.iter().filter_map(|c| Some((c.stage.as_deref()?, OfStage::default()))).collect();
+            spec.columns.iter().flat_map(ColumnSpec::stages).map(|stage| (stage, OfStage::default())).collect();
         let listed = |seed: Option<u32>| match (&spec.seeds, seed) {
             (Some(Seeds::List(seeds)), Some(seed)) => seeds.contains(&seed),
             _ => true,
@@ -80,14 +80,16 @@ impl<'a> Join<'a> {
         if !self.known[row] {
             return Vec::new();
         }
-        let row = &self.spec.rows[row];
-        let Some(stage) = self.spec.columns[column].stage.as_deref().and_then(|s| self.stages.get(s)) else {
-            return Vec::new();
-        };
-        let arms = stage.by_arm.iter().filter(|(arm, _)| row.arm.as_deref().is_none_or(|own| own == **arm));
-        let fits = |i: &usize| labelled(row, &self.expected[*i]);
-        let mut cells: Vec<usize> = arms.flat_map(|(_, cells)| cells.iter().copied()).filter(fits).collect();
-        cells.extend(&stage.shared);
+        let (row, column) = (&self.spec.rows[row], &self.spec.columns[column]);
+        let mut cells = Vec::new();
+        for stage in column.stages().filter_map(|stage| self.stages.get(stage)) {
+            let arms = stage.by_arm.iter().filter(|(arm, _)| row.arm.as_deref().is_none_or(|own| own == **arm));
+            let fits = |i: &usize| {
+                labelled(row, &self.expected[*i]) && has_labels(&self.expected[*i].labels, &column.labels)
+            };
+            cells.extend(arms.flat_map(|(_, cells)| cells.iter().copied()).filter(fits));
+            cells.extend(&stage.shared);
+        }
         if let Some(study) = &row.study {
             cells.retain(|i| self.expected[*i].key.study.as_str() == study);
         }

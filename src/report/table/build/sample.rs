@@ -100,7 +100,7 @@ impl Builder<'_> {
         }
         let cells = self.join.cells(row, column);
         if cells.is_empty() {
-            let stage = spec.stage.clone().unwrap_or_default();
+            let stage = spec.stage.as_ref().map(ToString::to_string).unwrap_or_default();
             let what = format!(
                 "no expected cell of stage `{stage}` matches: check `stage`, `arm`, `labels`, `study`, `seeds` and `needs`"
             );
@@ -196,7 +196,7 @@ impl Builder<'_> {
         if planned == 0 {
             return;
         }
-        let stage = self.spec.columns[column].stage.clone().unwrap_or_default();
+        let stage = self.spec.columns[column].stages().next().unwrap_or_default().to_owned();
         match &self.spec.seeds {
             Some(Seeds::Count(count)) if planned > *count => {
                 let what =
@@ -234,7 +234,7 @@ impl Builder<'_> {
                 let shown: String = metric.chars().take(80).collect();
                 let one = self.join.all().filter(|i| self.expected[*i].run.is_ok());
                 let one =
-                    one.map(|i| &self.expected[i].key).filter(|k| Some(k.stage.as_str()) == spec.stage.as_deref());
+                    one.map(|i| &self.expected[i].key).filter(|k| spec.stages().any(|s| s == k.stage.as_str()));
                 let look = one.min().map(|k| format!(": see what there is with `seedbed query . results/{k}/run.h5`"));
                 let what = format!(
                     "the metric `{}` matches no run, it is null in all {nulls}{}",

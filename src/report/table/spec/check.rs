@@ -167,10 +167,16 @@ impl Checker {
     fn column(&mut self, spec: &TableSpec, column: &ColumnSpec, path: &[PathStep], stages: &[&str]) {
         let at = |name: &str| [path, &[key(name)]].concat();
         match (&column.delta, &column.ratio, &column.stage, &column.metric) {
-            (None, None, Some(stage), Some(metric)) => {
-                // Of other studies only the command that reads them knows the stages.
-                if spec.studies.is_empty() {
-                    self.stage(&at("stage"), &format!("column `{}` reads", column.key), stage, stages);
+            (None, None, Some(read), Some(metric)) => {
+                let mut seen = BTreeSet::new();
+                for stage in read.iter() {
+                    // Of other studies only the command that reads them knows the stages.
+                    if spec.studies.is_empty() {
+                        self.stage(&at("stage"), &format!("column `{}` reads", column.key), stage, stages);
+                    }
+                    if !seen.insert(stage) {
+                        self.add(&at("stage"), format!("stage `{stage}` is named twice: remove one"));
+                    }
                 }
                 self.filter(&at("metric"), metric);
             }
@@ -191,6 +197,9 @@ impl Checker {
                 path,
                 format!("column `{}` needs either `stage` and `metric`, or `delta`, or `ratio`", column.key),
             ),
+        }
+        if column.stage.is_none() && !column.labels.is_empty() {
+            self.add(&at("labels"), "`labels` choose among the arms of a `stage`: this column reads none");
         }
         match (column.digits, column.significant) {
             (Some(_), Some(_)) => {

@@ -52,6 +52,7 @@ pub const COLUMN_KEYS: &[&str] = &[
     "label",
     "span",
     "stage",
+    "labels",
     "metric",
     "delta",
     "ratio",
@@ -192,9 +193,12 @@ pub struct ColumnSpec {
     /// The header above it, shared with its neighbours of the same one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub span: Option<String>,
-    /// The stage whose cells are read.
+    /// The stage whose cells are read, or several that have a row's arm between them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stage: Option<String>,
+    pub stage: Option<Stages>,
+    /// Labels that an arm must have, besides those of the row.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// A jq filter on a cell's value tree that gives one number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metric: Option<String>,
@@ -428,6 +432,45 @@ pub enum Allow {
     SmallBootstrap,
 }
 
+/// Stages that a column reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stages(Vec<String>);
+
+impl Stages {
+    /// Their names, in the study's words.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+}
+
+impl std::fmt::Display for Stages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0.join("`, `"))
+    }
+}
+
+impl Serialize for Stages {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.as_slice() {
+            [one] => one.serialize(serializer),
+            several => several.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Stages {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = |v: &Value| v.as_str().map(str::to_owned);
+        let stages = match &Value::deserialize(deserializer)? {
+            Value::Array(items) if !items.is_empty() => items.iter().map(name).collect::<Option<Vec<_>>>(),
+            other => name(other).map(|name| vec![name]),
+        };
+        stages.map(Self).ok_or_else(|| {
+            serde::de::Error::custom("`stage` is the name of a stage, such as \"evaluate\", or a list of names")
+        })
+    }
+}
+
 /// The seeds that a table expects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Seeds {
@@ -516,6 +559,11 @@ impl RowSpec {
 }
 
 impl ColumnSpec {
+    /// Names of the stages that it reads; none if it is made of other columns.
+    pub fn stages(&self) -> impl Iterator<Item = &str> {
+        self.stage.iter().flat_map(Stages::iter)
+    }
+
     /// What is printed.
     pub fn text(&self) -> &str {
         if self.label.is_empty() { &self.key } else { &self.label }

@@ -44,6 +44,10 @@ fn problems_have_places() {
     problem(|s| s["columns"][0]["digits"] = json!(-1), "columns.0", "-1");
     problem(|s| s["columns"][0]["digits"] = json!(40), "columns.0.digits", "12 decimals");
     problem(|s| s["columns"][0]["stage"] = json!("evalute"), "columns.0.stage", "unknown stage");
+    problem(|s| s["columns"][0]["stage"] = json!(["evaluate", "evalute"]), "columns.0.stage", "unknown stage");
+    problem(|s| s["columns"][0]["stage"] = json!(["evaluate", "evaluate"]), "columns.0.stage", "twice");
+    problem(|s| s["columns"][0]["stage"] = json!([]), "columns.0", "a list of names");
+    problem(|s| s["columns"][1]["labels"] = json!({"mask": "full"}), "columns.1.labels", "reads none");
     problem(|s| s["columns"][0]["metric"] = json!(".a | env"), "columns.0.metric", "not allowed");
     problem(|s| s["columns"][0]["metric"] = json!(".a |"), "columns.0.metric", "line 1, column 5");
     problem(|s| s["columns"][1]["delta"]["from"] = json!("base"), "columns.1.delta", "unknown row");

@@ -1,6 +1,7 @@
 //! Seeds that a table expects, several studies, appendices, and problems of whole tables.
 
 use super::*;
+use crate::report::table::grid::GridCell;
 use crate::record::{Digest, Name};
 
 fn perplexities(section: &mut Value) {
@@ -235,6 +236,46 @@ fn a_mistyped_arm_or_label_is_no_shared_cell() {
         said(json!({"key": "a", "arm": "tuned", "labels": {"size": "large"}})).unwrap_err(),
         [format!("{place} `arm = \"tuned\"` and `labels.size = \"large\"`: {remedy}")]
     );
+}
+
+#[test]
+fn rows_and_columns_pivot_on_two_labels_over_several_stages() {
+    let cell = |stage: &str, checkpoint: &str, mask: &str, seed: u32, macro_accuracy: f64| {
+        let arm = format!("{checkpoint}.{mask}");
+        let mut cell = expected(stage, Some(&arm), Some(seed), Ok(json!({"macro_accuracy": macro_accuracy})));
+        let labels = [("checkpoint", checkpoint), ("mask", mask)];
+        cell.labels = labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        cell
+    };
+    let mut cells = Vec::new();
+    for (seed, more) in [(1, 0.0), (2, 0.2)] {
+        cells.push(cell("before", "vanilla", "prefix", seed, 0.1 + more));
+        cells.push(cell("before", "vanilla", "full", seed, 0.2 + more));
+        cells.push(cell("after", "tuned", "prefix", seed, 0.3 + more));
+        cells.push(cell("after", "tuned", "full", seed, 0.4 + more));
+    }
+    let column = |mask: &str, stage: Value| {
+        json!({"key": mask, "stage": stage, "labels": {"mask": mask}, "metric": ".macro_accuracy", "digits": 1})
+    };
+    let both = || json!(["before", "after"]);
+    let table = |columns: Value| {
+        let row = |checkpoint: &str| json!({"key": checkpoint, "labels": {"checkpoint": checkpoint}});
+        let section = json!({"key": "conditions", "rows": [row("vanilla"), row("tuned")], "columns": columns});
+        TableSpec::parse(&section, &["before", "after"]).unwrap()
+    };
+    let spec = table(json!([column("prefix", both()), column("full", both())]));
+    let grid = build_now(&spec, &cells).unwrap();
+    let tenths = |cell: &GridCell| (10.0 * cell.mean.unwrap()).round();
+    let means: Vec<Vec<f64>> = grid.rows.iter().map(|row| row.cells.iter().map(tenths).collect()).collect();
+    assert_eq!(means, [[2.0, 3.0], [4.0, 5.0]]);
+
+    // A mask that no arm has, and a place that two arms would share.
+    let none = build_now(&table(json!([column("none", both())])), &cells).unwrap_err();
+    assert!(none[0].contains("no expected cell of stage `before`, `after` matches"), "{none:#?}");
+    let mut all = column("prefix", both());
+    all.as_object_mut().unwrap().remove("labels");
+    let two = build_now(&table(json!([all])), &cells).unwrap_err();
+    assert!(two[0].contains("are two runs for one place"), "{two:#?}");
 }
 
 #[test]
