@@ -12,8 +12,8 @@ use super::{Field, FieldType, Preset, Role, Spec};
 /// As `WORDS` of `Convention` in `compute`; a test keeps them together.
 const CONVENTIONS: &[&str] = &["lm-eval", "seed"];
 
-/// Masks of attention.
-const MASKS: &[&str] = &["causal", "full", "prefix"];
+/// As `WORDS` of `Mask` in `compute`.
+const MASKS: &[&str] = &["causal", "prefix", "full"];
 
 const fn choice(name: &'static str, words: &'static [&'static str], preset: &'static str, help: &'static str) -> Field {
     Field { name, ty: FieldType::OneOf(words), preset: Preset::Is(preset), role: Role::Semantic, help }
@@ -22,7 +22,7 @@ const fn choice(name: &'static str, words: &'static [&'static str], preset: &'st
 /// The kind.
 pub static SPEC: Spec = Spec {
     kind: "multiple_choice",
-    version: 1,
+    version: 2,
     binary: "seedbed-multiple-choice",
     resumable: false,
     parallel: true,
@@ -214,12 +214,7 @@ mod task {
             let entry = map.iter().next().map(|(k, v)| (k.clone(), v.clone()));
             entry.ok_or_else(|| StageError::Usage(format!("`{name}` is empty: say one entry")))
         };
-        let mask = match params.mask.as_str() {
-            "causal" => Mask::Causal,
-            "full" => Mask::Full,
-            "prefix" => Mask::Prefix,
-            other => return Err(unknown("mask", other)),
-        };
+        let mask = Mask::parse(&params.mask).ok_or_else(|| unknown("mask", &params.mask))?;
         let convention =
             Convention::parse(&params.convention).ok_or_else(|| unknown("convention", &params.convention))?;
         let (name, stage) = one(&params.model, "model")?;
@@ -241,7 +236,6 @@ mod task {
             (None, None) => return Err(StageError::Usage("`task_dir` is missing: name a directory".to_owned())),
         };
         let kind = if params.precision == "bf16" { Kind::BFloat16 } else { Kind::Float };
-        let layers = model.config().num_hidden_layers;
         let grain = Grain::new(params.grain_rows, params.batch_size)?;
         let net = Net::of(&model, Base::Frozen, kind, device)?;
         let asked = Asked { net, tokenizer, convention, mask, grain };
@@ -297,7 +291,7 @@ mod task {
             "prefill_bidirectional": mask != Mask::Causal,
             "mask": params.mask,
             "mask_patch": {
-                "patched_layers": if mask == Mask::Causal { 0 } else { layers },
+                "patched_layers": results.iter().map(|r| r.patched_layers).min(),
                 "restored": (mask != Mask::Causal).then_some(true),
             },
             "convention": params.convention,
@@ -419,5 +413,6 @@ mod tests {
     #[test]
     fn words_are_those_of_the_library() {
         assert_eq!(CONVENTIONS, crate::compute::evaluate::choice::Convention::WORDS);
+        assert_eq!(MASKS, crate::compute::model::Mask::WORDS);
     }
 }

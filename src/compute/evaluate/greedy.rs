@@ -6,7 +6,7 @@ use super::choice::encode::Pair;
 use super::{Grain, to_f64};
 use crate::compute::data::IGNORED;
 use crate::compute::model::libtorch::{Ask, Keep, Source, Want};
-use crate::compute::model::{Batch, Net};
+use crate::compute::model::{Batch, Mask, Net};
 use crate::compute::{ComputeError, Result};
 
 /// What a model says of a continuation.
@@ -34,19 +34,19 @@ pub fn say(net: &Net, pairs: &[Pair], grain: Grain) -> Result<Vec<Said>> {
 }
 
 fn say_group(net: &Net, group: &[Pair], context: usize, said: &mut Vec<Said>) -> Result<()> {
-    let rows: Vec<Vec<u32>> = group.iter().map(|pair| pair.cut_to(context)).collect();
-    let seq_len = rows.iter().map(Vec::len).max().unwrap_or(1) - 1;
+    let rows: Vec<Vec<u32>> = group.iter().map(|pair| pair.read(context, Mask::Causal).0).collect();
+    let seq_len = rows.iter().map(Vec::len).max().unwrap_or(0);
     let mut batch = Batch { rows: rows.len(), seq_len, ..Batch::default() };
     let (mut positions, mut targets) = (Vec::new(), Vec::new());
     for (r, (row, pair)) in rows.iter().zip(group).enumerate() {
-        let (read, n) = (row.len() - 1, pair.continuation.len());
+        let (read, n) = (row.len(), pair.continuation.len());
         if n == 0 || n > read {
             return Err(ComputeError::Config(format!(
                 "a continuation of {n} tokens does not fit a context of {context}: leave the item out"
             )));
         }
         // Ids and lengths fit i32 and i64.
-        batch.ids.extend(row[..read].iter().map(|&id| id as i32));
+        batch.ids.extend(row.iter().map(|&id| id as i32));
         batch.ids.resize((r + 1) * seq_len, 0);
         positions.extend((read - n..read).map(|p| (r * seq_len + p) as i64));
         targets.extend(pair.continuation.iter().map(|&id| i64::from(id)));

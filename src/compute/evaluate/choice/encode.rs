@@ -2,6 +2,7 @@
 
 use super::python;
 use crate::compute::Result;
+use crate::compute::model::Mask;
 use crate::compute::data::{Special, TextTokenizer};
 
 /// How a context and its continuation are cut into tokens.
@@ -53,10 +54,18 @@ impl Pair {
         Ok(begun(tokenizer, context, whole[border..].to_vec()))
     }
 
-    /// The last `most` + 1 tokens of context and continuation: what the model reads, and one more.
-    pub(in crate::compute::evaluate) fn cut_to(&self, most: usize) -> Vec<u32> {
-        let all = [self.context.as_slice(), &self.continuation].concat();
-        all[all.len().saturating_sub(most + 1)..].to_vec()
+    /// What a model that reads `context` tokens reads of it under `mask`, and how many of these are context.
+    ///
+    /// The last token of a continuation predicts nothing and is not read. Under a full mask it is, where it is seen by the
+    /// positions before it: prompt and answer go through the model as one text.
+    pub(in crate::compute::evaluate) fn read(&self, context: usize, mask: Mask) -> (Vec<u32>, usize) {
+        let mut tokens = [self.context.as_slice(), &self.continuation].concat();
+        let prompt = self.context.len();
+        if mask != Mask::Full {
+            tokens.pop();
+        }
+        let cut = tokens.len().saturating_sub(context);
+        (tokens.split_off(cut), prompt.saturating_sub(cut))
     }
 }
 
@@ -103,8 +112,11 @@ mod tests {
     #[test]
     fn the_left_is_cut() {
         let pair = Pair { context: vec![1, 2, 3], continuation: vec![4, 5] };
-        assert_eq!(pair.cut_to(8), [1, 2, 3, 4, 5]);
-        assert_eq!(pair.cut_to(4), [1, 2, 3, 4, 5]);
-        assert_eq!(pair.cut_to(3), [2, 3, 4, 5]);
+        for mask in [Mask::Causal, Mask::Prefix] {
+            assert_eq!(pair.read(4, mask), (vec![1, 2, 3, 4], 3));
+            assert_eq!(pair.read(3, mask), (vec![2, 3, 4], 2));
+        }
+        assert_eq!(pair.read(5, Mask::Full), (vec![1, 2, 3, 4, 5], 3));
+        assert_eq!(pair.read(4, Mask::Full), (vec![2, 3, 4, 5], 2));
     }
 }

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use encode::Pair;
 pub(super) use python::words;
-use score::Score;
+use score::{Rows, Score, Scored};
 pub use task::{Convention, Described, Found, Item, Items, Layout, find, read};
 
 use super::Grain;
@@ -116,6 +116,8 @@ pub struct TaskResult {
     pub chance_of_mean: f64,
     /// Of each item, in the order of the file.
     pub outcomes: Vec<Outcome>,
+    /// Attention layers that took another mask than a causal one, as counted in every pass.
+    pub patched_layers: usize,
 }
 
 impl TaskResult {
@@ -192,7 +194,7 @@ pub fn evaluate(
     grain: Grain,
 ) -> Result<TaskResult> {
     let pairs = pairs(items, tokenizer, convention)?;
-    let scores = score::score(net, comm, &pairs, mask, grain)?;
+    let Scored { scores, patched_layers } = score::score_as(net, comm, &pairs, (mask, grain), Rows::Packed)?;
     let mut scores = scores.into_iter();
     let outcomes: Vec<Outcome> =
         items.iter().map(|item| Outcome::new(item, scores.by_ref().take(item.pairs.len()).collect())).collect();
@@ -207,6 +209,7 @@ pub fn evaluate(
         mean_chance: items.iter().map(|item| 1.0 / item.choices.len() as f64).sum::<f64>() / n,
         chance_of_mean: n / choices as f64,
         outcomes,
+        patched_layers,
     })
 }
 

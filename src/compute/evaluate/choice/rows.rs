@@ -46,10 +46,8 @@ struct Sequence {
 }
 
 impl Sequence {
-    fn new(pair: usize, from: &Pair, context: usize) -> Self {
-        let mut inputs = from.cut_to(context);
-        inputs.pop();
-        let prompt = inputs.len() + 1 - from.continuation.len();
+    fn new(pair: usize, from: &Pair, context: usize, mask: Mask) -> Self {
+        let (inputs, prompt) = from.read(context, mask);
         Self { pair, inputs, prompt, targets: from.continuation.clone() }
     }
 }
@@ -58,7 +56,7 @@ impl Sequence {
 /// context at least, and a continuation that is not longer than what the model reads.
 pub fn rows(pairs: &[&Pair], context: usize, mask: Mask, how: Rows) -> Vec<Row> {
     let mut all: Vec<Sequence> =
-        pairs.iter().enumerate().map(|(number, pair)| Sequence::new(number, pair, context)).collect();
+        pairs.iter().enumerate().map(|(number, pair)| Sequence::new(number, pair, context, mask)).collect();
     // Beginnings that are alike stand together; under a prefix mask contexts that are equal.
     let shared = |s: &Sequence| if mask == Mask::Prefix { s.inputs[..s.prompt].to_vec() } else { Vec::new() };
     all.sort_by_cached_key(|s| (shared(s), s.inputs.clone(), s.targets.clone()));
@@ -145,10 +143,13 @@ mod tests {
         let owners = vec![(1, vec![0]), (0, vec![1, 2]), (2, vec![1, 3, 4])];
         assert_eq!(found, [Row { tokens, owners }]);
         assert_eq!(made(&pairs, 100, Mask::Prefix, Rows::Packed), found);
-        for (mask, how) in [(Mask::Full, Rows::Packed), (Mask::Causal, Rows::Apart)] {
+        // Under a full mask the last target is read, too.
+        for (mask, how, read) in
+            [(Mask::Full, Rows::Packed, &[1, 2, 3, 7, 9, 5][..]), (Mask::Causal, Rows::Apart, &[1, 2, 3, 7, 9])]
+        {
             let found = made(&pairs, 100, mask, how);
             assert_eq!(found.len(), 3);
-            assert_eq!(found[0].tokens.trunk, [1, 2, 3, 7, 9]);
+            assert_eq!(found[0].tokens.trunk, read);
             assert_eq!(found[0].tokens.asks, [ask(2, 7), ask(3, 9), ask(4, 5)]);
             assert!(found.iter().all(|row| row.tokens.branches.is_empty()));
         }

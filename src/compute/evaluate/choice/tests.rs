@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tch::{Device, Kind};
 
-use super::score::{Engine, Rows};
+use super::score::{Engine, Rows, Scored};
 use super::*;
 use crate::compute::model::libtorch::{Ask, Base, Keep, Source, Want};
 use crate::compute::model::{Batch, Family, Model, ModelConfig, Sizes, SlidingWindow, Variant, as_f32_mut};
@@ -52,18 +52,21 @@ fn pairs() -> Vec<Pair> {
 
 /// One row at a time, without padding or grouping.
 fn alone(net: &Net, pair: &Pair, mask: Mask) -> f64 {
-    let row = pair.cut_to(24);
-    let ids: Vec<i32> = row[..row.len() - 1].iter().map(|&id| id as i32).collect();
+    let all = [pair.context.as_slice(), &pair.continuation].concat();
+    // Under a full mask the last token is seen, too.
+    let read = if mask == Mask::Full { &all[..] } else { &all[..all.len() - 1] };
+    let ids: Vec<i32> = read[read.len().saturating_sub(24)..].iter().map(|&id| id as i32).collect();
     let (t, n) = (ids.len(), pair.continuation.len());
+    let prompt = if mask == Mask::Full { t - n } else { t - n + 1 };
     let mut batch = Batch::causal(1, t, ids, vec![-100; t]);
     batch.mask = mask;
-    batch.prompt_lens = (mask == Mask::Prefix).then(|| vec![(t - n + 1) as i32]);
+    batch.prompt_lens = (mask == Mask::Prefix).then(|| vec![prompt as i32]);
     let places = net.places(&batch).unwrap();
     let ask = Ask { logits_at: (0..t as i64).collect(), ..Ask::default() };
     let want = Want { params: false, inputs: false };
     let pass = net.forward(Source::Ids, (&batch, &places), ask, (Keep::Nothing, want)).unwrap();
     let log_p = pass.outputs.logits_pv.unwrap().log_softmax(-1, Kind::Double);
-    pair.continuation.iter().enumerate().map(|(i, &id)| log_p.double_value(&[(t - n + i) as i64, i64::from(id)])).sum()
+    pair.continuation.iter().enumerate().map(|(i, &id)| log_p.double_value(&[(prompt - 1 + i) as i64, i64::from(id)])).sum()
 }
 
 const MASKS: [Mask; 3] = [Mask::Causal, Mask::Full, Mask::Prefix];
@@ -104,6 +107,29 @@ fn scores_are_those_of_rows_alone_and_no_batch_changes_a_bit() {
     }
 }
 
+/// Prompt and answer are one text under a full mask: what is to be predicted is in sight, a single token too.
+#[test]
+fn under_a_full_mask_the_target_is_seen_and_every_layer_is_counted() {
+    for kind in [Kind::Float, Kind::Double] {
+        let net = net_with(Family::Llama, kind, |_| ());
+        let pairs: Vec<Pair> = (0..8u32).map(|i| Pair { context: vec![1, 2, 3], continuation: vec![4 + i] }).collect();
+        let run = |mask| score::score_as(&net, &Comm::Solo, &pairs, (mask, grain(4, 16)), Rows::Packed).unwrap();
+        let [causal, full, prefix] = MASKS.map(run);
+        assert_eq!([causal.patched_layers, full.patched_layers, prefix.patched_layers], [0, 2, 2]);
+        // Without the target nothing tells the choices apart but the one distribution behind the prompt.
+        let total = |scored: &Scored| scored.scores.iter().map(|s| s.log_likelihood.exp()).sum::<f64>();
+        assert!(total(&prefix) < 1.0 && total(&causal) < 1.0);
+        for (full, prefix) in full.scores.iter().zip(&prefix.scores) {
+            assert!((full.log_likelihood - prefix.log_likelihood).abs() > 1e-3, "{full:?} {prefix:?}");
+        }
+        // What the model cannot read at once.
+        let long = [Pair { context: vec![1], continuation: vec![2; 24] }];
+        let said = |mask| score::score(&net, &Comm::Solo, &long, mask, grain(1, 1));
+        assert!(said(Mask::Causal).is_ok());
+        assert!(said(Mask::Full).unwrap_err().to_string().contains("longer than the 23"));
+    }
+}
+
 #[test]
 fn what_is_shared_changes_no_bit_of_the_native_engine() {
     let pairs = pairs();
@@ -111,7 +137,7 @@ fn what_is_shared_changes_no_bit_of_the_native_engine() {
         let net = net_with(family, Kind::Float, |c| c.sliding_window = Some(SlidingWindow { size: 4, first_layer: 0 }));
         for mask in MASKS {
             let run =
-                |pairs: &[Pair], how| score::score_as(&net, &Comm::Solo, pairs, (mask, grain(4, 16)), how).unwrap();
+                |pairs: &[Pair], how| score::score_as(&net, &Comm::Solo, pairs, (mask, grain(4, 16)), how).unwrap().scores;
             let packed = run(&pairs, Rows::Packed);
             same_bits(&run(&pairs, Rows::Apart), &packed);
             // Nor do other pairs, their order, or threads.

@@ -77,6 +77,15 @@ pub struct Limits {
     pub threads: usize,
 }
 
+/// What [`Scorer::nll`] finds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answers {
+    /// Of every row, of each of its asks, nats.
+    pub nll: Vec<Vec<f64>>,
+    /// The fewest layers that took another mask than a causal one in a pass; none without a pass.
+    pub patched_layers: Option<usize>,
+}
+
 /// The decoder of a net whose weights are fp32 in memory.
 #[derive(Debug)]
 pub struct Scorer {
@@ -101,7 +110,7 @@ impl Scorer {
     /// # Errors
     /// A token is not in the vocabulary, a row is longer than the model's context, or branches stand under a mask that
     /// allows none.
-    pub fn nll(&self, rows: &[Branching], mask: Mask, limits: Limits) -> Result<Vec<Vec<f64>>> {
+    pub fn nll(&self, rows: &[Branching], mask: Mask, limits: Limits) -> Result<Answers> {
         rows.iter().try_for_each(|row| self.check(row, mask))?;
         let longest = rows.iter().map(Branching::longest).max().unwrap_or(0);
         let table = table(&self.maps, longest);
@@ -109,13 +118,14 @@ impl Scorer {
         let model = Shared { maps: &self.maps, table: &table, groups, head: self.weights.head(&self.maps).0, mask };
         let passes = passes(rows, limits);
         let next = AtomicUsize::new(0);
-        let work = || -> Result<Vec<(usize, Vec<Vec<f64>>)>> {
+        let work = || -> Result<Vec<Pass>> {
             let mut worker = Worker::new();
             let mut done = Vec::new();
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 let Some(pass) = passes.get(number) else { return Ok(done) };
-                done.push((number, worker.pass(&model, &rows[pass.clone()])?));
+                let nll = worker.pass(&model, &rows[pass.clone()])?;
+                done.push(Pass { number, nll, patched_layers: worker.seen.patched_layers() });
             }
         };
         let threads = limits.threads.clamp(1, passes.len().max(1));
@@ -125,9 +135,10 @@ impl Scorer {
             let others = others.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
             std::iter::once(own).chain(others.collect::<Vec<_>>()).collect::<Result<Vec<_>>>()
         })?;
-        let mut found: Vec<(usize, Vec<Vec<f64>>)> = parts.into_iter().flatten().collect();
-        found.sort_by_key(|(number, _)| *number);
-        Ok(found.into_iter().flat_map(|(_, nll)| nll).collect())
+        let mut found: Vec<Pass> = parts.into_iter().flatten().collect();
+        found.sort_by_key(|pass| pass.number);
+        let patched_layers = found.iter().map(|pass| pass.patched_layers).min();
+        Ok(Answers { nll: found.into_iter().flat_map(|pass| pass.nll).collect(), patched_layers })
     }
 
     /// What kernels rely on.
@@ -170,6 +181,13 @@ fn passes(rows: &[Branching], limits: Limits) -> Vec<Range<usize>> {
         passes.push(begin..rows.len());
     }
     passes
+}
+
+/// What came of a run of rows.
+struct Pass {
+    number: usize,
+    nll: Vec<Vec<f64>>,
+    patched_layers: usize,
 }
 
 /// What all threads read.
