@@ -33,6 +33,9 @@ pub fn nll(logits_btv: &Tensor, targets_bt: &Tensor) -> Result<Tensor> {
     Ok(loss.f_view(&targets_bt.size()[..])?)
 }
 
+/// Positions whose logits exist together.
+const NLL_ROWS: i64 = 512;
+
 /// A decoder without weights: its configuration.
 #[derive(Debug, Clone)]
 pub struct Decoder {
@@ -111,13 +114,38 @@ impl Decoder {
     /// # Errors
     /// T is longer than the model's context.
     pub fn logits(&self, views: &Views, x_bth: &Tensor) -> Result<Tensor> {
+        self.head(views, &self.stream(views, x_bth)?)
+    }
+
+    /// NLL of every position of input embeddings `[B, T, h]` under the causal mask, fp32 `[B, T]`, 0 where the target is
+    /// -100. Logits exist for [`NLL_ROWS`] labelled positions at a time.
+    ///
+    /// # Errors
+    /// Shapes do not fit, or a target is neither -100 nor in `0..V`.
+    pub fn nll(&self, views: &Views, x_bth: &Tensor, targets_bt: &Tensor) -> Result<Tensor> {
+        let x = self.stream(views, x_bth)?;
+        let x_nh = x.f_reshape([-1, self.config.hidden_size])?;
+        let targets_n = targets_bt.f_reshape([-1])?;
+        let labelled = targets_n.f_ne(-100)?.f_nonzero()?.f_squeeze_dim(1)?;
+        let mut parts = Vec::new();
+        for places in labelled.f_split(NLL_ROWS, 0)? {
+            let logits_mv = self.head(views, &x_nh.f_index_select(0, &places)?)?;
+            parts.push(nll(&logits_mv, &targets_n.f_index_select(0, &places)?)?);
+        }
+        let all = Tensor::f_zeros([targets_n.size()[0]], (Kind::Float, x.device()))?;
+        let all = if parts.is_empty() { all } else { all.f_index_copy(0, &labelled, &Tensor::f_cat(&parts, 0)?)? };
+        Ok(all.f_view(&targets_bt.size()[..])?)
+    }
+
+    /// The stream behind the last block, of input embeddings `[B, T, h]` under the causal mask.
+    fn stream(&self, views: &Views, x_bth: &Tensor) -> Result<Tensor> {
         // A length is not negative.
         let places = Places::causal(&self.config, x_bth.size()[1] as usize, x_bth.device())?;
         let mut x = x_bth.shallow_clone();
         for (layer, view) in views.blocks.iter().enumerate() {
             x = self.block(layer, view, &x, &places, 0.0)?;
         }
-        self.head(views, &x)
+        Ok(x)
     }
 
     /// The norm of the configuration over the last dimension.

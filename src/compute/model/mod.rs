@@ -311,7 +311,11 @@ impl Model {
     /// # Errors
     /// As [`Self::logits`].
     pub fn nll(&self, input: &Input, targets_bt: &Tensor) -> Result<Tensor> {
-        decoder::nll(&self.logits(input)?, targets_bt)
+        let views = self.views()?;
+        match input {
+            Input::Tokens(ids_bt) => self.decoder.nll(views, &decoder::embed(&views.embed, ids_bt)?, targets_bt),
+            Input::Embeddings(x_bth) => self.decoder.nll(views, x_bth, targets_bt),
+        }
     }
 
     /// Gradient of the summed NLL with respect to the input embeddings: (NLL `[B, T]`, gradient `[B, T, h]`),
