@@ -22,9 +22,9 @@ OPTIONS = {
     "compile": "no",  # no, default
     "linear": "mkl",  # mkl, onednn
     "malloc": "default",  # default, tuned
+    "chunk": 2048,  # rows whose logits exist together
     "reference": False,
 }
-CHUNK = 2048  # rows whose logits exist together
 
 
 def main():
@@ -72,7 +72,7 @@ class Passes:
     def __init__(self, model, options):
         import torch
 
-        self.torch, self.model = torch, model
+        self.torch, self.model, self.chunk = torch, model, options["chunk"]
         self.body = hidden if options["compile"] == "no" else torch.compile(hidden, mode="default", dynamic=False)
 
     def nll(self, ids, first):
@@ -93,8 +93,8 @@ class Passes:
         F = self.torch.nn.functional
         flat, wanted = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
         parts = [
-            F.cross_entropy(self.model.embed_out(flat[i : i + CHUNK]), wanted[i : i + CHUNK], reduction="none")
-            for i in range(0, len(flat), CHUNK)
+            F.cross_entropy(self.model.embed_out(flat[i : i + self.chunk]), wanted[i : i + self.chunk], reduction="none")
+            for i in range(0, len(flat), self.chunk)
         ]
         return (parts[0] if len(parts) == 1 else self.torch.cat(parts)).view(targets.shape)
 

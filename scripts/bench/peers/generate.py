@@ -17,6 +17,7 @@ import time
 OPTIONS = {
     "cache": "dynamic",  # dynamic, static
     "attention": "sdpa",  # sdpa, eager
+    "linear": "mkl",  # mkl, onednn: whose matrix products
     "compile": "no",  # no, default: torch.compile of the forward pass, static cache only
     "malloc": "default",  # default, tuned: memory is not given back to the system
 }
@@ -58,6 +59,12 @@ def generate(config, options):
     model = transformers.AutoModelForCausalLM.from_pretrained(
         config["model"], dtype=torch.float32, attn_implementation=options["attention"]
     ).eval()
+    if options["linear"] == "onednn":
+        import neox
+
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.__class__ = neox.OneDnnLinear
     prompts, new = config["prompts"], config["max_new_tokens"]
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)

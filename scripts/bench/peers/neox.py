@@ -32,10 +32,12 @@ def _onednn_setup(ctx, inputs, output):
 
 def _onednn_backward(ctx, dy):
     x, weight = ctx.saved_tensors
+    # What nobody asked for is not computed: attacks want no gradient of a weight.
+    wants_x, wants_weight, wants_bias = (*ctx.needs_input_grad, False)[:3]
     dy2 = dy.reshape(-1, dy.shape[-1])
-    dx = _onednn(dy2, weight.t(), None).view(x.shape)
-    dw = _onednn(dy2.t(), x.reshape(-1, x.shape[-1]).t(), None)
-    return dx, dw, dy2.sum(0) if ctx.has_bias else None
+    dx = _onednn(dy2, weight.t(), None).view(x.shape) if wants_x else None
+    dw = _onednn(dy2.t(), x.reshape(-1, x.shape[-1]).t(), None) if wants_weight else None
+    return dx, dw, dy2.sum(0) if ctx.has_bias and wants_bias else None
 
 
 _onednn.register_autograd(_onednn_backward, setup_context=_onednn_setup)

@@ -2,7 +2,8 @@
 //!
 //! Reading the model and the items is timed apart. Before anything is timed a few questions of every task are scored.
 
-use std::io::Read as _;
+use std::fs::OpenOptions;
+use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -123,7 +124,7 @@ fn run_configured(text: &str, mut each: impl FnMut(Value)) -> Result<(), StageEr
 /// Begins the peak of this process's memory anew, where the kernel lets it.
 fn forget_peak() {
     // Without it the peak is that of loading, which is no less true.
-    let _ = std::fs::write("/proc/self/clear_refs", "5");
+    let _ = OpenOptions::new().write(true).open("/proc/self/clear_refs").and_then(|mut file| file.write_all(b"5"));
 }
 
 /// The largest resident set since then.
