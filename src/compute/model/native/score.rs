@@ -114,8 +114,7 @@ impl Scorer {
         rows.iter().try_for_each(|row| self.check(row, mask))?;
         let longest = rows.iter().map(Branching::longest).max().unwrap_or(0);
         let table = table(&self.maps, longest);
-        let groups = (0..=self.maps.head_group()).map(|g| self.weights.group(g)).collect();
-        let model = Shared { maps: &self.maps, table: &table, groups, head: self.weights.head(&self.maps).0, mask };
+        let model = self.shared(&table, mask);
         let passes = passes(rows, limits);
         let next = AtomicUsize::new(0);
         let work = || -> Result<Vec<Pass>> {
@@ -139,6 +138,11 @@ impl Scorer {
         found.sort_by_key(|pass| pass.number);
         let patched_layers = found.iter().map(|pass| pass.patched_layers).min();
         Ok(Answers { nll: found.into_iter().flat_map(|pass| pass.nll).collect(), patched_layers })
+    }
+
+    fn shared<'a>(&'a self, table: &'a rotary::Table, mask: Mask) -> Shared<'a> {
+        let groups = (0..=self.maps.head_group()).map(|g| self.weights.group(g)).collect();
+        Shared { maps: &self.maps, table, groups, head: self.weights.head(&self.maps).0, mask }
     }
 
     /// What kernels rely on.
@@ -356,5 +360,40 @@ impl Worker {
 fn pick(from: &[f32], width: usize, rows: &[usize], to: &mut [f32]) {
     for (to, &row) in to.chunks_exact_mut(width).zip(rows) {
         to.copy_from_slice(&from[row * width..][..width]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compute::model::libtorch::Base;
+    use crate::compute::model::{Family, Model, ModelConfig, Sizes};
+
+    #[test]
+    fn logits_exist_for_asked_positions_and_a_block_of_the_vocabulary_only() {
+        let sizes = Sizes {
+            hidden_size: 16,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            intermediate_size: 24,
+            vocab_size: 1300,
+            max_position_embeddings: 64,
+        };
+        let model = Model::random(&ModelConfig::new(Family::GptNeox, sizes), 5).unwrap();
+        let net = Net::of(&model, Base::Frozen, tch::Kind::Float, tch::Device::Cpu).unwrap();
+        let scorer = Scorer::of(&net).unwrap().unwrap();
+        let row = |asked: usize| Branching {
+            trunk: (0..60).collect(),
+            asks: (0..asked).map(|place| Ask { place, target: 7 }).collect(),
+            ..Branching::default()
+        };
+        let table = table(&scorer.maps, 60);
+        let mut worker = Worker::new();
+        for (rows, asked, logits) in [(4, 3, 12 * COLUMNS), (20, 60, HEAD_ROWS * COLUMNS)] {
+            let rows: Vec<Branching> = (0..rows).map(|_| row(asked)).collect();
+            let nll = worker.pass(&scorer.shared(&table, Mask::Causal), &rows).unwrap();
+            assert_eq!(nll.iter().map(Vec::len).sum::<usize>(), rows.len() * asked);
+            assert_eq!(worker.scratch.logits.len(), logits);
+        }
     }
 }
