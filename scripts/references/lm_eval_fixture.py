@@ -235,6 +235,7 @@ INCLUDED = {
     "hellaswag": "hellaswag/hellaswag.yaml",
     "piqa": "piqa/piqa.yaml",
     "arc_easy": "arc/arc_easy.yaml",
+    "arc_challenge": "arc/arc_challenge.yaml",
     "winogrande": "winogrande/default.yaml",
     "lambada": "lambada/lambada_openai.yaml",
     "truthfulqa": "truthfulqa/truthfulqa_mc1.yaml",
@@ -262,7 +263,7 @@ def task_files(items, root):
             "dataset_kwargs": {"data_files": {"validation": str(rows.resolve())}},
             "training_split": None, "validation_split": "validation", "test_split": None, "fewshot_split": None,
         }
-        if name in ("hellaswag", "piqa", "arc_easy", "own"):
+        if name in ("hellaswag", "piqa", "arc_easy", "arc_challenge", "own"):
             metrics = ["acc", "acc_norm", "acc_bytes"]
             task["metric_list"] = [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in metrics]
         # JSON is YAML.
@@ -358,6 +359,7 @@ def main(root, seed):
     models = {"neox": neox(texts, seed), "llama": llama(texts, seed)}
     # A continuation that disappears in the tokens of its context cannot be scored, here or there.
     rows["own"] = [row for row in rows["own"] if all(has_tokens(model.tokenizer, row) for model in models.values())]
+    rows["arc_challenge"] = arc(random.Random(f"{seed} arc_challenge"))
     rows["lambada"] = lambada(rng, models["neox"])
     for name, found in rows.items():
         (items / f"{name}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))

@@ -220,7 +220,7 @@ impl Case {
 
     fn all(&self) {
         let ties: usize =
-            ["hellaswag", "piqa", "arc_easy", "winogrande", "own"].iter().map(|task| self.choices(task)).sum();
+            ["hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande", "own"].iter().map(|task| self.choices(task)).sum();
         assert!(ties >= 4, "equal choices tie: {ties}");
         self.benchmarks();
         self.documents();
