@@ -11,10 +11,10 @@ use crate::compute::model::{GroupLayout, Span, matrix};
 use super::adamw::{Decay, Step, rate_and_keep};
 
 /// Added to squares of gradients.
-const EPS: f32 = 1e-30;
+pub(super) const EPS: f32 = 1e-30;
 
 /// Root mean square of an update above which it is scaled down.
-const CLIP: f64 = 1.0;
+pub(super) const CLIP: f64 = 1.0;
 
 /// The second moments' decay in update t is 1 - t^DECAY.
 const DECAY: f64 = -0.8;

@@ -5,7 +5,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::adafactor::Adafactor;
+use super::adafactor::{Adafactor, CLIP, EPS};
 use super::adamw::{Pass, Step};
 use crate::compute::Result;
 use crate::compute::model::{CHUNK, GroupLayout, matrix};
@@ -71,7 +71,7 @@ pub fn adafactor(
         let pass = optimizer.pass(span, step);
         let part = |t: &Tensor| t.f_narrow(0, span.offset as i64, span.len as i64)?.f_view(&span.shape[..]);
         let (mut w, g) = (part(weights)?, part(gradients)?.f_mul_scalar(f64::from(pass.factor))?);
-        let squares = g.f_square()?.f_add_scalar(1e-30)?;
+        let squares = g.f_square()?.f_add_scalar(f64::from(EPS))?;
         let mut take = |len: usize| {
             kept += len as i64;
             moments.f_narrow(0, kept - len as i64, len as i64)
@@ -90,7 +90,7 @@ pub fn adafactor(
             }
             None => follow(take(span.len)?, squares)?.f_rsqrt()?.f_mul(&g)?,
         };
-        let rms = u.f_square()?.f_mean(Kind::Float)?.f_sqrt()?.f_clamp_min(1.0)?;
+        let rms = u.f_square()?.f_mean(Kind::Float)?.f_sqrt()?.f_div_scalar(CLIP)?.f_clamp_min(1.0)?;
         let _ = u.f_div_(&rms)?.f_mul_scalar_(pass.lr)?;
         let _ = w.f_mul_scalar_(f64::from(pass.keep))?.f_sub_(&u)?;
     }
@@ -138,7 +138,7 @@ mod tests {
         use crate::compute::gpu;
         use crate::compute::model::{Accumulate, Batch, Family, GrainAt, Model, ModelConfig, NoHooks, Sizes};
         use crate::compute::train::shards::Shards;
-        use crate::compute::train::{AdamW, Choice, EngineName, Optimizer, Trainee};
+        use crate::compute::train::{AdamW, Choice, Decay, EngineName, Master, Optimizer, Trainee};
 
         if gpu::load().is_err() {
             eprintln!("skipped: there is no GPU");
@@ -152,15 +152,23 @@ mod tests {
             vocab_size: 67,
             max_position_embeddings: 32,
         };
-        let optimizer = Optimizer::AdamW(AdamW::default());
+        let optimizers = [
+            Optimizer::AdamW(AdamW::default()),
+            Optimizer::Adafactor(Adafactor {
+                weight_decay: 0.01,
+                decay_constrained: Decay::Excluded,
+                lr_constrained_multiplier: 1.0,
+                master: Master::Fp32,
+            }),
+        ];
         let ids: Vec<i32> = (0..64).map(|i| i * 7 % 67).collect();
         let batch = Batch::causal(2, 32, ids.clone(), ids.iter().map(|i| i * 3 % 67).collect());
-        for family in Family::ALL {
+        for (family, optimizer) in Family::ALL.into_iter().flat_map(|f| optimizers.iter().map(move |o| (f, o))) {
             let model = Model::random(&ModelConfig::new(family, sizes), 3).unwrap();
             let ends = [Device::Cpu, Device::Cuda(0)].map(|device| {
                 let choice = Choice { engine: EngineName::Libtorch, ..Choice::default() };
                 let mut trainee = Trainee::of_model(&model.duplicate().unwrap(), &choice, device).unwrap();
-                let mut shards = Shards::new(&optimizer, &trainee.layout, &trainee.flats, 0, 1).unwrap();
+                let mut shards = Shards::new(optimizer, &trainee.layout, &trainee.flats, 0, 1).unwrap();
                 let mut gradients: Vec<Tensor> = trainee.flats.iter().map(Tensor::zeros_like).collect();
                 let mut seen = Vec::new();
                 for update in 1..=3 {
@@ -171,14 +179,14 @@ mod tests {
                     seen.extend([sum.nll, squares.sqrt()]);
                     let step = Step { lr: 1e-3, update, gradient_factor: 1.0 / 64.0 };
                     for (g, group) in trainee.layout.groups.iter().enumerate() {
-                        shards.update(&optimizer, g, group, &trainee.flats[g], &gradients[g], step).unwrap();
+                        shards.update(optimizer, g, group, &trainee.flats[g], &gradients[g], step).unwrap();
                     }
                     trainee.passes.refresh();
                 }
                 seen
             });
             for (cpu, cuda) in ends[0].iter().zip(&ends[1]) {
-                assert!((cpu / cuda - 1.0).abs() < 1e-4, "{family:?}: {cpu} {cuda}");
+                assert!((cpu / cuda - 1.0).abs() < 1e-4, "{family:?}, {optimizer:?}: {cpu} {cuda}");
             }
         }
     }
