@@ -7,6 +7,7 @@
 use std::io::Read;
 use std::path::Path;
 
+use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
@@ -29,6 +30,8 @@ pub struct Vouched {
     pub outcome: Outcome,
     /// Content digest of its `run.h5`.
     pub content: Option<Digest>,
+    /// When it was sealed.
+    pub sealed_at: DateTime<Utc>,
     /// The file, if the seal names it.
     pub file: Option<SealedFile>,
 }
@@ -40,6 +43,7 @@ impl Vouched {
             fingerprint: seal.fingerprint.clone(),
             outcome: seal.outcome,
             content: seal.content.clone(),
+            sealed_at: seal.sealed_at,
             file: seal.output(file).cloned(),
         }
     }
@@ -80,6 +84,7 @@ fn parse(text: &[u8], file: &str) -> Option<Vouched> {
         fingerprint: top.read("fingerprint")?,
         outcome: top.read("outcome")?,
         content: if top.has("content") { Some(top.read("content")?) } else { None },
+        sealed_at: top.read("sealed_at")?,
         file: outputs.into_iter().find(|f| f.path == file),
     })
 }

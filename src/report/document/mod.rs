@@ -28,6 +28,9 @@ use crate::report::table::{Expected, Meant, Partial, two_for_one};
 /// Format version of a document's JSON.
 pub const DOCUMENT_VERSION: u32 = 1;
 
+/// The `date` of a document that bears the day of its results.
+const DATED_BY_RESULTS: &str = "results";
+
 /// A finished document.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Document {
@@ -95,13 +98,24 @@ pub fn build(
     if !results.problems.is_empty() {
         return Err(results.problems);
     }
-    let date = spec.date().map(|date| format!(" ({})", markdown_text(date))).unwrap_or_default();
+    let date = dated(spec, expected).map(|date| format!(" ({})", markdown_text(&date))).unwrap_or_default();
     let markdown = format!("# {}{date}\n{body}", markdown_text(spec.title()));
     let mut document = json!({"version": DOCUMENT_VERSION, "key": spec.key(), "kind": spec.kind()});
     if let (Value::Object(document), Value::Object(numbers)) = (&mut document, numbers) {
         document.extend(numbers);
     }
     Ok(Document { key: spec.key().to_owned(), markdown, numbers: document })
+}
+
+/// What stands behind the title: what the section says, or the last day on which one of the results was sealed.
+fn dated(spec: &DocumentSpec, expected: &[Expected]) -> Option<String> {
+    let said = spec.date()?;
+    if said != DATED_BY_RESULTS {
+        return Some(said.to_owned());
+    }
+    let stages = spec.stages();
+    let results = expected.iter().filter(|cell| stages.contains(cell.key.stage.as_str()));
+    results.filter_map(|cell| cell.run.as_ref().ok()?.day).max().map(|day| day.to_string())
 }
 
 /// Cells with their answers, and what was wrong with them.

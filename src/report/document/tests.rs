@@ -15,7 +15,8 @@ fn cell(stage: &str, arm: Option<&str>, seed: Option<u32>, run: Result<Value, &s
     let key = CellKey { study: name("s"), profile: name("p"), stage: name(stage), arm: arm.map(name), seed };
     let digest = |what: &str| Digest::of_bytes(format!("{what} {key}").as_bytes());
     let (fingerprint, content) = (digest("fingerprint"), digest("content"));
-    let run = run.map(|tree| Run { tree: std::sync::Arc::new(tree), fingerprint, content }).map_err(str::to_owned);
+    let run =
+        run.map(|tree| Run { tree: std::sync::Arc::new(tree), fingerprint, content, day: None }).map_err(str::to_owned);
     Expected { labels: BTreeMap::new(), run, key }
 }
 
@@ -124,6 +125,32 @@ fn the_numbers_of_the_historic_summary_come_out() {
     assert_eq!(document.numbers["stages"][1]["macro"]["n"], 1);
     assert_eq!(document.numbers["compare"][0]["of"], "s2");
     assert_eq!(document.numbers["runs"].as_array().unwrap().len(), 4);
+}
+
+#[test]
+fn the_day_of_the_last_result_dates_a_document() {
+    let section = |date: &str| {
+        let mut section = summary();
+        section["date"] = json!(date);
+        section
+    };
+    let mut cells = one_seed();
+    let day = |k: u32| chrono::NaiveDate::from_ymd_opt(2026, 11, k);
+    for (k, cell) in cells.iter_mut().enumerate() {
+        // The last of them is not the last of the list.
+        cell.run.as_mut().unwrap().day = day([3, 21, 20, 9][k]);
+    }
+    // A stage that the document does not read is not asked.
+    cells.push(cell("bridge", None, Some(42), Ok(json!({}))));
+    cells.last_mut().unwrap().run.as_mut().unwrap().day = day(30);
+    let heading = |date: &str, cells: &[Expected], partial| {
+        built(&section(date), cells, partial).unwrap().markdown.lines().next().unwrap().to_owned()
+    };
+    assert_eq!(heading("results", &cells, Partial::Error), "# Stage 1-4 results summary (2026-11-21)");
+    assert_eq!(heading("spring", &cells, Partial::Error), "# Stage 1-4 results summary (spring)");
+    let missing: Vec<Expected> =
+        cells.iter().map(|cell| Expected { run: Err("not sealed".to_owned()), ..cell.clone() }).collect();
+    assert_eq!(heading("results", &missing, Partial::Mark), "# Stage 1-4 results summary");
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub(crate) fn expected(stage: &str, arm: Option<&str>, seed: Option<u32>, run: R
     let (fingerprint, content) = (digest("fingerprint"), digest("content"));
     Expected {
         labels: BTreeMap::new(),
-        run: run.map(|tree| Run { tree: Arc::new(tree), fingerprint, content }).map_err(str::to_owned),
+        run: run.map(|tree| Run { tree: Arc::new(tree), fingerprint, content, day: None }).map_err(str::to_owned),
         key,
     }
 }

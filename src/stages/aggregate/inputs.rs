@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use chrono::NaiveDate;
 use serde_json::Value;
 
 use crate::record::decision::GATE_KIND;
@@ -41,6 +42,8 @@ pub struct Found {
     pub fingerprint: Fingerprint,
     /// What it found.
     pub content: Digest,
+    /// The UTC day on which it was sealed, if it was.
+    pub day: Option<NaiveDate>,
     path: PathBuf,
     file: SealedFile,
     tree: OnceLock<Option<Value>>,
@@ -123,6 +126,7 @@ fn read(dir: &Path, need: &Need, known: Option<&Seal>, runs: &mut ManyRuns) -> R
         param_digest: run.param_digest,
         content: vouched.fingerprint.clone(),
         fingerprint: vouched.fingerprint,
+        day: Some(vouched.sealed_at.date_naive()),
         path,
         file,
         tree: OnceLock::new(),
@@ -160,6 +164,7 @@ impl Found {
             fingerprint: record.fingerprint.clone(),
             file: SealedFile { path: RUN_FILE.to_owned(), size_bytes: 0, digest: content.clone() },
             content,
+            day: None,
             path: PathBuf::new(),
             tree: OnceLock::new(),
             record: OnceLock::from(Ok(Box::new(record))),
@@ -203,12 +208,13 @@ impl Tree for WholeRun<'_> {
 }
 
 impl Input {
-    /// The cell as tables take it. Only what does not depend on where and when it ran.
+    /// The cell as tables take it. But for the day, only what does not depend on where and when it ran.
     pub fn expected(&self) -> Expected {
         let run = self.run.as_ref().map_err(Clone::clone).map(|found| Run {
             tree: found.metrics.clone(),
             fingerprint: found.fingerprint.clone(),
             content: found.content.clone(),
+            day: found.day,
         });
         Expected { key: self.key.clone(), labels: self.labels.clone(), run }
     }

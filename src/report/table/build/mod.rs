@@ -15,6 +15,7 @@ mod sample;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use chrono::NaiveDate;
 use serde_json::{Value, json};
 
 use super::grid::{Column, Grid, Layout, Note, Row, RunRef};
@@ -46,6 +47,8 @@ pub struct Run {
     pub fingerprint: Fingerprint,
     /// Its content digest.
     pub content: Digest,
+    /// The UTC day on which it was sealed. Tables do not read it; a document does that is dated by its results.
+    pub day: Option<NaiveDate>,
 }
 
 /// What of a run a filter is to be given.
