@@ -87,6 +87,7 @@ fn one_rank() {
         max_grad_norm: 0.2,
         val_interval_steps: 4,
         prefetch: 2,
+        keep: seedbed::compute::train::Keep::Best,
         checkpoint_interval_steps: 3,
         log_interval_steps: 1,
         keep_last: 2,

@@ -174,7 +174,7 @@ mod task {
     use crate::compute::model::{Activation, Family, Model, ModelConfig, Sizes, set_threads};
     use crate::compute::train::trace::Trace;
     use crate::compute::train::{
-        AdamW, Choice, Decay, Exact, Optimizer, Outcome, Overlap, Plan, Schedule, Settings, Shape, Strict,
+        AdamW, Choice, Decay, Exact, Keep, Optimizer, Outcome, Overlap, Plan, Schedule, Settings, Shape, Strict,
         Surroundings, Trainee, Warmup, train,
     };
     use crate::compute::{ComputeError, LIBTORCH_VERSION};
@@ -339,6 +339,7 @@ mod task {
             max_grad_norm: 1.0,
             val_interval_steps: params.pretrain_steps,
             prefetch: 4,
+            keep: Keep::Best,
             checkpoint_interval_steps: 500,
             log_interval_steps: 50,
             keep_last: 1,

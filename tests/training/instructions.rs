@@ -191,10 +191,22 @@ fn a_mask_is_counted_and_a_leak_is_stopped_unless_it_is_wanted() {
     let output = solo(&cell, 1).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(78), "{text}");
-    assert!(text.contains("labels leak under the mask") && text.contains("allow_leak"), "{text}");
+    assert!(text.contains("labels leak under `mask`") && text.contains("allow_leak"), "{text}");
     let evidence = std::fs::read(attempt::out_dir(&run_dir, 1).join("evidence.json")).unwrap();
     let evidence: Value = serde_json::from_slice(&evidence).unwrap();
     assert_eq!((&evidence["criterion"], &evidence["step"]), (&json!("label-leakage"), &json!(0)), "{evidence}");
+    assert_eq!((steps_done(&run_dir), has_checkpoint(&run_dir)), (0, false));
+    // A validation that leaks is no better.
+    let (cell, run_dir) = work.cell(
+        &stages::train::SPEC,
+        "validation",
+        &[("setup", "setup")],
+        sft(&json!({"mask": "causal", "validation_mask": "full"})),
+    );
+    let output = solo(&cell, 1).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(78), "{text}");
+    assert!(text.contains("labels leak under `validation_mask`"), "{text}");
     assert_eq!((steps_done(&run_dir), has_checkpoint(&run_dir)), (0, false));
 
     for (name, changed, mask, leaks) in [
@@ -208,7 +220,9 @@ fn a_mask_is_counted_and_a_leak_is_stopped_unless_it_is_wanted() {
         let metrics = record(&run_dir, 1).metrics;
         assert_eq!(metrics["mask"]["train"], mask.word());
         assert_eq!(metrics["mask"]["validation"], if leaks { "causal" } else { mask.word() });
-        assert_eq!(metrics["mask_patch"], json!({"patched_layers": 2, "restored": true}));
+        // A validation that is read as training is, or under a causal mask, is not looked at again.
+        assert_eq!(metrics["mask_patch"], json!({"patched_layers": 2, "restored": true, "validation": null}));
+        assert_eq!(metrics["leakage"]["validation"], Value::Null);
         let structural = &metrics["leakage"]["structural"];
         assert_eq!(structural["rows"], 40);
         assert_eq!(structural["leaks"], leaks, "{structural}");
@@ -220,10 +234,54 @@ fn a_mask_is_counted_and_a_leak_is_stopped_unless_it_is_wanted() {
         let ratio = empirical["ratio"].as_f64().unwrap();
         assert!((0.8..1.2).contains(&ratio) && ratio != 1.0, "{empirical}");
     }
+    // One that is read otherwise is.
+    for (name, changed, leaks) in [
+        ("full-alone", json!({"mask": "causal", "validation_mask": "full", "allow_leak": true}), true),
+        ("prefix-alone", json!({"mask": "causal", "validation_mask": "prefix"}), false),
+    ] {
+        let (cell, run_dir) = work.cell(&stages::train::SPEC, name, &[("setup", "setup")], sft(&changed));
+        succeed(solo(&cell, 1));
+        let metrics = record(&run_dir, 1).metrics;
+        let patch =
+            json!({"patched_layers": 0, "restored": null, "validation": {"patched_layers": 2, "restored": true}});
+        assert_eq!(metrics["mask_patch"], patch, "{name}");
+        let leakage = &metrics["leakage"];
+        assert_eq!((&leakage["structural"], &leakage["allowed"]), (&Value::Null, &json!(leaks)), "{leakage}");
+        let structural = &leakage["validation"]["structural"];
+        assert_eq!((&structural["rows"], &structural["leaks"]), (&json!(8), &json!(leaks)), "{leakage}");
+        assert_eq!(metrics["leakage_suspected"], leaks);
+    }
     // The two ways to say it are one.
     let [a, b] = ["prefix", "objective"]
         .map(|name| record(&work.base.join(format!("{name}/seed-7")), 1).metrics["final_param_digest"].clone());
     assert_eq!(a, b);
+}
+
+/// `keep = "last"`: what is left is the end of the run, whatever validation said, and no checkpoint is made for a good one.
+#[test]
+fn the_last_weights_are_kept_where_the_study_says_so() {
+    // Each validation is worse than the first.
+    let grows_worse = json!({"lr": 1.0, "warmup_ratio": 0.0, "val_interval_steps": 2, "checkpoint_interval_steps": 0});
+    let with = |keep: &str| {
+        let mut changed = grows_worse.clone();
+        changed["keep"] = json!(keep);
+        let work = workspace();
+        let (cell, run_dir) = finetune(&work, &changed);
+        succeed(solo(&cell, 1));
+        let kept = Model::load(&attempt::out_dir(&run_dir, 1).join("best_model")).unwrap().param_digest();
+        let checkpoints = std::fs::read_dir(run_dir.join("checkpoints")).unwrap().count();
+        (json!(kept), record(&run_dir, 1).metrics, checkpoints)
+    };
+    let (best, last) = (with("best"), with("last"));
+    for name in ["final_param_digest", "best_step", "best_val_perplexity", "val_losses"] {
+        assert_eq!(best.1[name], last.1[name], "{name}");
+    }
+    assert!(best.1["best_step"].as_u64().unwrap() < 12, "{}", best.1["val_losses"]);
+    assert_eq!((&best.0, &last.0), (&best.1["best_param_digest"], &last.1["final_param_digest"]));
+    assert_ne!(best.0, last.0);
+    assert_eq!(last.1["best_param_digest"], Value::Null);
+    assert_eq!(last.1["hyperparameters"]["keep"], "last");
+    assert!(last.2 < best.2, "{} {}", last.2, best.2);
 }
 
 /// A model that has learnt to look at its own answer is found out by its losses alone.

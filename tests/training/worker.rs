@@ -266,6 +266,7 @@ fn run_one(comm: &Comm, dir: &Path, run: &Run) -> End {
         max_grad_norm: run.max_grad_norm,
         val_interval_steps: run.steps,
         prefetch: 2,
+        keep: seedbed::compute::train::Keep::Best,
         checkpoint_interval_steps: run.checkpoint_interval_steps,
         log_interval_steps: 1,
         keep_last: 2,

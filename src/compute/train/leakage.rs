@@ -40,7 +40,7 @@ pub struct Structure {
     pub leaking: u64,
 }
 
-/// What the untrained weights say.
+/// What the weights say that training begins from.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Experience {
     /// Samples that were judged.
@@ -181,8 +181,8 @@ impl Experience {
 
     /// Whether the mask more than halves the loss, or that cannot be told.
     pub fn leaks(&self) -> bool {
-        // True for what is no number, too.
-        !(self.ratio() >= RATIO)
+        let judged = self.masked_loss.is_finite() && self.causal_loss.is_finite() && self.causal_loss > 0.0;
+        !judged || self.ratio() < RATIO
     }
 }
 
@@ -219,11 +219,11 @@ impl Found {
         self.structure.leaks() || self.experience.leaks() || self.elsewhere
     }
 
-    /// Stops a run whose labels leak, unless that is its point.
+    /// Stops a run whose labels leak, unless that is its point. `key` is what the study calls the mask.
     ///
     /// # Errors
     /// [`ComputeError::Stopped`].
-    pub fn judge(&self, leak: Leak) -> Result<()> {
+    pub fn judge(&self, leak: Leak, key: &str) -> Result<()> {
         if leak == Leak::Allowed || !self.leaks() {
             return Ok(());
         }
@@ -231,7 +231,7 @@ impl Found {
             criterion: "label-leakage",
             step: 0,
             why: format!(
-                "labels leak under the mask: {}; choose another `mask`, or set `allow_leak` = true if that is the point",
+                "labels leak under `{key}`: {}; choose another mask, or set `allow_leak` = true if that is the point",
                 self.words()
             ),
             values: self.tree(leak),
@@ -354,24 +354,28 @@ mod tests {
             (1.0, 0.5, false),
             (1.0, 0.49, true),
             (0.0, 0.0, true),
+            (0.0, 0.5, true),
+            (1.0, f64::INFINITY, true),
             (f64::NAN, 1.0, true),
             (1.0, f64::NAN, true),
         ] {
             let found = found(structure, Experience { causal_loss, masked_loss, ..experience });
             assert_eq!(found.leaks(), leaks, "{causal_loss} {masked_loss}");
-            assert_eq!(found.judge(Leak::Refused).is_err(), leaks);
-            assert!(found.judge(Leak::Allowed).is_ok());
+            assert_eq!(found.judge(Leak::Refused, "mask").is_err(), leaks);
+            assert!(found.judge(Leak::Allowed, "mask").is_ok());
         }
         assert!(found(Structure { leaking: 1, ..structure }, experience).leaks());
         assert!(found(Structure::default(), experience).leaks(), "nothing was looked at");
-        assert!(Found { elsewhere: true, ..found(structure, experience) }.judge(Leak::Refused).is_err());
+        assert!(Found { elsewhere: true, ..found(structure, experience) }.judge(Leak::Refused, "mask").is_err());
         let Err(ComputeError::Stopped(stop)) =
-            found(Structure { leaking: 1, ..structure }, experience).judge(Leak::Refused)
+            found(Structure { leaking: 1, ..structure }, experience).judge(Leak::Refused, "validation_mask")
         else {
             panic!("it leaks")
         };
         assert_eq!((stop.criterion, stop.step), ("label-leakage", 0));
-        assert!(stop.why.contains("1 of 9") && stop.why.contains("allow_leak"), "{}", stop.why);
+        for said in ["1 of 9", "under `validation_mask`", "allow_leak"] {
+            assert!(stop.why.contains(said), "{}", stop.why);
+        }
         assert_eq!(stop.values["structural"]["leaking_labels"], 1);
     }
 }

@@ -76,6 +76,8 @@ pub struct Settings {
     pub val_interval_steps: u64,
     /// Grains that are prepared ahead of time; 0: none.
     pub prefetch: usize,
+    /// Whose weights a run leaves as the best.
+    pub keep: Keep,
     /// Steps between checkpoints; 0: only the best and at a stop.
     pub checkpoint_interval_steps: u64,
     /// Steps between log lines.
@@ -117,6 +119,15 @@ pub enum Strict {
     Refuse,
     /// It goes on, and the record says from which step bits may differ.
     GoOn,
+}
+
+/// Which weights a run is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Those of the best validation.
+    Best,
+    /// Those after the last step; no checkpoint is made for a good validation.
+    Last,
 }
 
 /// When messages travel.
@@ -167,7 +178,8 @@ pub enum Outcome {
 pub struct Finished {
     /// fp32 parameters after the last step, by group, in the host's memory.
     pub last: Vec<Tensor>,
-    /// The checkpoint at the best validation, which [`read_weights`] reads; `None`: the last parameters are the best.
+    /// The checkpoint at the best validation, which [`read_weights`] reads; `None`: the last parameters are the best, or
+    /// those that are kept.
     pub best: Option<PathBuf>,
     /// Counters.
     pub state: State,
@@ -530,7 +542,8 @@ impl<'a> Trainer<'a> {
     fn finish(mut self) -> Result<Finished> {
         self.settle()?;
         self.exchange.drain()?;
-        let best = if self.last_is_best() { None } else { Some(self.best_on_disk()?) };
+        let best =
+            if self.settings.keep == Keep::Last || self.last_is_best() { None } else { Some(self.best_on_disk()?) };
         let last = self.parameters()?;
         self.saver.finish()?;
         Ok(Finished { last, best, state: self.state, numerics: self.numerics })

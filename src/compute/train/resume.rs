@@ -9,7 +9,7 @@ use tch::{Device, Kind as Type, Tensor};
 
 use super::report::Reporter;
 use super::shards::Stored;
-use super::{Best, Strict, Trainer, Validation};
+use super::{Best, Keep, Strict, Trainer, Validation};
 use crate::compute::checkpoint::{self, Checkpoint, Kind, Piece, Trouble, saver};
 use crate::compute::model::{as_f32, as_f32_mut};
 use crate::compute::{ComputeError, Result, numerics};
@@ -71,7 +71,8 @@ impl Trainer<'_> {
     }
 
     pub(super) fn is_best(&self, validation: &Validation) -> bool {
-        self.state.best.as_ref().is_none_or(|best| validation.perplexity < best.perplexity)
+        self.settings.keep == Keep::Best
+            && self.state.best.as_ref().is_none_or(|best| validation.perplexity < best.perplexity)
     }
 
     /// Makes this step the best and saves it.

@@ -122,6 +122,11 @@ pub static SPEC: Spec = Spec {
         ),
         absent("validation_mask", FieldType::OneOf(MASKS), "who sees whom in validation; absent: as in training"),
         absent("allow_leak", FieldType::Bool, "train although the mask shows what is to be predicted; absent: false"),
+        absent(
+            "keep",
+            FieldType::OneOf(KEEPS),
+            "the weights in best_model: of the best validation, or after the last step; absent: best",
+        ),
         choice("last_batch", LAST_BATCHES, r#""drop""#, "what becomes of an epoch's last batch that is not full"),
         count("val_interval_steps", 1, 1 << 40, Absent, Semantic, "steps between validations; absent: once an epoch"),
         count("val_samples", 1, 1 << 40, Absent, Semantic, "validation windows, at most; absent: all"),
@@ -246,6 +251,7 @@ const OBJECTIVES: &[&str] = &["causal", "response", "prefix"];
 const LAST_BATCHES: &[&str] = &["drop", "pad"];
 const MASKS: &[&str] = &["causal", "prefix", "full"];
 const OPTIMIZERS: &[&str] = &["adamw", "adafactor"];
+const KEEPS: &[&str] = &["best", "last"];
 const DATA: &[&str] = &["tokens", "instructions"];
 
 fn check(params: &Value) -> Vec<String> {

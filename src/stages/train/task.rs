@@ -22,7 +22,7 @@ use crate::compute::train::criteria::{COLLAPSE_RATIO, Collapse, Criteria, NoSign
 use crate::compute::train::leakage::{self, Leak};
 use crate::compute::train::trace::Trace;
 use crate::compute::train::{
-    Adafactor, AdamW, Choice, Decay, EngineName, Exact, Finished, Master, Optimizer, Outcome, Overlap, Plan, Precision,
+    Adafactor, AdamW, Choice, Decay, EngineName, Exact, Finished, Keep, Master, Optimizer, Outcome, Overlap, Plan, Precision,
     Schedule, Settings, Shape, Strict, Surroundings, Trainee, Warmup, health, read_weights, train,
 };
 use crate::record::{RunRecord, files, progress};
@@ -63,6 +63,7 @@ pub(super) struct Params {
     pub(super) mask: Option<String>,
     pub(super) validation_mask: Option<String>,
     allow_leak: Option<bool>,
+    keep: Option<KeepName>,
     last_batch: String,
     val_interval_steps: Option<u64>,
     val_samples: Option<u64>,
@@ -90,6 +91,14 @@ pub(super) struct Params {
     activation_checkpointing: bool,
     dropout: f64,
     wire: String,
+}
+
+/// Which weights are left as `best_model`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum KeepName {
+    Best,
+    Last,
 }
 
 /// What computes.
@@ -170,7 +179,7 @@ fn run_on(context: &Context, params: &Params, comm: &Comm, device: Device) -> Re
     let mut model = model.padded_for(settings.plan.padding(comm.size()))?;
     report_threads(comm, params)?;
     let mut trainee = Trainee::of_model(&model, &choice(params), device)?;
-    let guard = guard(comm, params, &model, &mut trainee, &data.train)?;
+    let guard = Guard::of(comm, params, &model, &mut trainee, &data)?;
     // What the trainee does not share is not needed while it trains.
     drop(model.take_flats());
     let outcome = train(comm, trainee, &settings, &around)?;
@@ -188,7 +197,7 @@ fn run_on(context: &Context, params: &Params, comm: &Comm, device: Device) -> Re
             }
             best.save(&context.out_dir.join("best_model"), Some(&source))?;
             let models = Models { last: &model, best: &best };
-            let seen = Seen { data: &data, guard: guard.as_ref() };
+            let seen = Seen { data: &data, guard };
             let record = record(context, params, &settings, &finished, (models, seen), steps_per_epoch, comm.size())?;
             files::write_json(&context.out_dir.join(&params.history_file), &record.tree())?;
             Ok(Some(record))
@@ -211,35 +220,79 @@ pub(super) fn known<T>(name: &str, word: &str, parse: fn(&str) -> Option<T>) -> 
     parse(word).ok_or_else(|| StageError::Usage(format!("`{name}` = {word:?} is not known: correct it in the study")))
 }
 
-/// Looks for labels that leak under another mask than a causal one, with the weights that training begins from. All
-/// ranks come to one verdict.
-fn guard(
-    comm: &Comm,
-    params: &Params,
-    model: &Model,
-    trainee: &mut Trainee,
-    samples: &Samples,
-) -> Result<Option<leakage::Found>, StageError> {
-    let mask = samples.reading().mask();
-    if mask == Mask::Causal {
-        return Ok(None);
+/// What was found of labels that leak, with the weights that training begins from. A causal mask is not looked at.
+#[derive(Debug, Clone, Copy)]
+struct Guard {
+    train: Option<leakage::Found>,
+    /// `None` too where validation is read as training is.
+    validation: Option<leakage::Found>,
+}
+
+impl Guard {
+    /// All ranks come to one verdict.
+    fn of(
+        comm: &Comm,
+        params: &Params,
+        model: &Model,
+        trainee: &mut Trainee,
+        data: &Data,
+    ) -> Result<Self, StageError> {
+        let mut look = |samples: &Samples, key: &str| -> Result<leakage::Found, StageError> {
+            let word = samples.reading().mask().word();
+            // At most 2^24 blocks.
+            let layers = model.config().num_hidden_layers as usize;
+            let mut found = leakage::Found::of(&mut *trainee.passes, samples, layers)?;
+            if comm.is_first() {
+                eprintln!(
+                    "{key} {word}: taken by {} of {layers} attention layers; without it every loss has the bits that it had before",
+                    found.experience.patched_layers
+                );
+                eprintln!("{key} {word}: {}", found.words());
+            }
+            // On GPUs the ranks' losses may differ in their last bits: whoever sees a leak speaks for all.
+            let of_any = comm.all_gather(&[u8::from(found.leaks())])?.concat().contains(&1);
+            found.elsewhere = of_any && !found.leaks();
+            found.judge(leak(params), key)?;
+            Ok(found)
+        };
+        let read = |samples: &Samples| (samples.reading().mask(), samples.reading().packing);
+        let [asked, again] = [&data.train, &data.validation].map(|samples| read(samples).0 != Mask::Causal);
+        let again = again && read(&data.train) != read(&data.validation);
+        let train = asked.then(|| look(&data.train, "mask")).transpose()?;
+        let validation = again.then(|| look(&data.validation, "validation_mask")).transpose()?;
+        Ok(Self { train, validation })
     }
-    // At most 2^24 blocks.
-    let layers = model.config().num_hidden_layers as usize;
-    let mut found = leakage::Found::of(&mut *trainee.passes, samples, layers)?;
-    if comm.is_first() {
-        eprintln!(
-            "mask {}: taken by {} of {layers} attention layers; without it every loss has the bits that it had before",
-            mask.word(),
-            found.experience.patched_layers
-        );
-        eprintln!("mask {}: {}", mask.word(), found.words());
+
+    fn leaks(&self) -> bool {
+        [self.train, self.validation].iter().flatten().any(leakage::Found::leaks)
     }
-    // On GPUs the ranks' losses may differ in their last bits: whoever sees a leak speaks for all.
-    let of_any = comm.all_gather(&[u8::from(found.leaks())])?.concat().contains(&1);
-    found.elsewhere = of_any && !found.leaks();
-    found.judge(leak(params))?;
-    Ok(Some(found))
+
+    /// How the masks were taken, as a result has it.
+    fn patch(&self) -> Value {
+        let of = |found: Option<leakage::Found>| {
+            json!({
+                "patched_layers": found.map_or(0, |found| found.experience.patched_layers),
+                "restored": found.map(|found| found.experience.restored),
+            })
+        };
+        let mut patch = of(self.train);
+        patch["validation"] = self.validation.map_or(Value::Null, |found| of(Some(found)));
+        patch
+    }
+
+    /// What leaks, as a result has it; null where nobody looked.
+    fn tree(&self, leak: Leak) -> Value {
+        let tree = |found: Option<leakage::Found>| found.map_or(Value::Null, |found| found.tree(leak));
+        if self.train.is_none() && self.validation.is_none() {
+            return Value::Null;
+        }
+        let mut whole = match tree(self.train) {
+            Value::Null => json!({"structural": null, "empirical": null, "allowed": leak == Leak::Allowed}),
+            tree => tree,
+        };
+        whole["validation"] = tree(self.validation);
+        whole
+    }
 }
 
 fn leak(params: &Params) -> Leak {
@@ -286,6 +339,10 @@ fn settings(context: &Context, params: &Params, device: Device, steps_per_epoch:
         prefetch: params.prefetch,
         checkpoint_interval_steps: params.checkpoint_interval_steps,
         log_interval_steps: params.log_interval_steps,
+        keep: match params.keep {
+            None | Some(KeepName::Best) => Keep::Best,
+            Some(KeepName::Last) => Keep::Last,
+        },
         keep_last: params.keep_last,
         keep_every_steps: params.keep_every_steps,
         // Longer than the wait for a message: a rank that is gone is told by its silence there.
@@ -331,7 +388,7 @@ struct Models<'a> {
 #[derive(Clone, Copy)]
 struct Seen<'a> {
     data: &'a Data,
-    guard: Option<&'a leakage::Found>,
+    guard: Guard,
 }
 
 /// How the model is computed.
@@ -378,6 +435,9 @@ fn record(
     let list = |f: fn(&crate::compute::train::Validation) -> Value| -> Vec<Value> {
         state.validations.iter().map(f).collect()
     };
+    // Where the last weights are kept no checkpoint knows the best.
+    let lowest = || state.validations.iter().map(|v| (v.step, v.perplexity)).reduce(|a, b| if b.1 < a.1 { b } else { a });
+    let best = state.best.as_ref().map(|b| (b.step, b.perplexity)).or_else(lowest);
     let mut record = RunRecord::new(&context.cell);
     record.series = progress::series(&progress::read(&context.run_dir)?);
     let losses = record.series.get("loss").map_or(&[][..], |points| points);
@@ -388,9 +448,9 @@ fn record(
         "val_perplexities": list(|v| json!(v.perplexity)),
         "val_losses": list(|v| json!(v.loss)),
         "validation_steps": list(|v| json!(v.step)),
-        "best_val_perplexity": state.best.as_ref().map(|b| b.perplexity),
-        "best_step": state.best.as_ref().map(|b| b.step),
-        "best_param_digest": models.best.param_digest(),
+        "best_val_perplexity": best.map(|(_, perplexity)| perplexity),
+        "best_step": best.map(|(step, _)| step),
+        "best_param_digest": (settings.keep == Keep::Best).then(|| models.best.param_digest()),
         "final_param_digest": models.last.param_digest(),
         "num_epochs": settings.schedule.steps.div_ceil(steps_per_epoch),
         "steps": state.step,
@@ -404,15 +464,11 @@ fn record(
         "eval_loss": state.validations.last().map(|v| v.loss),
         "hyperparameters": hyperparameters(params, settings),
     });
-    let found = seen.guard;
     let masks = [&seen.data.train, &seen.data.validation].map(|samples| samples.reading().mask().word());
     record.metrics["mask"] = json!({"train": masks[0], "validation": masks[1]});
-    record.metrics["mask_patch"] = json!({
-        "patched_layers": found.map_or(0, |found| found.experience.patched_layers),
-        "restored": found.map(|found| found.experience.restored),
-    });
-    record.metrics["leakage"] = json!(found.map(|found| found.tree(leak(params))));
-    record.metrics["leakage_suspected"] = json!(state.watch.collapsed.is_some() || found.is_some_and(|f| f.leaks()));
+    record.metrics["mask_patch"] = seen.guard.patch();
+    record.metrics["leakage"] = seen.guard.tree(leak(params));
+    record.metrics["leakage_suspected"] = json!(state.watch.collapsed.is_some() || seen.guard.leaks());
     record.metrics["data"] = seen.data.tree();
     if settings.criteria.collapse.is_some() {
         let collapsed = state.watch.collapsed;
@@ -462,6 +518,7 @@ fn hyperparameters(params: &Params, settings: &Settings) -> Value {
         "objective": params.objective,
         "last_batch": params.last_batch,
         "allow_leak": params.allow_leak.unwrap_or(false),
+        "keep": if settings.keep == Keep::Last { "last" } else { "best" },
         "optimizer": if is_adamw { "adamw" } else { "adafactor" },
         "bf16_pure": params.bf16_pure.unwrap_or(false),
         "beta1": of_adamw(params.beta1),
