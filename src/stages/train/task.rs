@@ -22,8 +22,8 @@ use crate::compute::train::criteria::{COLLAPSE_RATIO, Collapse, Criteria, NoSign
 use crate::compute::train::leakage::{self, Leak};
 use crate::compute::train::trace::Trace;
 use crate::compute::train::{
-    Adafactor, AdamW, Choice, Decay, EngineName, Exact, Finished, Keep, Master, Optimizer, Outcome, Overlap, Plan, Precision,
-    Schedule, Settings, Shape, Strict, Surroundings, Trainee, Warmup, health, read_weights, train,
+    Adafactor, AdamW, Choice, Decay, EngineName, Exact, Finished, Keep, Master, Optimizer, Outcome, Overlap, Plan,
+    Precision, Schedule, Settings, Shape, Strict, Surroundings, Trainee, Warmup, health, read_weights, train,
 };
 use crate::record::{RunRecord, files, progress};
 
@@ -230,13 +230,7 @@ struct Guard {
 
 impl Guard {
     /// All ranks come to one verdict.
-    fn of(
-        comm: &Comm,
-        params: &Params,
-        model: &Model,
-        trainee: &mut Trainee,
-        data: &Data,
-    ) -> Result<Self, StageError> {
+    fn of(comm: &Comm, params: &Params, model: &Model, trainee: &mut Trainee, data: &Data) -> Result<Self, StageError> {
         let mut look = |samples: &Samples, key: &str| -> Result<leakage::Found, StageError> {
             let word = samples.reading().mask().word();
             // At most 2^24 blocks.
@@ -436,7 +430,8 @@ fn record(
         state.validations.iter().map(f).collect()
     };
     // Where the last weights are kept no checkpoint knows the best.
-    let lowest = || state.validations.iter().map(|v| (v.step, v.perplexity)).reduce(|a, b| if b.1 < a.1 { b } else { a });
+    let lowest =
+        || state.validations.iter().map(|v| (v.step, v.perplexity)).reduce(|a, b| if b.1 < a.1 { b } else { a });
     let best = state.best.as_ref().map(|b| (b.step, b.perplexity)).or_else(lowest);
     let mut record = RunRecord::new(&context.cell);
     record.series = progress::series(&progress::read(&context.run_dir)?);
