@@ -12,14 +12,17 @@ use crate::support::repository;
 
 const STUDY: &str = "configs/prefill.toml";
 
+/// Blocks of the quick profile's model.
+const LAYERS: u64 = 2;
+
 /// The quick profile with less of everything.
 fn shortened() -> String {
     let mut text = fs::read_to_string(repository().join(STUDY)).unwrap();
     for (from, to) in [
         ("generated_documents = 20_000", "generated_documents = 1_500"),
-        ("pretrain_steps = 700", "pretrain_steps = 40"),
+        ("pretrain_steps = 3000", "pretrain_steps = 40"),
         ("max_steps          = 200", "max_steps          = 30"),
-        ("max_steps          = 60", "max_steps          = 30"),
+        ("max_steps          = 120", "max_steps          = 30"),
         ("val_interval_steps = 50", "val_interval_steps = 30"),
         ("val_interval_steps = 60", "val_interval_steps = 30"),
         ("stop_no_signal_step    = 150", "stop_no_signal_step    = 30"),
@@ -76,7 +79,7 @@ fn the_study_runs_and_its_invariants_hold() {
         assert_eq!(export["mask"], mask, "{stage}/{arm}");
         assert_eq!(export["prefill_bidirectional"], mask != "causal", "{stage}/{arm}");
         let patch = &export["mask_patch"];
-        let wanted = if mask == "causal" { (0, Value::Null) } else { (2, Value::Bool(true)) };
+        let wanted = if mask == "causal" { (0, Value::Null) } else { (LAYERS, Value::Bool(true)) };
         assert_eq!(
             (&patch["patched_layers"], &patch["restored"]),
             (&Value::from(wanted.0), &wanted.1),
@@ -115,13 +118,20 @@ fn the_study_runs_and_its_invariants_hold() {
     assert_eq!(prefix["leakage"]["structural"]["leaks"], false, "{}", prefix["leakage"]);
     assert_eq!(leak["leakage"]["structural"]["leaks"], true, "{}", leak["leakage"]);
     assert_eq!((&leak["leakage"]["allowed"], &leak["leakage_suspected"]), (&Value::Bool(true), &Value::Bool(true)));
-    assert_eq!(prefix["mask_patch"]["restored"], true);
+    // All layers of both finetunes took the mask, and gave it back; the causal one had nothing to take.
+    for (finetune, layers, restored) in
+        [(&causal, 0, Value::Null), (&prefix, LAYERS, Value::Bool(true)), (&leak, LAYERS, Value::Bool(true))]
+    {
+        let patch = &finetune["mask_patch"];
+        assert_eq!((&patch["patched_layers"], &patch["restored"]), (&Value::from(layers), &restored), "{patch}");
+        assert_eq!(finetune["hyperparameters"]["keep"], "last");
+    }
 
     // The summary has every condition, every pair and every interval.
     let summary = json(&base.join("aggregate/documents/summary.json"));
     assert_eq!(summary["intervals"].as_array().unwrap().len(), 13);
     let paired = summary["paired"].as_array().unwrap();
-    assert_eq!(paired.len(), 11);
+    assert_eq!(paired.len(), 13);
     for pair in paired {
         assert_eq!(pair["items"], 600, "{pair}");
         let counted: u64 =
@@ -135,6 +145,11 @@ fn the_study_runs_and_its_invariants_hold() {
     let again = command(env!("CARGO_BIN_EXE_seedbed"), &["aggregate", STUDY, "--profile", "quick"]);
     assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
     let printed = String::from_utf8(again.stdout).unwrap();
+    // The question about 3A is asked, and all tables are there.
+    assert_eq!(summary["criteria"].as_array().map(Vec::len), Some(3), "{}", summary["criteria"]);
+    for table in ["postft", "conditions", "causal"] {
+        assert!(base.join(format!("aggregate/tables/{table}.csv")).is_file(), "{table}");
+    }
     assert!(printed.ends_with(&page), "{printed}");
 }
 
