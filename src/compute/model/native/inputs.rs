@@ -10,10 +10,9 @@
 
 use super::block::{Block, Grain, norm_forward, norm_gradient};
 use super::maps::{Gradient, Maps};
-use super::memory::{Kept, Memory, Scratch};
+use super::memory::{Kept, Memory, Scratch, bytes_of};
 use super::prefixes::fit_block;
 use super::{Activations, NativePasses};
-use crate::compute::Result;
 use crate::compute::kernels::cross_entropy::{self, Backward};
 use crate::compute::kernels::dropout::Site;
 use crate::compute::kernels::embedding;
@@ -22,6 +21,7 @@ use crate::compute::kernels::memory::Floats;
 use crate::compute::kernels::{Accumulate, Isa};
 use crate::compute::model::batch::{Batch, Mask};
 use crate::compute::model::passes::NoHooks;
+use crate::compute::{ComputeError, Result};
 
 /// What the last pass with an input gradient left, besides the activations in [`Memory`].
 #[derive(Debug, Default)]
@@ -47,10 +47,9 @@ impl Held {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        let (k, s) = (&self.kept, &self.scratch);
-        let block = [&k.norm1, &k.norm2, &k.qkv, &k.attended, &k.middle, &k.up, &k.active, &s.branch, &s.bias];
-        let own = [&self.dnorm, &self.x, &self.y];
-        4 * block.into_iter().chain(own).map(|f| f.len()).sum::<usize>()
+        let ids = self.batch.as_ref().map_or(0, |b| b.ids.len() + b.targets.len());
+        let own = bytes_of([&self.dnorm, &self.x, &self.y]) + 8 * self.nll.len() + 4 * (self.positions.len() + ids);
+        self.kept.bytes() + self.scratch.bytes() + own
     }
 
     /// The first place of each row from which on its ids differ from those of the last pass; none if nothing of that can
@@ -62,7 +61,6 @@ impl Held {
                 && b.segments.is_none()
                 && b.key_lens.is_none()
                 && b.prompt_lens.is_none()
-                && b.loss_weights.is_none()
         };
         let last = self.batch.as_ref()?;
         if (last.rows, last.seq_len) != (batch.rows, batch.seq_len) || !plain(last) || !plain(batch) {
@@ -82,8 +80,9 @@ impl NativePasses {
     /// `[B, T, h]`, which is overwritten by the next pass.
     ///
     /// # Errors
-    /// An id is out of range, or the batch is longer than the context.
+    /// An id is out of range, the batch is longer than the context, or it has loss weights.
     pub fn input_gradient(&mut self, batch: &Batch) -> Result<(Vec<f64>, &[f32])> {
+        check_unweighted(batch)?;
         let ends = self.held.ends(batch).filter(|_| self.options.activations == Activations::Keep);
         let before = self.held.batch.take();
         match &ends {
@@ -202,6 +201,17 @@ impl NativePasses {
             std::mem::swap(x, y);
         }
         Ok(())
+    }
+}
+
+/// Losses position by position are as they are: a batch whose losses are to count unequally is refused.
+pub fn check_unweighted(batch: &Batch) -> Result<()> {
+    match batch.loss_weights {
+        None => Ok(()),
+        Some(_) => Err(ComputeError::Failed(
+            "loss weights were given where losses are told position by position, without weights: report this"
+                .to_owned(),
+        )),
     }
 }
 

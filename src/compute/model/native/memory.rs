@@ -56,6 +56,13 @@ impl Kept {
         self.up.resize(finishing * maps.up_width());
         self.active.resize(finishing * maps.intermediate);
     }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        let statistics = [&self.mean1, &self.rstd1, &self.mean2, &self.rstd2, &self.lse];
+        let streams = [&self.norm1, &self.norm2, &self.qkv, &self.attended, &self.middle, &self.up, &self.active];
+        bytes_of(statistics.into_iter().chain(streams))
+    }
 }
 
 /// Memory that is written and read within one block or one chunk.
@@ -78,6 +85,19 @@ pub struct Scratch {
     pub bias: Floats,
     /// Gradient of an effective weight whose parameter is another.
     pub dweight: Floats,
+}
+
+impl Scratch {
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        let gradients = [&self.dnorm, &self.dqkv, &self.dattended, &self.dactive, &self.dup, &self.dweight];
+        bytes_of([&self.branch, &self.logits, &self.row, &self.bias].into_iter().chain(gradients))
+    }
+}
+
+/// Bytes of all of these.
+pub fn bytes_of<'a>(floats: impl IntoIterator<Item = &'a Floats>) -> usize {
+    floats.into_iter().map(|f| 4 * f.len()).sum()
 }
 
 /// All memory of the passes but weights and gradients.
@@ -140,26 +160,8 @@ impl Memory {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        let kept = self.kept.iter().flat_map(|k| {
-            [
-                &k.mean1,
-                &k.rstd1,
-                &k.mean2,
-                &k.rstd2,
-                &k.norm1,
-                &k.norm2,
-                &k.qkv,
-                &k.lse,
-                &k.attended,
-                &k.middle,
-                &k.up,
-                &k.active,
-            ]
-        });
-        let s = &self.scratch;
-        let gradients = [&s.dnorm, &s.dqkv, &s.dattended, &s.dactive, &s.dup, &s.dweight];
-        let scratch = [&s.branch, &s.logits, &s.row, &s.bias].into_iter().chain(gradients);
         let own = [&self.mean, &self.rstd, &self.norm, &self.dstream];
-        self.streams.iter().chain(kept).chain(scratch).chain(own).map(|f| 4 * f.len()).sum()
+        let kept: usize = self.kept.iter().map(Kept::bytes).sum();
+        kept + self.scratch.bytes() + bytes_of(self.streams.iter().chain(own))
     }
 }

@@ -12,9 +12,9 @@ use std::collections::HashMap;
 
 use super::NativePasses;
 use super::block::{Block, Engines, Grain, norm_forward};
-use super::inputs::{Scores, scores};
+use super::inputs::{Scores, check_unweighted, scores};
 use super::maps::Maps;
-use super::memory::{Kept, Scratch};
+use super::memory::{Kept, Scratch, bytes_of};
 use crate::compute::Result;
 use crate::compute::kernels::dropout::Site;
 use crate::compute::kernels::embedding;
@@ -83,6 +83,12 @@ impl Tree {
     fn len(&self) -> usize {
         self.ids.len()
     }
+
+    /// Bytes held.
+    fn bytes(&self) -> usize {
+        let Self { ids, positions, node, first, words, word } = self;
+        4 * (ids.len() + words.len() + positions.len() + node.len() + first.len() + word.len())
+    }
 }
 
 /// Memory of these passes: of one block, and of one chunk of rows.
@@ -126,14 +132,9 @@ impl Room {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        let block = |k: &Kept, s: &Scratch| {
-            let kept = [&k.mean1, &k.rstd1, &k.mean2, &k.rstd2, &k.norm1, &k.norm2, &k.qkv, &k.attended, &k.middle];
-            let more = [&k.up, &k.active, &s.branch, &s.bias, &s.logits];
-            kept.into_iter().chain(more).map(|f| f.len()).sum::<usize>()
-        };
+        let blocks = self.kept.bytes() + self.scratch.bytes() + self.kept_words.bytes() + self.scratch_words.bytes();
         let own = [&self.x, &self.y, &self.words, &self.rows, &self.attended, &self.lse, &self.mean, &self.rstd];
-        let blocks = block(&self.kept, &self.scratch) + block(&self.kept_words, &self.scratch_words);
-        4 * (blocks + own.into_iter().map(|f| f.len()).sum::<usize>())
+        self.tree.bytes() + blocks + bytes_of(own)
     }
 }
 
@@ -159,8 +160,9 @@ impl NativePasses {
     /// with alike is computed once.
     ///
     /// # Errors
-    /// An id is out of range, or the batch is longer than the context.
+    /// An id is out of range, the batch is longer than the context, or it has loss weights.
     pub fn nll(&mut self, batch: &Batch) -> Result<Vec<f64>> {
+        check_unweighted(batch)?;
         self.look(batch)?;
         (0..self.maps.head_group() + 1).for_each(|group| self.weights.prepare(group));
         let Self { maps, weights, engines, table, positions, seen, prefixes: room, .. } = self;
@@ -260,7 +262,12 @@ fn attend(
         let n = places.len();
         spread(&kept.qkv, &tree.node[places.clone()], layout.row, &mut rows[..n * layout.row]);
         let (out, lse) = (&mut attended[..n * width], &mut lse[..n * layout.queries]);
-        engines.attention.forward(grain.heads_of(block.number, block.at, first..last), &rows[..n * layout.row], out, lse);
+        engines.attention.forward(
+            grain.heads_of(block.number, block.at, first..last),
+            &rows[..n * layout.row],
+            out,
+            lse,
+        );
         for (place, out) in places.zip(out.chunks_exact(width)) {
             let node = tree.node[place] as usize;
             if tree.first[node] as usize == place {

@@ -199,6 +199,19 @@ fn what_a_query_sees_is_what_the_batch_says() {
 }
 
 #[test]
+fn losses_by_position_refuse_weights() {
+    let config = config(Family::GptNeox);
+    let mut passes = NativePasses::new(&model(&config, None), options()).unwrap();
+    let plain = batch(2, 5, config.vocab_size);
+    let weighted = Batch { loss_weights: Some(vec![1.0; 10]), ..plain.clone() };
+    for error in [passes.nll(&weighted).unwrap_err(), passes.input_gradient(&weighted).map(|_| ()).unwrap_err()] {
+        assert!(error.to_string().contains("loss weights"), "{error}");
+    }
+    let losses = passes.nll(&plain).unwrap();
+    assert_eq!(passes.input_gradient(&plain).unwrap().0, losses);
+}
+
+#[test]
 fn constrained_weights_have_the_gradient_of_their_parameter() {
     let config = config(Family::GptNeox);
     for variant in [Variant::MlpBoth, Variant::MlpIn, Variant::MlpInAttnOut, Variant::SignFrozen, Variant::AbsInitFree]
