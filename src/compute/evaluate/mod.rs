@@ -1,4 +1,4 @@
-//! Perplexity of a split, and the forward passes that evaluation and attacks share.
+//! Perplexity of a split, and the forward passes that evaluations share.
 //!
 //! Rows go through the model in groups of `grain_rows` whose membership and shape follow from the list of rows
 //! alone; `batch_rows` only says how many groups are in flight. Sums are f64, counts are i64, added in
@@ -16,7 +16,7 @@ use crate::compute::data::{IGNORED, Sample, Samples, Tokens};
 use crate::compute::model::{Input, Model};
 use crate::compute::{ComputeError, Result};
 
-/// What evaluation and attacks need of a model. Inputs and targets are ids `[B,T]`, i64; a target of -100
+/// What evaluation needs of a model. Inputs and targets are ids `[B,T]`, i64; a target of -100
 /// carries no label.
 pub trait LanguageModel {
     /// Negative log-likelihood of every target, nats, `[B,T]`; 0 where there is no label.
@@ -25,18 +25,6 @@ pub trait LanguageModel {
     /// Shapes or ids do not fit the model.
     fn nll(&self, inputs_bt: &Tensor, targets_bt: &Tensor) -> Result<Tensor>;
 
-    /// As [`Self::nll`], and the gradient of the sum of all of them by the input embeddings, `[B,T,h]`.
-    ///
-    /// # Errors
-    /// Shapes or ids do not fit the model.
-    fn embedding_gradient(&self, inputs_bt: &Tensor, targets_bt: &Tensor) -> Result<(Tensor, Tensor)>;
-
-    /// The embedding matrix `[V,h]`.
-    ///
-    /// # Errors
-    /// libtorch refuses.
-    fn embedding_vh(&self) -> Result<Tensor>;
-
     /// Longest input, tokens.
     fn max_len(&self) -> usize;
 }
@@ -44,14 +32,6 @@ pub trait LanguageModel {
 impl LanguageModel for Model {
     fn nll(&self, inputs_bt: &Tensor, targets_bt: &Tensor) -> Result<Tensor> {
         Self::nll(self, &Input::Tokens(inputs_bt.shallow_clone()), targets_bt)
-    }
-
-    fn embedding_gradient(&self, inputs_bt: &Tensor, targets_bt: &Tensor) -> Result<(Tensor, Tensor)> {
-        Self::embedding_gradient(self, inputs_bt, targets_bt)
-    }
-
-    fn embedding_vh(&self) -> Result<Tensor> {
-        Ok(self.views()?.embed.shallow_clone())
     }
 
     fn max_len(&self) -> usize {
@@ -293,18 +273,6 @@ pub(crate) mod tests {
             let x_bth = self.e_vh.f_index_select(0, &inputs_bt.view([-1]))?;
             let size = [inputs_bt.size()[0], inputs_bt.size()[1], -1];
             Ok(self.nll_of_embeddings(&x_bth.view(size), targets_bt))
-        }
-
-        fn embedding_gradient(&self, inputs_bt: &Tensor, targets_bt: &Tensor) -> Result<(Tensor, Tensor)> {
-            let size = [inputs_bt.size()[0], inputs_bt.size()[1], -1];
-            let x_bth = self.e_vh.index_select(0, &inputs_bt.view([-1])).view(size).detach().set_requires_grad(true);
-            let nll = self.nll_of_embeddings(&x_bth, targets_bt);
-            nll.sum(Kind::Double).backward();
-            Ok((nll.detach(), x_bth.grad()))
-        }
-
-        fn embedding_vh(&self) -> Result<Tensor> {
-            Ok(self.e_vh.shallow_clone())
         }
 
         fn max_len(&self) -> usize {

@@ -319,7 +319,8 @@ impl Model {
     }
 
     /// Gradient of the summed NLL with respect to the input embeddings: (NLL `[B, T]`, gradient `[B, T, h]`),
-    /// both detached. No parameter gradient is computed.
+    /// both detached. No parameter gradient is computed. By autograd, for tests to compare with: attacks take
+    /// [`native::NativePasses::input_gradient`].
     ///
     /// # Errors
     /// As [`Self::logits`].
