@@ -73,7 +73,7 @@ pub use task::run;
 mod task {
     use std::collections::BTreeMap;
 
-    use serde::Deserialize;
+    use serde::{Deserialize, Serialize};
     use serde_json::{Map, Value, json};
 
     use super::super::attack_frame::{Keeper, attack_numerics, headline, on_ranks};
@@ -83,7 +83,7 @@ mod task {
     use super::super::subjects::open;
     use super::super::{Context, StageError};
     use crate::compute::attack::hotflip::{
-        Attacked, Budget, Field, Mode, State, attack, judge, random_control, random_search,
+        Attacked, Budget, Field, Mode, RandomSearch, State, attack, judge, random_control, random_search,
     };
     use crate::compute::attack::success::Thresholds;
     use crate::compute::attack::survival::Survival;
@@ -112,6 +112,14 @@ mod task {
         threads_per_rank: u32,
         checkpoint_interval_s: f64,
         collective_timeout_s: u64,
+    }
+
+    /// What is kept while the cell runs, by model.
+    #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct OfModel {
+        attack: State,
+        random: RandomSearch,
     }
 
     /// Attacks every model on the same texts.
@@ -151,23 +159,36 @@ mod task {
             natives.push((name.as_str(), Native::new(model, params.threads_per_rank as usize)?));
         }
 
-        let mut keeper: Keeper<'_, BTreeMap<String, State>> =
+        let passes = mode.passes(&budget);
+        let mut keeper: Keeper<'_, BTreeMap<String, OfModel>> =
             Keeper::open(context, comm, params.checkpoint_interval_s)?;
         let mut found = keeper.state.clone();
         let mut seconds = Map::new();
         for (name, victim) in &mut natives {
             let begun = std::time::Instant::now();
-            let state = found.entry((*name).to_owned()).or_default();
+            let of = found.entry((*name).to_owned()).or_default();
             let mut field = Field { victim, comm, texts: &texts, survival, grain };
-            let ended = attack(&mut field, mode, &budget, state, &mut |state| {
-                let update = &mut |kept: &mut BTreeMap<String, State>| {
-                    kept.insert((*name).to_owned(), state.clone());
+            let ended = attack(&mut field, mode, &budget, &mut of.attack, &mut |state| {
+                let update = &mut |kept: &mut BTreeMap<String, OfModel>| {
+                    kept.entry((*name).to_owned()).or_default().attack = state.clone();
                 };
                 keeper.step(&format!("{name}_texts"), state.flips.len() as f64, update)
             })?;
             if ended == Ended::Stopped {
                 return Err(keeper.resume());
             }
+            let ended = random_search(&mut field, &budget, (seed, passes), &mut of.random, &mut |state| {
+                let update = &mut |kept: &mut BTreeMap<String, OfModel>| {
+                    let kept = kept.entry((*name).to_owned()).or_default();
+                    (kept.attack, kept.random) = (of.attack.clone(), state.clone());
+                };
+                keeper.step(&format!("{name}_random_loss"), state.loss(), update)
+            })?;
+            if ended == Ended::Stopped {
+                return Err(keeper.resume());
+            }
+            // What is written from here on has all of this model, whenever the last write was.
+            keeper.state.insert((*name).to_owned(), of.clone());
             seconds.insert((*name).to_owned(), json!(begun.elapsed().as_secs_f64()));
         }
 
@@ -176,18 +197,18 @@ mod task {
         let mut by_model: Vec<(&str, Scoped)> = Vec::new();
         let names: Vec<&str> = natives.iter().map(|n| n.0).collect();
         for (k, name) in names.iter().enumerate() {
-            let flips = &found[*name].flips;
-            let passes = mode.passes(&budget);
+            let of = &found[*name];
+            let flips = &of.attack.flips;
             let mut field = Field { victim: &mut natives[k].1, comm, texts: &texts, survival, grain };
             let attacked = judge(&mut field, flips)?;
             let control = random_control(&mut field, &budget, seed)?;
-            let searched = random_search(&mut field, &budget, seed, passes)?;
+            let searched = judge(&mut field, &of.random.flips())?;
             let mut result = summary(&attacked, &headline);
             result["model_name"] = json!(name);
             result["passes"] = json!(passes);
             result["random_control"] = summary(&control, &headline);
             result["random_search"] = summary(&searched, &headline);
-            result["random_search"]["passes"] = json!(passes);
+            result["random_search"]["passes"] = json!(of.random.draw);
             let mut transfer = Map::new();
             for (other, other_name) in names.iter().enumerate().filter(|(other, _)| *other != k) {
                 let mut field = Field { victim: &mut natives[other].1, comm, texts: &texts, survival, grain };

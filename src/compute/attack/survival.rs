@@ -51,19 +51,9 @@ impl<'a> Survival<'a> {
         Ok(true)
     }
 
-    /// Whether `now`, which differs from `before` at `position` only, comes back. A text that was cut out of a longer one
-    /// may not come back as it is; then the id and its two neighbours must.
-    ///
-    /// # Errors
-    /// As [`Self::holds`].
-    pub fn holds_flip(&self, before: &Text, now: &[i64], position: usize) -> Result<bool> {
-        if !self.is_asked() || self.holds(now)? {
-            return Ok(true);
-        }
-        if self.holds(&before.ids)? {
-            return Ok(false);
-        }
-        self.holds(&now[position.saturating_sub(1)..(position + 2).min(now.len())])
+    /// The question for flips of one text.
+    pub fn of_flips(self, text: &'a Text) -> FlipSurvival<'a> {
+        FlipSurvival { survival: self, text, unflipped: None }
     }
 
     /// Those of `ids` that come back alone.
@@ -78,6 +68,35 @@ impl<'a> Survival<'a> {
             }
         }
         Ok(kept)
+    }
+}
+
+/// The question for flips of one text. Whether the text comes back without a flip is found out once, when it is needed.
+#[derive(Debug, Clone)]
+pub struct FlipSurvival<'a> {
+    survival: Survival<'a>,
+    text: &'a Text,
+    unflipped: Option<bool>,
+}
+
+impl FlipSurvival<'_> {
+    /// Whether `now`, the text with flips, the newest at `position`, comes back. A text that was cut out of a longer one
+    /// may not come back even without a flip; then the id and its two neighbours must.
+    ///
+    /// # Errors
+    /// As [`Survival::holds`].
+    pub fn holds(&mut self, now: &[i64], position: usize) -> Result<bool> {
+        if !self.survival.is_asked() || self.survival.holds(now)? {
+            return Ok(true);
+        }
+        let unflipped = match self.unflipped {
+            Some(known) => known,
+            None => *self.unflipped.insert(self.survival.holds(&self.text.ids)?),
+        };
+        if unflipped {
+            return Ok(false);
+        }
+        self.survival.holds(&now[position.saturating_sub(1)..(position + 2).min(now.len())])
     }
 }
 
@@ -123,10 +142,11 @@ mod tests {
         // It begins with half of a character, so it never comes back as a whole.
         let text = Text { id: 0, ids: vec![half, id(","), id("4"), id(";"), id("2")] };
         assert!(!survival.holds(&text.ids).unwrap());
-        let flipped = |position: usize, to: i64| {
+        let mut flips = survival.of_flips(&text);
+        let mut flipped = |position: usize, to: i64| {
             let mut now = text.ids.clone();
             now[position] = to;
-            survival.holds_flip(&text, &now, position).unwrap()
+            flips.holds(&now, position).unwrap()
         };
         assert!(flipped(3, id("!")));
         assert!(!flipped(3, half));

@@ -10,13 +10,13 @@ use std::time::Instant;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::stages::StageError;
 use crate::compute::attack::survival::Survival;
 use crate::compute::attack::victim::Native;
 use crate::compute::attack::{Next, Scope, Text, hotflip, uat};
 use crate::compute::comm::Comm;
 use crate::compute::evaluate::Grain;
 use crate::compute::model::Model;
+use crate::stages::StageError;
 
 /// What both sides are told; keys that only the other side or the script reads are passed over.
 #[derive(Debug, Deserialize)]
@@ -165,13 +165,13 @@ fn rounds(
     tick: &mut dyn FnMut(f64),
 ) -> Result<Vec<Vec<i64>>, StageError> {
     let budget = hotflip::Budget { flips: told.steps as usize, allowed, special: Vec::new() };
-    let longest = told.seq_len;
+    let (longest, everything) = (told.seq_len, Survival::not_asked());
     let mut work: Vec<hotflip::Work<'_>> =
-        texts.chunks(told.ours.batch.max(1)).map(|texts| hotflip::Work::new(texts, longest)).collect();
+        texts.chunks(told.ours.batch.max(1)).map(|texts| hotflip::Work::new(texts, longest, everything)).collect();
     for _ in 0..told.steps {
         let mut mean = 0.0;
         for (work, texts) in work.iter_mut().zip(texts.chunks(told.ours.batch.max(1))) {
-            let loss = work.round(native, (hotflip::Mode::Iterative, 1), &budget, Survival::not_asked())?;
+            let loss = work.round(native, (hotflip::Mode::Iterative, 1), &budget)?;
             mean += loss * texts.len() as f64 / told.rows as f64;
         }
         tick(mean);

@@ -1,10 +1,12 @@
 //! What flips do to texts, in both scopes; and random flips, the control: once, and as the best of as many as an attack
 //! looks at the model.
 
+use serde::{Deserialize, Serialize};
+
 use super::{Budget, Field, Flip, check, eligible_positions, longest};
 use crate::compute::Result;
-use crate::compute::attack::survival::Survival;
-use crate::compute::attack::{Pair, Rows, Scope, Sum, Text, finite, share};
+use crate::compute::attack::survival::{FlipSurvival, Survival};
+use crate::compute::attack::{Ended, Next, Pair, Rows, Scope, Sum, Text, finite, share};
 use crate::compute::rng::{Purpose, Rng};
 
 /// One attacked text.
@@ -87,38 +89,105 @@ fn flipped(text: &Text, flips: &[Flip]) -> Vec<i64> {
 /// As [`super::attack`].
 pub fn random_control(field: &mut Field<'_>, budget: &Budget, seed: u32) -> Result<Vec<Attacked>> {
     check(field, budget)?;
-    let draw = |text: &Text| random_flips(text, budget, seed, 0, field.survival);
-    let flips: Vec<Vec<Flip>> = field.texts.iter().map(draw).collect::<Result<_>>()?;
+    let mut survivals = survivals(field.texts, field.survival);
+    let flips = drawn(field.texts, &mut survivals, budget, seed, 0)?;
     judge(field, &flips)
 }
 
+/// The best of random flips of every text, between two draws.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RandomSearch {
+    /// The next draw: so many are done.
+    pub draw: u64,
+    /// Text by text the best of them; empty before the first.
+    pub best: Vec<Drawn>,
+}
+
+/// Random flips of a text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drawn {
+    /// In the order in which they were drawn.
+    pub flips: Vec<Flip>,
+    /// Mean NLL over all targets, nats.
+    pub loss: f64,
+}
+
+impl RandomSearch {
+    /// The best flips of every text: what is judged.
+    pub fn flips(&self) -> Vec<Vec<Flip>> {
+        self.best.iter().map(|best| best.flips.clone()).collect()
+    }
+
+    /// Mean of their losses over the texts, nats.
+    pub fn loss(&self) -> f64 {
+        self.best.iter().map(|best| best.loss).sum::<f64>() / self.best.len().max(1) as f64
+    }
+}
+
 /// The control that looks at the model as often as an attack: of `draws` random flips of each text those with the largest
-/// loss over all targets, the first of equal ones. The first draw is that of [`random_control`].
+/// loss over all targets, the first of equal ones. The first draw is that of [`random_control`]. `state` is empty, or what an
+/// earlier call left; `after` is called behind every draw of all texts, on every rank, and may end the search.
 ///
 /// # Errors
 /// As [`super::attack`].
-pub fn random_search(field: &mut Field<'_>, budget: &Budget, seed: u32, draws: u64) -> Result<Vec<Attacked>> {
+pub fn random_search(
+    field: &mut Field<'_>,
+    budget: &Budget,
+    (seed, draws): (u32, u64),
+    state: &mut RandomSearch,
+    after: &mut dyn FnMut(&RandomSearch) -> Result<Next>,
+) -> Result<Ended> {
     check(field, budget)?;
-    let mut best: Vec<Option<(f64, Vec<Flip>)>> = vec![None; field.texts.len()];
+    let mut survivals = survivals(field.texts, field.survival);
     let which: Vec<usize> = (0..field.texts.len()).collect();
-    for draw in 0..draws.max(1) {
-        let one = |text: &Text| random_flips(text, budget, seed, draw, field.survival);
-        let flips: Vec<Vec<Flip>> = field.texts.iter().map(one).collect::<Result<_>>()?;
+    while state.draw < draws {
+        let flips = drawn(field.texts, &mut survivals, budget, seed, state.draw)?;
         let found = losses(field, &which, &flips, true)?;
-        for ((best, flips), [all, _]) in best.iter_mut().zip(flips).zip(found) {
-            if best.as_ref().is_none_or(|b| all > b.0) {
-                *best = Some((all, flips));
-            }
+        let new = flips.into_iter().zip(found).map(|(flips, [loss, _])| Drawn { flips, loss });
+        if state.best.is_empty() {
+            state.best = new.collect();
+        } else {
+            state
+                .best
+                .iter_mut()
+                .zip(new)
+                .filter(|(best, new)| new.loss > best.loss)
+                .for_each(|(best, new)| *best = new);
+        }
+        state.draw += 1;
+        if after(state)? == Next::Stop {
+            return Ok(Ended::Stopped);
         }
     }
-    let flips: Vec<Vec<Flip>> = best.into_iter().map(|b| b.map_or_else(Vec::new, |b| b.1)).collect();
-    judge(field, &flips)
+    Ok(Ended::Done)
+}
+
+fn survivals<'a>(texts: &'a [Text], survival: Survival<'a>) -> Vec<FlipSurvival<'a>> {
+    texts.iter().map(|text| survival.of_flips(text)).collect()
+}
+
+/// Random flips of every text.
+fn drawn(
+    texts: &[Text],
+    survivals: &mut [FlipSurvival<'_>],
+    budget: &Budget,
+    seed: u32,
+    draw: u64,
+) -> Result<Vec<Vec<Flip>>> {
+    texts.iter().zip(survivals).map(|(text, survival)| random_flips(text, survival, budget, (seed, draw))).collect()
 }
 
 /// Draws of an id for one position before it is given up that one survives.
 const TRIES: usize = 100;
 
-fn random_flips(text: &Text, budget: &Budget, seed: u32, draw: u64, survival: Survival<'_>) -> Result<Vec<Flip>> {
+fn random_flips(
+    text: &Text,
+    survival: &mut FlipSurvival<'_>,
+    budget: &Budget,
+    (seed, draw): (u32, u64),
+) -> Result<Vec<Flip>> {
     // Row numbers of a split are far below 2^32, and so are draws.
     let rng = |n: u64| Rng::new(seed, Purpose::RandomFlip, text.id as u32, draw << 32 | n);
     let eligible = eligible_positions(text, &[], budget);
@@ -134,13 +203,13 @@ fn random_flips(text: &Text, budget: &Budget, seed: u32, draw: u64, survival: Su
         let here = text.ids[position];
         let mut rng = rng(n as u64 + 1);
         let others = budget.allowed.len() - usize::from(budget.allowed.binary_search(&here).is_ok());
-        for _ in 0..if survival.is_asked() { TRIES } else { 1 } {
+        for _ in 0..TRIES {
             let n = rng.index(others);
             // The n-th of the allowed ids without the one that is there.
             let skipped = budget.allowed.binary_search(&here).is_ok_and(|at| n >= at);
             let id = budget.allowed[n + usize::from(skipped)];
             now[position] = id;
-            if survival.holds_flip(text, &now, position)? {
+            if survival.holds(&now, position)? {
                 flips.push(Flip { position, id });
                 break;
             }

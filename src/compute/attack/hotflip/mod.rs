@@ -9,11 +9,11 @@ mod judge;
 #[cfg(test)]
 mod tests;
 
-pub use judge::{Attacked, judge, random_control, random_search};
+pub use judge::{Attacked, RandomSearch, judge, random_control, random_search};
 
 use serde::{Deserialize, Serialize};
 
-use super::survival::Survival;
+use super::survival::{FlipSurvival, Survival};
 use super::victim::Victim;
 use super::{Ended, Next, Rows, Text, finite, no_gradient, share};
 use crate::compute::comm::Comm;
@@ -102,13 +102,13 @@ pub fn attack(
         let (all, survival, victim) = (field.texts, field.survival, &mut *field.victim);
         let found = share::values(field.comm, end - begin, unit, width, &mut |items, to| {
             let texts = &all[begin + items.start..begin + items.end];
-            let mut work = Work::new(texts, longest(all));
+            let mut work = Work::new(texts, longest(all), survival);
             let (rounds, each) = match mode {
                 Mode::OneShot => (1, budget.flips),
                 Mode::Iterative => (budget.flips, 1),
             };
             for _ in 0..rounds {
-                work.round(victim, (mode, each), budget, survival)?;
+                work.round(victim, (mode, each), budget)?;
             }
             for (to, flips) in to.chunks_exact_mut(width).zip(work.flips()) {
                 // A position and an id are exact in f64. A text of which nothing more could be flipped has fewer.
@@ -175,17 +175,25 @@ const LOOKED_AT: usize = 16;
 
 /// Some texts that go through the model together.
 pub struct Work<'a> {
-    texts: &'a [Text],
     /// Tokens of a row.
     len: usize,
     current: Vec<Text>,
     flips: Vec<Vec<Flip>>,
+    /// Ids that are looked at for each position, at most.
+    most: usize,
+    survivals: Vec<FlipSurvival<'a>>,
 }
 
 impl<'a> Work<'a> {
     /// Without a flip; rows of `len` tokens.
-    pub fn new(texts: &'a [Text], len: usize) -> Self {
-        Self { texts, len, current: texts.to_vec(), flips: vec![Vec::new(); texts.len()] }
+    pub fn new(texts: &'a [Text], len: usize, survival: Survival<'a>) -> Self {
+        Self {
+            len,
+            current: texts.to_vec(),
+            flips: vec![Vec::new(); texts.len()],
+            most: if survival.is_asked() { LOOKED_AT } else { 1 },
+            survivals: texts.iter().map(|text| survival.of_flips(text)).collect(),
+        }
     }
 
     /// The flips of every text, in the order in which they were chosen.
@@ -197,14 +205,7 @@ impl<'a> Work<'a> {
     ///
     /// # Errors
     /// As [`attack`].
-    pub fn round(
-        &mut self,
-        victim: &mut dyn Victim,
-        (mode, each): (Mode, usize),
-        budget: &Budget,
-        survival: Survival<'_>,
-    ) -> Result<f64> {
-        let most = if survival.is_asked() { LOOKED_AT } else { 1 };
+    pub fn round(&mut self, victim: &mut dyn Victim, (mode, each): (Mode, usize), budget: &Budget) -> Result<f64> {
         let h = victim.width();
         let mut rows = Rows::of(self.len);
         self.current.iter().for_each(|t| rows.push(t.ids.iter().copied(), 1));
@@ -222,7 +223,8 @@ impl<'a> Work<'a> {
                 // Stable: of equal norms the first position wins.
                 let norm = |p: usize| g_th[p * h..][..h].iter().map(|g| g * g).sum::<f64>();
                 positions.sort_by(|&a, &b| norm(b).total_cmp(&norm(a)));
-                if !survival.is_asked() {
+                if self.most == 1 {
+                    // Every id survives, so these are the ones.
                     positions.truncate(each);
                 }
             }
@@ -230,9 +232,9 @@ impl<'a> Work<'a> {
             here.extend(positions.iter().map(|&p| current.ids[p]));
             looked_at.push(positions);
         }
-        let mut swaps = victim.swaps(&g, &here, &budget.allowed, most)?.into_iter();
+        let mut swaps = victim.swaps(&g, &here, &budget.allowed, self.most)?.into_iter();
         for (k, positions) in looked_at.into_iter().enumerate() {
-            let (current, flips) = (&mut self.current[k], &mut self.flips[k]);
+            let (current, flips, survival) = (&mut self.current[k], &mut self.flips[k], &mut self.survivals[k]);
             let mut order: Vec<(f64, Flip)> = Vec::new();
             for (position, swaps) in positions.into_iter().zip(&mut swaps) {
                 let flip = |(id, score): (i64, f64)| (score - swaps.here, Flip { position, id });
@@ -252,7 +254,7 @@ impl<'a> Work<'a> {
                 }
                 let mut now = current.ids.clone();
                 now[flip.position] = flip.id;
-                if survival.holds_flip(&self.texts[k], &now, flip.position)? {
+                if survival.holds(&now, flip.position)? {
                     current.ids = now;
                     flips.push(flip);
                 }

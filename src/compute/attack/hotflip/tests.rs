@@ -29,36 +29,95 @@ fn found(victim: &mut dyn Victim, texts: &[Text], mode: Mode, budget: &Budget) -
     judge(&mut field, &state.flips).unwrap()
 }
 
+/// The best of `draws` random flips of every text, judged.
+fn searched(field: &mut Field<'_>, budget: &Budget, draws: u64) -> Vec<Attacked> {
+    let mut state = RandomSearch::default();
+    let ended = random_search(field, budget, (42, draws), &mut state, &mut |_| Ok(Next::GoOn)).unwrap();
+    assert_eq!((ended, state.draw), (Ended::Done, draws));
+    judge(field, &state.flips()).unwrap()
+}
+
 fn row_of(ids: &[i64]) -> Rows {
     let mut rows = Rows::of(ids.len() - 1);
     rows.push(ids.iter().copied(), 1);
     rows
 }
 
+/// What the summed loss gains to first order if the input at each position goes from its embedding to that of each id, by
+/// central differences of the loss alone: `[T][V]`.
+fn finite_gains(model: &Exact, ids: &[i64]) -> Vec<Vec<f64>> {
+    let (x, targets) = model.tensors(&row_of(ids));
+    let gain = |position: usize, id: i64| {
+        let step = 1e-5;
+        let along = (model.e_vh.get(id) - model.e_vh.get(ids[position])) * step;
+        let moved = |sign: f64| {
+            let x = x.copy();
+            let mut row = x.get(0).get(position as i64);
+            row += &along * sign;
+            f64::try_from(model.nll_of(&x, &targets).sum(Kind::Double)).unwrap()
+        };
+        (moved(1.0) - moved(-1.0)) / (2.0 * step)
+    };
+    (0..ids.len() - 1).map(|p| (0..VOCAB).map(|id| gain(p, id)).collect()).collect()
+}
+
+/// The norm of the gradient at each position, by central differences.
+fn finite_norms(model: &Exact, ids: &[i64]) -> Vec<f64> {
+    let (x, targets) = model.tensors(&row_of(ids));
+    let by = |position: usize, k: i64| {
+        let moved = |by: f64| {
+            let x = x.copy();
+            let mut number = x.get(0).get(position as i64).get(k);
+            number += by;
+            f64::try_from(model.nll_of(&x, &targets).sum(Kind::Double)).unwrap()
+        };
+        (moved(1e-5) - moved(-1e-5)) / 2e-5
+    };
+    (0..ids.len() - 1).map(|p| (0..model.e_vh.size()[1]).map(|k| by(p, k).powi(2)).sum::<f64>().sqrt()).collect()
+}
+
+/// The allowed id with the largest gain at a position whose id is another.
+fn best_at(gains: &[f64], here: i64) -> i64 {
+    (2..VOCAB).filter(|&id| id != here).max_by(|&a, &b| gains[a as usize].total_cmp(&gains[b as usize])).unwrap()
+}
+
 #[test]
-fn first_order_gain_is_the_finite_difference_along_the_flip() {
+fn an_iterative_round_flips_where_the_finite_difference_is_largest() {
+    let all = texts(12, 8, VOCAB as u64);
     let mut model = Exact::new(VOCAB, 5, 11);
-    let text = &texts(1, 8, VOCAB as u64)[0];
-    let rows = row_of(&text.ids);
-    let g = model.gradient(&rows).unwrap().by_inputs;
-    let swaps = model.swaps(&g, &rows.inputs, &(0..VOCAB).collect::<Vec<_>>(), VOCAB as usize).unwrap();
-    let (x, targets) = model.tensors(&rows);
-    for (position, swaps) in swaps.iter().enumerate() {
-        let current = model.e_vh.get(text.ids[position]);
-        assert_eq!(swaps.others.len(), VOCAB as usize - 1);
-        for &(id, score) in &swaps.others {
-            let step = 1e-5;
-            let along = (model.e_vh.get(id) - &current) * step;
-            let moved = |sign: f64| {
-                let x = x.copy();
-                let mut row = x.get(0).get(position as i64);
-                row += &along * sign;
-                f64::try_from(model.nll_of(&x, &targets).sum(Kind::Double)).unwrap()
-            };
-            let finite = (moved(1.0) - moved(-1.0)) / (2.0 * step);
-            let gain = score - swaps.here;
-            assert!((gain - finite).abs() < 1e-6 * (1.0 + finite.abs()), "{position} {id}: {gain} {finite}");
+    let budget = budget(3);
+    // Texts together, and flips after flips: every round is asked by the loss of what the texts are by then.
+    let mut work = Work::new(&all, 8, Survival::not_asked());
+    let mut now: Vec<Vec<i64>> = all.iter().map(|t| t.ids.clone()).collect();
+    let mut done: Vec<Vec<Flip>> = vec![Vec::new(); all.len()];
+    for _ in 0..3 {
+        work.round(&mut model, (Mode::Iterative, 1), &budget).unwrap();
+        for (k, ids) in now.iter_mut().enumerate() {
+            let gains = finite_gains(&model, ids);
+            let free = (0..8).filter(|&p| done[k].iter().all(|f: &Flip| f.position != p));
+            let best = free.map(|position| Flip { position, id: best_at(&gains[position], ids[position]) });
+            let gain = |f: &Flip| gains[f.position][f.id as usize];
+            let best = best.max_by(|a, b| gain(a).total_cmp(&gain(b))).unwrap();
+            assert_eq!(work.flips[k].last(), Some(&best), "text {k} of flips {:?}", work.flips[k]);
+            ids[best.position] = best.id;
+            done[k].push(best);
         }
+    }
+}
+
+#[test]
+fn one_shot_flips_the_positions_with_the_largest_norms_each_to_the_largest_gain() {
+    let all = texts(12, 8, VOCAB as u64);
+    let mut model = Exact::new(VOCAB, 5, 12);
+    let mut work = Work::new(&all, 8, Survival::not_asked());
+    work.round(&mut model, (Mode::OneShot, 3), &budget(3)).unwrap();
+    for (text, flips) in all.iter().zip(work.flips()) {
+        let (gains, norms) = (finite_gains(&model, &text.ids), finite_norms(&model, &text.ids));
+        let mut positions: Vec<usize> = (0..8).collect();
+        positions.sort_by(|&a, &b| norms[b].total_cmp(&norms[a]));
+        let flip = |position: usize| Flip { position, id: best_at(&gains[position], text.ids[position]) };
+        let expected: Vec<Flip> = positions.into_iter().take(3).map(flip).collect();
+        assert_eq!(flips, expected);
     }
 }
 
@@ -99,7 +158,7 @@ fn budgets_are_spent_exactly_and_within_the_rules() {
         let comm = Comm::Solo;
         let mut field = field(&mut model, &comm, &texts, 3);
         runs.push(random_control(&mut field, &budget, 42).unwrap());
-        runs.push(random_search(&mut field, &budget, 42, 5).unwrap());
+        runs.push(searched(&mut field, &budget, 5));
         for run in &runs {
             for (text, attacked) in texts.iter().zip(run) {
                 let positions: BTreeSet<usize> = attacked.flips.iter().map(|f| f.position).collect();
@@ -133,7 +192,7 @@ fn an_attack_and_its_control_look_at_the_model_as_often() {
         attack(&mut field(&mut model, &comm, &texts, 2), mode, &budget, &mut state, &mut |_| Ok(Next::GoOn)).unwrap();
         assert_eq!(model.seen, [0, 5 * mode.passes(&budget) as usize / 2]);
         model.seen = [0; 2];
-        random_search(&mut field(&mut model, &comm, &texts, 2), &budget, 42, mode.passes(&budget)).unwrap();
+        searched(&mut field(&mut model, &comm, &texts, 2), &budget, mode.passes(&budget));
         // Besides the draws: the clean texts and the best draw, judged.
         assert_eq!(model.seen, [5 * (mode.passes(&budget) as usize + 2), 0]);
     }
@@ -168,8 +227,13 @@ fn batch_size_ranks_and_stops_change_no_bit() {
                 state = serde_json::from_str(&serde_json::to_string(&state).unwrap()).unwrap();
                 stops += 1;
             }
-            let control = random_search(&mut field, &budget, 42, 4).unwrap();
-            (judge(&mut field, &state.flips).unwrap(), control, stops)
+            let mut random = RandomSearch::default();
+            while random_search(&mut field, &budget, (42, 4), &mut random, &mut |_| Ok(next)).unwrap() == Ended::Stopped
+            {
+                random = serde_json::from_str(&serde_json::to_string(&random).unwrap()).unwrap();
+                stops += 1;
+            }
+            (judge(&mut field, &state.flips).unwrap(), random, stops)
         };
         let expected = run(&Comm::Solo, 1, Next::GoOn);
         for batch in [2, 64] {
@@ -177,7 +241,7 @@ fn batch_size_ranks_and_stops_change_no_bit() {
         }
         let stopped = run(&Comm::Solo, 2, Next::Stop);
         assert_eq!((stopped.0, stopped.1), (expected.0.clone(), expected.1.clone()));
-        assert_eq!(stopped.2, 4, "texts are done two at a time");
+        assert_eq!(stopped.2, 4 + 4, "texts are done two at a time, and then there are four draws");
         for ranks in [2, 4] {
             let comms = Comm::in_process(ranks, Duration::from_secs(60), 3).unwrap();
             std::thread::scope(|scope| {
