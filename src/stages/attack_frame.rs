@@ -23,7 +23,8 @@ use crate::record::{Digest, RunRecord, progress};
 pub struct Keeper<'a, S> {
     context: &'a Context,
     comm: &'a Comm,
-    /// As it was read, and as it was last written.
+    /// As it was read, and what is written at the next time: [`Self::step`] brings it up to date, and so does whoever has
+    /// found something between two steps.
     pub state: S,
     fingerprint: Digest,
     steps: u64,

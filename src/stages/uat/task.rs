@@ -122,6 +122,8 @@ fn run_on(context: &Context, params: &Params, comm: &Comm) -> Result<RunRecord, 
         if ended == Ended::Stopped {
             return Err(keeper.resume());
         }
+        // What is written from here on has all of this model, whenever the last write was.
+        keeper.state.insert((*name).to_owned(), of.clone());
         seconds.insert((*name).to_owned(), json!(begun.elapsed().as_secs_f64()));
     }
 

@@ -149,6 +149,39 @@ fn first_order_gains_rank_as_brute_force_does() {
 }
 
 #[test]
+fn gradients_are_finite_differences_of_the_summed_loss() {
+    let texts = texts(5, 9, VOCAB);
+    for scope in [Scope::UntouchedTargets, Scope::All] {
+        let mut model = Exact::new(VOCAB as i64, 5, 33);
+        let plan = Plan { scope, ..plan(Search::Gradient, 3, 4) };
+        let triggers: Vec<Vec<i64>> = vec![vec![3, 4, 5], vec![17, 9, 9]];
+        let (comm, h) = (Comm::Solo, 5);
+        // Of the second and the third position, of both triggers, three rows of texts at a time.
+        let mut field = Field { grain: Grain::new(3, 3).unwrap(), ..field(&mut model, &comm, &texts) };
+        let all = gradients(&mut field, &plan, &triggers, 1..3).unwrap();
+        for (n, (trigger, position)) in triggers.iter().flat_map(|t| [(t, 1), (t, 2)]).enumerate() {
+            let scores = model.products(&all[n * h..(n + 1) * h]).unwrap();
+            let mut rows = Rows::of(9 + 3);
+            texts.iter().for_each(|text| push(&mut rows, trigger, text, scope));
+            let (x, targets) = model.tensors(&rows);
+            for id in 0..VOCAB as i64 {
+                let step = 1e-5;
+                let along = (model.e_vh.get(id) - model.e_vh.get(trigger[position])) * step;
+                let moved = |sign: f64| {
+                    let x = x.copy();
+                    let mut of_all_texts = x.select(1, position as i64);
+                    of_all_texts += &along * sign;
+                    f64::try_from(model.nll_of(&x, &targets).sum(tch::Kind::Double)).unwrap()
+                };
+                let finite = (moved(1.0) - moved(-1.0)) / (2.0 * step);
+                let gain = scores[id as usize] - scores[trigger[position] as usize];
+                assert!((gain - finite).abs() < 1e-6 * (1.0 + finite.abs()), "{scope:?} {n} {id}: {gain} {finite}");
+            }
+        }
+    }
+}
+
+#[test]
 fn scopes_by_hand() {
     let mut model = Exact::new(VOCAB as i64, 5, 24);
     let texts = texts(1, 9, VOCAB);
