@@ -54,41 +54,58 @@ fn finish(mut child: Child) {
     assert!(status.success(), "{status}");
 }
 
+/// What a run found, and the digest of all of it: nothing of where, when and by how many ranks.
 fn found(run_dir: &Path, attempt: u32) -> (String, Value) {
     let out = seedbed::record::attempt::out_dir(run_dir, attempt);
     let record = run_h5::read_run(&out.join(run_h5::RUN_FILE)).unwrap();
-    (record.content_digest().to_string(), record.tree())
+    (record.content_digest().to_string(), record.metrics)
+}
+
+/// What is kept; null before the first time.
+fn kept(run_dir: &Path) -> Value {
+    let text = std::fs::read(run_dir.join("checkpoints/attack.json")).unwrap_or_default();
+    serde_json::from_slice(&text).unwrap_or_default()
 }
 
 /// Steps that are kept.
 fn steps(run_dir: &Path) -> u64 {
-    let text = std::fs::read(run_dir.join("checkpoints/attack.json")).unwrap_or_default();
-    serde_json::from_slice::<Value>(&text).map_or(0, |v| v["steps"].as_u64().unwrap())
+    kept(run_dir)["steps"].as_u64().unwrap_or(0)
+}
+
+/// The series of the newest step: which model, and which search of it. Empty before the first.
+fn present(run_dir: &Path) -> String {
+    let text = std::fs::read_to_string(run_dir.join("progress.jsonl")).unwrap_or_default();
+    let line: Value = text.lines().last().and_then(|l| serde_json::from_str(l).ok()).unwrap_or_default();
+    line["values"].as_object().and_then(|v| v.keys().next().cloned()).unwrap_or_default()
 }
 
 #[test]
 fn an_attack_that_is_killed_again_and_again_ends_with_the_same_result() {
     let (study, _) = Study::prepared();
     for attack in attacks() {
-        let (cell_path, run_dir) = cell(&study, &attack, &format!("{}-whole", attack.spec.kind));
+        let (cell_path, whole) = cell(&study, &attack, &format!("{}-whole", attack.spec.kind));
         finish(start(&[], attack.program, &cell_path, 1));
-        let expected = found(&run_dir, 1);
+        let expected = found(&whole, 1);
 
         let (cell_path, run_dir) = cell(&study, &attack, &format!("{}-killed", attack.spec.kind));
-        let (mut attempt, mut killed) = (0, 0);
-        let end = Instant::now() + Duration::from_secs(120);
+        let (mut attempt, mut killed, mut killed_in_control) = (0, 0, 0);
+        // Far longer than it takes: it may run without optimisation, beside other tests.
+        let end = Instant::now() + Duration::from_secs(600);
         loop {
             attempt += 1;
             let before = steps(&run_dir);
             let mut child = start(&[], attack.program, &cell_path, attempt);
-            // Killed as soon as two more steps are kept: wherever the next one happens to be.
+            // Killed as soon as two more steps are kept, wherever the next one happens to be; and behind that inside the
+            // random search that is the control.
             let status = loop {
                 if let Some(status) = child.try_wait().unwrap() {
                     break status;
                 }
                 assert!(Instant::now() < end, "attempt {attempt} goes no further than step {}", steps(&run_dir));
-                if killed < 6 && steps(&run_dir) >= before + 2 {
+                let in_control = killed >= 6 && killed_in_control < 2 && present(&run_dir).ends_with("_random_loss");
+                if (killed < 6 || in_control) && steps(&run_dir) >= before + 2 {
                     child.kill().unwrap();
+                    killed_in_control += u32::from(in_control);
                     break child.wait().unwrap();
                 }
                 std::thread::sleep(Duration::from_micros(300));
@@ -101,32 +118,69 @@ fn an_attack_that_is_killed_again_and_again_ends_with_the_same_result() {
             assert!(steps(&run_dir) >= before + 2, "a killed attempt loses nothing that was kept");
         }
         assert!(killed >= 3, "{}: only {killed} kills", attack.spec.kind);
-        let (digest, tree) = found(&run_dir, attempt);
-        assert_eq!(tree["results"], expected.1["results"]);
-        assert_eq!(digest, expected.0);
+        assert!(killed_in_control >= 1, "{}: no kill inside the random search", attack.spec.kind);
+        assert_eq!(found(&run_dir, attempt), expected);
+        // Every step counts once: nothing that was kept was done again. What is kept at the end is the same, too.
+        assert_eq!(kept(&run_dir)["steps"], kept(&whole)["steps"]);
+        assert_eq!(kept(&run_dir)["state"], kept(&whole)["state"]);
     }
+}
+
+/// Runs a cell until its newest step is of `series`, asks it to stop there, and gives what it kept. Where it was beyond that
+/// when it heard of it (on a busy machine), it is done again.
+fn stopped_in(study: &Study, attack: &Attack, name: &str, series: &str) -> (PathBuf, PathBuf, Value) {
+    for n in 0..8 {
+        let (cell_path, run_dir) = cell(study, attack, &format!("{name}-{n}"));
+        let mut child = start(&[], attack.program, &cell_path, 1);
+        let end = Instant::now() + Duration::from_secs(300);
+        while present(&run_dir) != series && Instant::now() < end && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_micros(300));
+        }
+        // SAFETY: a child that has ended is not asked; one that ends just now was not waited for, so its number is its own.
+        if child.try_wait().unwrap().is_none() {
+            unsafe { libc::kill(child.id() as i32, libc::SIGUSR2) };
+        }
+        let code = child.wait().unwrap().code();
+        assert!(code == Some(0) || code == Some(i32::from(exit::RESUME)), "{code:?}");
+        if code == Some(i32::from(exit::RESUME)) && present(&run_dir) == series {
+            let kept = kept(&run_dir);
+            return (cell_path, run_dir, kept);
+        }
+    }
+    panic!("{name}: it never stops in {series}");
 }
 
 #[test]
 fn an_attack_that_is_asked_to_stop_says_75_and_goes_on() {
     let (study, _) = Study::prepared();
-    let mut attack = attacks().into_iter().next().unwrap();
-    attack.params["checkpoint_interval_s"] = json!(1e6);
-    let (cell_path, run_dir) = cell(&study, &attack, "uat-stopped");
-    let mut child = start(&[], attack.program, &cell_path, 1);
-    let end = Instant::now() + Duration::from_secs(60);
-    let begun = || std::fs::read(run_dir.join("progress.jsonl")).is_ok_and(|t| !t.is_empty());
-    while !begun() && Instant::now() < end && child.try_wait().unwrap().is_none() {
-        std::thread::sleep(Duration::from_micros(300));
+    for mut attack in attacks() {
+        let kind = attack.spec.kind;
+        let (cell_path, whole) = cell(&study, &attack, &format!("{kind}-undisturbed"));
+        finish(start(&[], attack.program, &cell_path, 1));
+        let expected = found(&whole, 1);
+        // No time to keep anything comes but that of the stop.
+        attack.params["checkpoint_interval_s"] = json!(1e6);
+        let first = if kind == "uat" { "loss" } else { "texts" };
+        for series in [
+            format!("baseline_pythia_{first}"),
+            "baseline_pythia_random_loss".to_owned(),
+            format!("monotonic_pythia_{first}"),
+        ] {
+            let name = format!("{kind}-stopped-{}", series.replace('_', "-"));
+            let (cell_path, run_dir, stopped) = stopped_in(&study, &attack, &name, &series);
+            assert!(stopped["steps"].as_u64().unwrap() >= 1, "what it found is kept although no time for it had come");
+            let ended = &kept(&whole)["state"]["baseline_pythia"];
+            let is_over = series.starts_with("monotonic");
+            assert_eq!(&stopped["state"]["baseline_pythia"] == ended, is_over, "{series}: all of a model that is over");
+            if series.ends_with("random_loss") {
+                let draws = |of: &Value| of["random"]["draw"].as_u64().unwrap();
+                let present = &stopped["state"]["baseline_pythia"];
+                assert!((1..draws(ended)).contains(&draws(present)), "{present}");
+            }
+            finish(start(&[], attack.program, &cell_path, 2));
+            assert_eq!(found(&run_dir, 2), expected, "{series}");
+        }
     }
-    // SAFETY: the child has not been waited for, so its number is its own.
-    unsafe { libc::kill(child.id() as i32, libc::SIGUSR2) };
-    assert_eq!(child.wait().unwrap().code(), Some(i32::from(exit::RESUME)));
-    assert!(steps(&run_dir) >= 1, "what it found is kept although no time for it had come");
-    finish(start(&[], attack.program, &cell_path, 2));
-    let (cell_path, whole) = cell(&study, &attack, "uat-undisturbed");
-    finish(start(&[], attack.program, &cell_path, 1));
-    assert_eq!(found(&run_dir, 2), found(&whole, 1));
 }
 
 #[cfg(feature = "mpi")]
