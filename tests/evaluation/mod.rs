@@ -219,8 +219,10 @@ impl Case {
     }
 
     fn all(&self) {
-        let ties: usize =
-            ["hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande", "own"].iter().map(|task| self.choices(task)).sum();
+        let ties: usize = ["hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande", "own"]
+            .iter()
+            .map(|task| self.choices(task))
+            .sum();
         assert!(ties >= 4, "equal choices tie: {ties}");
         self.benchmarks();
         self.documents();

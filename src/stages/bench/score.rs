@@ -100,7 +100,8 @@ fn run_configured(text: &str, mut each: impl FnMut(Value)) -> Result<(), StageEr
     each(json!({"loading_s": loading_s, "items_s": begun.elapsed().as_secs_f64()}));
 
     let grain = Grain::new(8, work.ours.batch_size)?;
-    let score = |pairs: &[Pair]| Ok::<_, ComputeError>(score_as(&net, &Comm::Solo, pairs, (Mask::Causal, grain), how)?.scores);
+    let score =
+        |pairs: &[Pair]| Ok::<_, ComputeError>(score_as(&net, &Comm::Solo, pairs, (Mask::Causal, grain), how)?.scores);
     for task in &tasks {
         score(&task[..task.len().min(WARM_UP)].concat())?;
     }

@@ -2,8 +2,8 @@
 
 use super::python;
 use crate::compute::Result;
-use crate::compute::model::Mask;
 use crate::compute::data::{Special, TextTokenizer};
+use crate::compute::model::Mask;
 
 /// How a context and its continuation are cut into tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

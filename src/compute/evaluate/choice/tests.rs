@@ -66,7 +66,11 @@ fn alone(net: &Net, pair: &Pair, mask: Mask) -> f64 {
     let want = Want { params: false, inputs: false };
     let pass = net.forward(Source::Ids, (&batch, &places), ask, (Keep::Nothing, want)).unwrap();
     let log_p = pass.outputs.logits_pv.unwrap().log_softmax(-1, Kind::Double);
-    pair.continuation.iter().enumerate().map(|(i, &id)| log_p.double_value(&[(prompt - 1 + i) as i64, i64::from(id)])).sum()
+    pair.continuation
+        .iter()
+        .enumerate()
+        .map(|(i, &id)| log_p.double_value(&[(prompt - 1 + i) as i64, i64::from(id)]))
+        .sum()
 }
 
 const MASKS: [Mask; 3] = [Mask::Causal, Mask::Full, Mask::Prefix];
@@ -136,8 +140,9 @@ fn what_is_shared_changes_no_bit_of_the_native_engine() {
     for family in [Family::GptNeox, Family::Qwen2, Family::Mistral] {
         let net = net_with(family, Kind::Float, |c| c.sliding_window = Some(SlidingWindow { size: 4, first_layer: 0 }));
         for mask in MASKS {
-            let run =
-                |pairs: &[Pair], how| score::score_as(&net, &Comm::Solo, pairs, (mask, grain(4, 16)), how).unwrap().scores;
+            let run = |pairs: &[Pair], how| {
+                score::score_as(&net, &Comm::Solo, pairs, (mask, grain(4, 16)), how).unwrap().scores
+            };
             let packed = run(&pairs, Rows::Packed);
             same_bits(&run(&pairs, Rows::Apart), &packed);
             // Nor do other pairs, their order, or threads.

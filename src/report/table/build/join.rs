@@ -84,9 +84,8 @@ impl<'a> Join<'a> {
         let mut cells = Vec::new();
         for stage in column.stages().filter_map(|stage| self.stages.get(stage)) {
             let arms = stage.by_arm.iter().filter(|(arm, _)| row.arm.as_deref().is_none_or(|own| own == **arm));
-            let fits = |i: &usize| {
-                labelled(row, &self.expected[*i]) && has_labels(&self.expected[*i].labels, &column.labels)
-            };
+            let fits =
+                |i: &usize| labelled(row, &self.expected[*i]) && has_labels(&self.expected[*i].labels, &column.labels);
             cells.extend(arms.flat_map(|(_, cells)| cells.iter().copied()).filter(fits));
             cells.extend(&stage.shared);
         }

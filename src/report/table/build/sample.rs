@@ -233,8 +233,7 @@ impl Builder<'_> {
                 self.dead[column] = true;
                 let shown: String = metric.chars().take(80).collect();
                 let one = self.join.all().filter(|i| self.expected[*i].run.is_ok());
-                let one =
-                    one.map(|i| &self.expected[i].key).filter(|k| spec.stages().any(|s| s == k.stage.as_str()));
+                let one = one.map(|i| &self.expected[i].key).filter(|k| spec.stages().any(|s| s == k.stage.as_str()));
                 let look = one.min().map(|k| format!(": see what there is with `seedbed query . results/{k}/run.h5`"));
                 let what = format!(
                     "the metric `{}` matches no run, it is null in all {nulls}{}",

@@ -1,8 +1,8 @@
 //! Seeds that a table expects, several studies, appendices, and problems of whole tables.
 
 use super::*;
-use crate::report::table::grid::GridCell;
 use crate::record::{Digest, Name};
+use crate::report::table::grid::GridCell;
 
 fn perplexities(section: &mut Value) {
     section["columns"] = json!([{"key": "ppl", "label": "Perplexity", "stage": "evaluate", "metric": ".ppl[$row.model]", "show": "mean_sd"}]);
@@ -254,9 +254,7 @@ fn rows_and_columns_pivot_on_two_labels_over_several_stages() {
         cells.push(cell("after", "tuned", "prefix", seed, 0.3 + more));
         cells.push(cell("after", "tuned", "full", seed, 0.4 + more));
     }
-    let column = |mask: &str, stage: Value| {
-        json!({"key": mask, "stage": stage, "labels": {"mask": mask}, "metric": ".macro_accuracy", "digits": 1})
-    };
+    let column = |mask: &str, stage: Value| json!({"key": mask, "stage": stage, "labels": {"mask": mask}, "metric": ".macro_accuracy", "digits": 1});
     let both = || json!(["before", "after"]);
     let table = |columns: Value| {
         let row = |checkpoint: &str| json!({"key": checkpoint, "labels": {"checkpoint": checkpoint}});
