@@ -102,7 +102,10 @@ impl Page<'_> {
         };
         let (of, to) = (self.label(&question.of), self.label(&question.to));
         let (called, from) = (self.called(&question.to), self.label(from));
+        // What `from` is below `to`.
+        let lost = judged.gain - judged.missing;
         let verdict = match (judged.kept, judged.gained) {
+            _ if lost <= 0.0 => "There was nothing to recover",
             (true, true) => "Yes",
             (false, false) => "No",
             _ => "Partially, but not fully",
@@ -114,7 +117,8 @@ impl Page<'_> {
             if judged.gain > 0.0 { format!("by `{moved}` macro points") } else { format!("(`{moved}` macro points)") };
         let mut lines = vec![format!("{verdict}{}: {of} {verb} {from} {moved}.", under(&question.when))];
         lines.push(if judged.kept {
-            format!("It recovers to `{}` of {called}.", times(Some(judged.recovery_ratio), RATIO_DIGITS))
+            let verb = if lost > 0.0 { "recovers to" } else { "stands at" };
+            format!("It {verb} `{}` of {called}.", times(Some(judged.recovery_ratio), RATIO_DIGITS))
         } else {
             let side = if judged.missing < 0.0 { "below" } else { "above" };
             let rest = points(Some(judged.missing), digits);
@@ -133,7 +137,7 @@ impl Page<'_> {
             met(both)
         ));
         let conclusion = if both { &question.if_met } else { &question.if_not_met };
-        if !conclusion.is_empty() {
+        if lost > 0.0 && !conclusion.is_empty() {
             lines.push(prose(conclusion));
         }
         lines

@@ -171,6 +171,7 @@ fn other_numbers_give_other_words() {
     cells[1] = cell("eval", Some("ablated"), Some(42), Ok(metrics([400.0, 400.0, 450.0, 200.0, 400.0])));
     let text = built(&summary(), &cells, Partial::Error).unwrap().markdown;
     assert!(text.contains("- Not at all: macro rises from") && text.contains("Stage 2 gain vs Stage 1"), "{text}");
+    assert!(text.contains("- There was nothing to recover: Stage 4 does not improve over Stage 2"), "{text}");
 }
 
 #[test]
