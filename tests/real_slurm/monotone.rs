@@ -1,6 +1,7 @@
 //! The monotone study's quick profile, on the real Slurm and on this machine: all seals there, training over two nodes
 //! with two ranks each on the one and with one rank on the other, and tables that are equal byte by byte.
 
+use super::{run_here, submitted};
 use crate::support::repository;
 use crate::support::sandbox::{assert_ok, sandbox};
 use std::collections::BTreeMap;
@@ -37,30 +38,11 @@ fn tables_from_four_ranks_on_two_nodes_equal_those_from_one_rank_here() {
     let dir = tempfile::tempdir().unwrap();
     let (there, here) = (dir.path().join("there"), dir.path().join("here"));
 
-    let submitted = slurm
-        .on("head", 120)
-        .arg(env!("CARGO_BIN_EXE_run_all"))
-        .args([STUDY, "--profile", "quick", "--cluster", "sandbox", "--yes", "--root"])
-        .arg(&there)
-        .current_dir(repository())
-        .env_remove("EXPERIMENT_SEED")
-        .output()
-        .unwrap();
-    assert_ok(&submitted, &["run_all"]);
-    let said = String::from_utf8(submitted.stderr).unwrap();
-    let jobs: Vec<String> =
-        said.lines().filter_map(|line| line.strip_prefix("job ")?.split(' ').next().map(str::to_owned)).collect();
-    assert_eq!(jobs.len(), 8, "one sbatch a stage: {said}");
+    let jobs = submitted(&slurm, STUDY, &there);
+    assert_eq!(jobs.len(), 8, "one sbatch a stage: {jobs:?}");
 
     // The same study here meanwhile.
-    let local = Command::new(env!("CARGO_BIN_EXE_run_all"))
-        .args([STUDY, "--profile", "quick", "--local", "--root"])
-        .arg(&here)
-        .current_dir(repository())
-        .env_remove("EXPERIMENT_SEED")
-        .output()
-        .unwrap();
-    assert_ok(&local, &["run_all", "--local"]);
+    run_here(STUDY, &here);
 
     slurm.wait_until_gone(&jobs, 1200);
     let status = slurm

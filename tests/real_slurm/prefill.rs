@@ -3,14 +3,13 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 
-use crate::support::repository;
-use crate::support::sandbox::{assert_ok, sandbox};
+use super::{run_here, submitted};
+use crate::support::sandbox::sandbox;
 
 const STUDY: &str = "configs/prefill.toml";
 
@@ -30,20 +29,8 @@ fn finetunes_run_side_by_side_and_the_summary_is_that_of_a_run_here() {
     let dir = tempfile::tempdir().unwrap();
     let (there, here) = (dir.path().join("there"), dir.path().join("here"));
     let begun = Instant::now();
-    let submitted = slurm
-        .on("head", 120)
-        .arg(env!("CARGO_BIN_EXE_run_all"))
-        .args([STUDY, "--profile", "quick", "--cluster", "sandbox", "--yes", "--root"])
-        .arg(&there)
-        .current_dir(repository())
-        .env_remove("EXPERIMENT_SEED")
-        .output()
-        .unwrap();
-    assert_ok(&submitted, &["run_all"]);
-    let said = String::from_utf8(submitted.stderr).unwrap();
-    let jobs: Vec<String> =
-        said.lines().filter_map(|line| line.strip_prefix("job ")?.split(' ').next().map(str::to_owned)).collect();
-    assert_eq!(jobs.len(), 18, "one sbatch a stage and arm: {said}");
+    let jobs = submitted(&slurm, STUDY, &there);
+    assert_eq!(jobs.len(), 18, "one sbatch a stage and arm: {jobs:?}");
     slurm.wait_until_gone(&jobs, 900);
     eprintln!("the quick profile took {:.0} s on the sandbox", begun.elapsed().as_secs_f64());
 
@@ -53,14 +40,7 @@ fn finetunes_run_side_by_side_and_the_summary_is_that_of_a_run_here() {
     assert!(a[0] < b[1] && b[0] < a[1], "3A {a:?} and 3B {b:?} did not run at one time");
 
     let begun = Instant::now();
-    let local = Command::new(env!("CARGO_BIN_EXE_run_all"))
-        .args([STUDY, "--profile", "quick", "--local", "--root"])
-        .arg(&here)
-        .current_dir(repository())
-        .env_remove("EXPERIMENT_SEED")
-        .output()
-        .unwrap();
-    assert_ok(&local, &["run_all", "--local"]);
+    run_here(STUDY, &here);
     eprintln!("and {:.0} s here", begun.elapsed().as_secs_f64());
     let files = [
         "documents/summary.md",
