@@ -1,4 +1,5 @@
-//! The guard against labels that leak, in two layers, before the first step under a mask that is not causal.
+//! The guard against labels that leak, in two layers, before the first step, where training or validation has a mask that
+//! is not causal.
 //!
 //! *Structure*: what the output at a position depends on is followed through all blocks; a position that predicts the
 //! token behind it must not come to depend on that token's key or a later one. *Experience*: with the weights that
